@@ -1,0 +1,229 @@
+"""Checkpoints: loaded without running code, and only where they fit.
+
+Importing this module replaces mmengine's loader of local files. Training
+stores more than tensors (mmengine's message hub), which ``torch.load`` with
+``weights_only`` refuses; here exactly those types are allowed.
+"""
+from __future__ import annotations
+
+import builtins
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import load_from_http
+from torch import nn
+
+try:
+    from numpy._core import multiarray
+except ImportError:  # numpy 1
+    from numpy.core import multiarray
+
+
+def _history_buffer_attribute(owner: object, name: str) -> object:
+    """Stand in for ``getattr``: a HistoryBuffer pickles its methods by name.
+    """
+    if owner is not HistoryBuffer or not hasattr(HistoryBuffer, name):
+        raise pickle.UnpicklingError(
+            f'getattr({owner!r}, {name!r}) is not allowed')
+    return getattr(HistoryBuffer, name)
+
+
+# the name under which a pickle asks for it
+_history_buffer_attribute.__module__ = builtins.__name__
+_history_buffer_attribute.__name__ = getattr.__name__
+_history_buffer_attribute.__qualname__ = getattr.__qualname__
+
+#: What mmengine's message hub stores besides tensors and plain containers.
+SAFE_TYPES = [
+    HistoryBuffer, _history_buffer_attribute, np.ndarray, np.dtype,
+    multiarray._reconstruct, multiarray.scalar,
+    *(type(np.dtype(t)) for t in '?bBhHiIlLqQefdUS')
+]
+torch.serialization.add_safe_globals(SAFE_TYPES)
+if torch.__version__ >= torch.torch_version.TorchVersion('2.6'):
+    # checkpoints written under the other major version of numpy
+    torch.serialization.add_safe_globals(
+        [(f, f'numpy.{core}.multiarray.{f.__name__}')
+         for f in (multiarray._reconstruct, multiarray.scalar)
+         for core in ('core', '_core')])
+
+
+@CheckpointLoader.register_scheme(prefixes='', force=True)
+def load_from_local(filename: str | os.PathLike,
+                    map_location: str | torch.device | None = None) -> dict:
+    """Load a local checkpoint without running code that it may hold.
+
+    Args:
+        filename (str | PathLike): Path of the checkpoint.
+        map_location (str | torch.device, optional): As ``torch.load``.
+
+    Returns:
+        dict: The checkpoint.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated, is no checkpoint, or holds
+            objects that training does not write.
+    """
+    path = Path(filename).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'checkpoint {path} does not exist; check the '
+                                f'path, or train one with tools/train.py')
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()
+        detail = next((line for line in reason if 'GLOBAL' in line), reason[0])
+        raise ValueError(
+            f'checkpoint {path} is refused, since loading it could run code: '
+            f'{detail.strip()} If its source is trusted, keep only the '
+            f'weights: torch.save(dict(state_dict=...), file).') from error
+    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f'checkpoint {path} ({path.stat().st_size} bytes) cannot be read: '
+            f'it is truncated or no checkpoint ({error}). Use an earlier one '
+            f'or copy it again.') from error
+
+
+#: ImageNet weights of ``torchvision://NAME``, for when torchvision is absent.
+TORCHVISION_WEIGHTS = dict(
+    resnet18='resnet18-f37072fd',
+    resnet34='resnet34-b627a593',
+    resnet50='resnet50-0676ba61',
+    resnet101='resnet101-63fe2227',
+    resnet152='resnet152-394f9c45')
+
+
+def load_from_torchvision(filename: str,
+                          map_location: str | torch.device | None = None
+                          ) -> dict:
+    """Load ``torchvision://NAME`` without torchvision.
+
+    Args:
+        filename (str): ``torchvision://`` and a name of
+            :data:`TORCHVISION_WEIGHTS`.
+        map_location (str | torch.device, optional): As ``torch.load``.
+
+    Returns:
+        dict: The state_dict.
+
+    Raises:
+        ValueError: If the name is not one of them.
+        FileNotFoundError: If the file is neither cached nor to be had.
+    """
+    name = filename.split('://', 1)[1]
+    if name not in TORCHVISION_WEIGHTS:
+        raise ValueError(f'{filename} is not known here, only '
+                         f'{", ".join(TORCHVISION_WEIGHTS)}; others need '
+                         f'torchvision')
+    file = f'{TORCHVISION_WEIGHTS[name]}.pth'
+    cached = Path(torch.hub.get_dir()) / 'checkpoints' / file
+    if cached.is_file():
+        return load_from_local(cached, map_location)
+    url = f'https://download.pytorch.org/models/{file}'
+    try:
+        return load_from_http(url, map_location)
+    except OSError as error:
+        raise FileNotFoundError(
+            f'{filename} cannot be downloaded ({error}). Put {url} at '
+            f'{cached}, or train from scratch with --cfg-options '
+            f'model.backbone.init_cfg=None') from error
+
+
+try:
+    import torchvision  # noqa: F401
+except ImportError:
+    CheckpointLoader.register_scheme(
+        prefixes=('modelzoo://', 'torchvision://'),
+        loader=load_from_torchvision, force=True)
+
+
+def check_state_dict(model: nn.Module, state_dict: dict) -> None:
+    """Refuse a state_dict that is not the model's own.
+
+    Args:
+        model (nn.Module): The model that is to take the weights.
+        state_dict (dict): The weights, with or without ``module.`` in front.
+
+    Raises:
+        ValueError: If keys are missing, unexpected, or of another shape.
+    """
+    own = model.state_dict()
+    given = {k.removeprefix('module.'): v for k, v in state_dict.items()}
+    problems = []
+    for title, keys in (
+            ('missing', [k for k in own if k not in given]),
+            ('unexpected', [k for k in given if k not in own]),
+            ('of another shape',
+             [f'{k} {tuple(given[k].shape)} instead of {tuple(own[k].shape)}'
+              for k in own if k in given and own[k].shape != given[k].shape])):
+        if keys:
+            shown = ', '.join(keys[:5]) + (', ...' if len(keys) > 5 else '')
+            problems.append(f'{len(keys)} {title}: {shown}')
+    if problems:
+        raise ValueError('the checkpoint is of another architecture than the '
+                         'config, use the config it was trained with; keys '
+                         + '; '.join(problems))
+
+
+@HOOKS.register_module()
+class CheckpointGuardHook(Hook):
+    """Refuse to test or to resume from another architecture's checkpoint.
+
+    mmengine loads what fits and warns about the rest, which gives a low AP
+    instead of an error.
+    """
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Compare the keys before they are loaded."""
+        model = runner.model
+        if is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        check_state_dict(model, checkpoint.get('state_dict', checkpoint))
+
+
+def load_detector(config: str | os.PathLike | Config,
+                  checkpoint: str | os.PathLike,
+                  device: str = 'cpu',
+                  cfg_options: dict | None = None) -> nn.Module:
+    """Load a trained detector for inference.
+
+    Args:
+        config (str | PathLike | Config): The config it was trained with.
+        checkpoint (str | PathLike): Its checkpoint.
+        device (str): Device to put it on. Defaults to 'cpu'.
+        cfg_options (dict, optional): Overrides of the config.
+
+    Returns:
+        nn.Module: The detector in eval mode, with ``cfg`` and
+        ``dataset_meta``.
+
+    Raises:
+        FileNotFoundError: If the config or the checkpoint does not exist.
+        ValueError: If the checkpoint cannot be read or is of another
+            architecture.
+    """
+    from mmdet.apis import init_detector
+    if not isinstance(config, Config):
+        if not Path(config).is_file():
+            raise FileNotFoundError(f'config {config} does not exist; the '
+                                    f'configs are in configs/')
+        config = Config.fromfile(config)
+    config = config.copy()
+    config.merge_from_dict(cfg_options or {})
+    config.model.backbone.init_cfg = None  # the checkpoint has these weights
+    state = load_from_local(checkpoint, 'cpu')
+    model = init_detector(config, str(checkpoint), device=device,
+                          cfg_options={})
+    check_state_dict(model, state.get('state_dict', state))
+    return model

@@ -1,0 +1,66 @@
+"""The pyramid of the CARAFE and DLU papers, with any upsampler."""
+from __future__ import annotations
+
+from mmdet.models.necks import FPN_CARAFE
+from mmdet.registry import MODELS
+from torch import Tensor
+
+from .top_down import TopDownMixin, add_top_down
+
+
+@MODELS.register_module(name=['UnifiedFPN', 'UNIFIED_FPN'])
+class UnifiedFPN(TopDownMixin, FPN_CARAFE):
+    """FPN in which every level, P6 included, is part of the top-down path.
+
+    P6 is a lateral too, a 3x3 convolution of stride 2 on C5, so five outputs
+    take four upsamplers. State_dict keys are those of mmdet's ``FPN_CARAFE``
+    and, with DLU, of the authors' checkpoints; ``FPN_CARAFE`` itself refuses
+    any upsampler outside a fixed list.
+
+    Args:
+        in_channels (list[int]): Channels of the backbone's levels.
+        out_channels (int): Channels of every output.
+        num_outs (int): Number of outputs.
+        upsample_cfg (dict): Upsampler between two levels, see
+            :func:`dlu_mmdet.upsamplers.build_upsampler`. Defaults to
+            ``dict(type='carafe')``.
+        **kwargs: As mmdet's ``FPN_CARAFE``.
+
+    Raises:
+        TypeError: If ``upsample_cfg`` holds an argument that the upsampler
+            does not accept.
+        ValueError: If ``upsample_cfg.type`` is missing or unknown.
+    """
+
+    def __init__(self,
+                 in_channels: list[int],
+                 out_channels: int,
+                 num_outs: int,
+                 *args,
+                 upsample_cfg: dict = dict(type='carafe'),  # noqa: B006
+                 **kwargs) -> None:
+        # nearest has no weights: it stands in until ours are built
+        super().__init__(in_channels, out_channels, num_outs, *args,
+                         upsample_cfg=dict(type='nearest'), **kwargs)
+        self.build_upsample_modules(upsample_cfg, out_channels,
+                                    len(self.lateral_convs) - 1)
+
+    def forward(self, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        """Build the pyramid.
+
+        Args:
+            inputs (tuple[Tensor]): (N, in_channels[i], H_i, W_i), finest
+                first.
+
+        Returns:
+            tuple[Tensor]: ``num_outs`` maps (N, out_channels, H_i, W_i).
+        """
+        sources = list(inputs[self.start_level:self.backbone_end_level])
+        laterals = [conv(x) for conv, x in zip(self.lateral_convs, sources)]
+        x = sources[-1]
+        for conv in self.lateral_convs[len(sources):]:
+            x = conv(x)
+            laterals.append(x)
+        add_top_down(laterals, self.upsample_modules)
+        return tuple(conv(lateral)
+                     for conv, lateral in zip(self.fpn_convs, laterals))

@@ -1,0 +1,80 @@
+"""The operators that modules and users call."""
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import reference
+
+
+def dlu(features: Tensor, kernels: Tensor, offsets: Tensor, kernel_size: int,
+        group_size: int, scale_factor: int) -> Tensor:
+    r"""Dynamic lightweight upsampling: sample kernels, reassemble features.
+
+    For output pixel (Y, X) = (y s + i, x s + j), with r = K // 2 and all
+    positions in source pixels::
+
+        u = clamp(x + dx, 0, W - 1)      dx = offsets[g, 0, i, j, y, x]
+        v = clamp(y + dy, 0, H - 1)      dy = offsets[g, 1, i, j, y, x]
+        k~[t] = bilinear(kernels[g, t], v, u)          t = 0 .. K*K - 1
+        out[c, Y, X] = sum over (a, b) in [-r, r]^2 of
+                       k~[(a + r) K + (b + r)] * x[c, y + a, x + b]
+
+    Taps outside the map count 0. Where clamping is active the gradient of the
+    offset is 0; at a lattice point it is the right-hand derivative. A
+    non-finite offset makes its own output pixel NaN.
+
+    Source: `Lighten CARAFE <https://arxiv.org/abs/2410.22139>`_, section 3.
+
+    Args:
+        features (Tensor): x, (N, C, H, W), any floating dtype.
+        kernels (Tensor): Source kernels, (N, G*K*K, H, W), channel
+            g*K*K + t, normalised over t by the caller.
+        offsets (Tensor): (N, G*2*s*s, H, W) in source pixels, channel
+            g*2*s*s + axis*s*s + i*s + j, axis 0 = x and 1 = y. Sampling
+            positions are computed in float32 at least.
+        kernel_size (int): K, odd.
+        group_size (int): G, the number of channel groups; divides C.
+        scale_factor (int): s, at least 1.
+
+    Returns:
+        Tensor: (N, C, s*H, s*W), dtype and memory format of ``features``;
+        accumulated in float32 at least.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If a size, a shape or a device does not fit.
+    """
+    return reference.dlu(features, kernels, offsets, kernel_size, group_size,
+                         scale_factor)
+
+
+def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int,
+           scale_factor: int) -> Tensor:
+    r"""Content-aware reassembly of features, on any device.
+
+    For output pixel (Y, X) in the s x s block of source pixel (y, x)::
+
+        out[c, Y, X] = sum over (a, b) in [-r, r]^2 of
+                       masks[g, (a + r) K + (b + r), Y, X] * x[c, y + a, x + b]
+
+    Source: `CARAFE <https://arxiv.org/abs/1905.02188>`_, equation 4. The
+    signature is that of ``mmcv.ops.carafe``.
+
+    Args:
+        features (Tensor): x, (N, C, H, W), any floating dtype.
+        masks (Tensor): Reassembly kernels, (N, G*K*K, s*H, s*W), channel
+            g*K*K + t, normalised over t by the caller.
+        kernel_size (int): K, odd.
+        group_size (int): G, the number of channel groups; divides C.
+        scale_factor (int): s, at least 1.
+
+    Returns:
+        Tensor: (N, C, s*H, s*W), dtype and memory format of ``features``;
+        accumulated in float32 at least.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If a size, a shape or a device does not fit.
+    """
+    return reference.carafe(features, masks, kernel_size, group_size,
+                            scale_factor)

@@ -1,0 +1,56 @@
+"""CARAFE on every device."""
+from __future__ import annotations
+
+import mmengine
+from mmcv.ops import CARAFEPack as _CARAFEPack
+from torch import Tensor
+
+from ..ops import carafe
+from ..ops.checks import check_geometry
+from .builder import UPSAMPLERS
+
+
+# force: under mmcv's own name, so that configs made for it run on a CPU too
+@UPSAMPLERS.register_module('carafe')
+@mmengine.MODELS.register_module('carafe', force=True)
+class CARAFEPack(_CARAFEPack):
+    """mmcv's CARAFEPack over this package's operator.
+
+    Parameters, state_dict and results are mmcv's; mmcv's own operator exists
+    for CUDA only.
+
+    Source: `CARAFE <https://arxiv.org/abs/1905.02188>`_, section 3.
+
+    Args:
+        channels (int): Number of feature channels C.
+        scale_factor (int): Upsampling ratio s, at least 1.
+        up_kernel (int): Side K of the reassembly kernel, odd. Defaults to 5.
+        up_group (int): Number of channel groups G; divides ``channels``.
+            Defaults to 1.
+        encoder_kernel (int): Side of the convolution that predicts the
+            kernels. Defaults to 3.
+        encoder_dilation (int): Its dilation. Defaults to 1.
+        compressed_channels (int): Channels that it reads. Defaults to 64.
+
+    Raises:
+        TypeError: If a size is not an int.
+        ValueError: If a size is out of range.
+    """
+
+    def __init__(self,
+                 channels: int,
+                 scale_factor: int = 2,
+                 up_kernel: int = 5,
+                 up_group: int = 1,
+                 encoder_kernel: int = 3,
+                 encoder_dilation: int = 1,
+                 compressed_channels: int = 64) -> None:
+        check_geometry(channels, up_kernel, up_group, scale_factor)
+        super().__init__(channels, scale_factor, up_kernel, up_group,
+                         encoder_kernel, encoder_dilation,
+                         compressed_channels)
+
+    def feature_reassemble(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Reassemble x (N, C, H, W) with masks (N, G*K*K, s*H, s*W)."""
+        return carafe(x, mask.to(x.dtype), self.up_kernel, self.up_group,
+                      self.scale_factor)

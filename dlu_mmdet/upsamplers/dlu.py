@@ -1,0 +1,104 @@
+"""Dynamic Lightweight Upsampling."""
+from __future__ import annotations
+
+import mmengine
+from mmengine.model import constant_init, normal_init, xavier_init
+from torch import Tensor, nn
+
+from ..ops import dlu
+from ..ops.checks import check_geometry
+from .builder import UPSAMPLERS
+
+
+@UPSAMPLERS.register_module('dlu')
+@mmengine.MODELS.register_module('dlu')
+class DLUPack(nn.Module):
+    """DLU: a small kernel space at input resolution, sampled by offsets.
+
+    A compressed map predicts K*K source kernels for every source pixel and,
+    for every output pixel, where in that space to sample its kernel. CARAFE
+    predicts every output pixel's kernel itself, which takes s*s times as many
+    channels.
+
+    Source: `Lighten CARAFE <https://arxiv.org/abs/2410.22139>`_, section 3.
+    The attribute names are the keys of the authors' checkpoints.
+
+    Args:
+        channels (int): Number of feature channels C.
+        scale_factor (int): Upsampling ratio s, at least 1.
+        up_kernel (int): Side K of the reassembly kernel, odd. Defaults to 5.
+        up_group (int): Number of channel groups G, each with kernels of its
+            own; divides ``channels``. Defaults to 1.
+        encoder_kernel (int): Side of the convolutions that predict kernels
+            and offsets, odd. Defaults to 3.
+        encoder_dilation (int): Their dilation. Defaults to 1.
+        compressed_channels (int): Channels Cm that they read. Defaults to 64.
+
+    Raises:
+        TypeError: If a size is not an int.
+        ValueError: If a size is out of range.
+    """
+
+    def __init__(self,
+                 channels: int,
+                 scale_factor: int = 2,
+                 up_kernel: int = 5,
+                 up_group: int = 1,
+                 encoder_kernel: int = 3,
+                 encoder_dilation: int = 1,
+                 compressed_channels: int = 64) -> None:
+        super().__init__()
+        check_geometry(channels, up_kernel, up_group, scale_factor)
+        if encoder_kernel < 1 or encoder_kernel % 2 == 0:
+            raise ValueError(f'encoder_kernel must be odd and positive, got '
+                             f'{encoder_kernel}')
+        self.channels = channels
+        self.scale_factor = scale_factor
+        self.up_kernel = up_kernel
+        self.up_group = up_group
+        self.encoder_kernel = encoder_kernel
+        self.encoder_dilation = encoder_dilation
+        self.compressed_channels = compressed_channels
+
+        self.channel_compressor = nn.Conv2d(channels, compressed_channels, 1)
+        head = dict(kernel_size=encoder_kernel, dilation=encoder_dilation,
+                    padding=(encoder_kernel - 1) * encoder_dilation // 2)
+        self.kernel_space_generator = nn.Conv2d(
+            compressed_channels, up_group * up_kernel**2, **head)
+        self.conv_offset = nn.Conv2d(
+            compressed_channels, up_group * 2 * scale_factor**2, **head)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Start as a box filter: even kernels, offsets of zero."""
+        xavier_init(self.channel_compressor, distribution='uniform')
+        normal_init(self.kernel_space_generator, std=0.001)
+        constant_init(self.conv_offset, val=0)
+
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict the kernel space and the sampling offsets.
+
+        Args:
+            x (Tensor): (N, C, H, W).
+
+        Returns:
+            tuple[Tensor, Tensor]: Kernels (N, G*K*K, H, W), each group's
+            summing to 1 over K*K, and offsets (N, G*2*s*s, H, W) in source
+            pixels.
+        """
+        compressed = self.channel_compressor(x)
+        kernels = self.kernel_space_generator(compressed)
+        n, _, h, w = kernels.shape
+        kernels = kernels.reshape(n * self.up_group, self.up_kernel**2, h, w)
+        kernels = kernels.softmax(dim=1).reshape(n, -1, h, w)
+        return kernels, self.conv_offset(compressed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upsample (N, C, H, W) to (N, C, s*H, s*W)."""
+        kernels, offsets = self.predict(x)
+        return dlu(x, kernels.to(x.dtype), offsets, self.up_kernel,
+                   self.up_group, self.scale_factor)
+
+    def extra_repr(self) -> str:
+        return (f'channels={self.channels}, scale_factor={self.scale_factor}, '
+                f'up_kernel={self.up_kernel}, up_group={self.up_group}')

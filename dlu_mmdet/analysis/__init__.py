@@ -1,0 +1,1 @@
+"""Analysis of detectors: what they found, what they cost, how they compare."""

@@ -1,0 +1,141 @@
+"""Matching of detections to ground truth, as COCO's evaluation does it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+# COCO judges no more than this many detections of a class in one image
+MAX_DETECTIONS = 100
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Which detection found which object of one image, at one IoU.
+
+    Attributes:
+        det_gt (np.ndarray): (D,) int64, index of the ground truth that each
+            detection was matched to, -1 if to none.
+        det_ignored (np.ndarray): (D,) bool, detections that count neither way:
+            absorbed by a crowd, or beyond the 100 best of their class.
+        gt_matched (np.ndarray): (G,) bool, ground truths that were found.
+        gt_crowd (np.ndarray): (G,) bool, ground truths that mark a crowd.
+    """
+
+    det_gt: np.ndarray
+    det_ignored: np.ndarray
+    gt_matched: np.ndarray
+    gt_crowd: np.ndarray
+
+    @property
+    def hits(self) -> np.ndarray:
+        """(D,) bool, true positives."""
+        return (self.det_gt >= 0) & ~self.det_ignored
+
+    @property
+    def false_alarms(self) -> np.ndarray:
+        """(D,) bool, false positives."""
+        return (self.det_gt < 0) & ~self.det_ignored
+
+    @property
+    def misses(self) -> np.ndarray:
+        """(G,) bool, ground truths not found; a crowd is never missed."""
+        return ~self.gt_matched & ~self.gt_crowd
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(3,) int64: numbers of hits, false alarms and misses."""
+        return np.array(
+            [self.hits.sum(), self.false_alarms.sum(), self.misses.sum()],
+            dtype=np.int64,
+        )
+
+
+def match_detections(
+    det_bboxes: np.ndarray,
+    det_labels: np.ndarray,
+    det_scores: np.ndarray,
+    gt_bboxes: np.ndarray,
+    gt_labels: np.ndarray,
+    gt_crowd: np.ndarray | None = None,
+    iou_thr: float = 0.5,
+) -> Matches:
+    """Match the detections of one image to its ground truth.
+
+    Detections choose in order of descending score, equal scores in the order
+    given. Each takes the free ground truth of its class that it overlaps most,
+    if the IoU reaches ``iou_thr``; failing that, a crowd, which any number of
+    detections may share and where the overlap is intersection over the
+    detection's own area. These are the rules of ``pycocotools``' ``COCOeval``
+    for all areas and 100 detections per class.
+
+    Args:
+        det_bboxes (np.ndarray): (D, 4) float, x1 y1 x2 y2 in pixels.
+        det_labels (np.ndarray): (D,) int, classes.
+        det_scores (np.ndarray): (D,) float, confidences.
+        gt_bboxes (np.ndarray): (G, 4) float, x1 y1 x2 y2 in pixels.
+        gt_labels (np.ndarray): (G,) int, classes.
+        gt_crowd (np.ndarray, optional): (G,) bool, which ground truths mark a
+            crowd. None means that none does.
+        iou_thr (float): Smallest IoU that counts as found, in (0, 1].
+
+    Returns:
+        Matches: What became of each detection and each ground truth.
+
+    Raises:
+        ValueError: If ``iou_thr`` is outside (0, 1], or arrays that belong
+            together differ in length.
+    """
+    if not 0 < iou_thr <= 1:
+        raise ValueError(
+            f'iou_thr must be above 0 and at most 1, got {iou_thr!r}; '
+            'COCO uses 0.5 to 0.95'
+        )
+    num_gts = len(gt_bboxes)
+    if gt_crowd is None:
+        gt_crowd = np.zeros(num_gts, dtype=bool)
+    dets = _xywh('det_bboxes', det_bboxes, det_labels=det_labels, det_scores=det_scores)
+    gts = _xywh('gt_bboxes', gt_bboxes, gt_labels=gt_labels, gt_crowd=gt_crowd)
+    gt_labels = np.asarray(gt_labels)
+    gt_crowd = np.asarray(gt_crowd, dtype=bool)
+
+    det_gt = np.full(len(dets), -1, dtype=np.int64)
+    det_ignored = np.zeros(len(dets), dtype=bool)
+    gt_matched = np.zeros(num_gts, dtype=bool)
+    if len(dets) and num_gts:
+        ious = mask_utils.iou(dets, gts, gt_crowd.astype(np.uint8))
+    else:
+        # pycocotools returns an empty list here, which cannot be indexed
+        ious = np.zeros((len(dets), num_gts))
+
+    judged: dict[int, int] = {}
+    for det in np.argsort(-np.asarray(det_scores, dtype=float), kind='stable'):
+        label = int(det_labels[det])
+        judged[label] = judged.get(label, 0) + 1
+        if judged[label] > MAX_DETECTIONS:
+            det_ignored[det] = True
+            continue
+        # COCO's own cap, or rounding could keep equal boxes apart at iou_thr 1
+        reachable = (ious[det] >= min(iou_thr, 1 - 1e-10)) & (gt_labels == label)
+        free = reachable & ~gt_matched & ~gt_crowd
+        candidates = np.flatnonzero(free if free.any() else reachable & gt_crowd)
+        if len(candidates):
+            # of equal overlaps COCO takes the last
+            gt = candidates[::-1][np.argmax(ious[det, candidates[::-1]])]
+            det_gt[det] = gt
+            det_ignored[det] = gt_crowd[gt]
+            gt_matched[gt] = True
+    return Matches(det_gt, det_ignored, gt_matched, gt_crowd)
+
+
+def _xywh(name: str, bboxes: np.ndarray, **companions: np.ndarray) -> np.ndarray:
+    """Turn x1 y1 x2 y2 into COCO's x y width height, in float64."""
+    for other, values in companions.items():
+        if len(values) != len(bboxes):
+            raise ValueError(
+                f'{other} must have one entry per row of {name}, '
+                f'got {len(values)} for {len(bboxes)}'
+            )
+    bboxes = np.array(bboxes, dtype=np.float64).reshape(len(bboxes), 4)
+    bboxes[:, 2:] -= bboxes[:, :2]
+    return bboxes

@@ -1,0 +1,1 @@
+"""Pictures of what detectors find and of how their upsamplers work."""

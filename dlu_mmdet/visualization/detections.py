@@ -1,0 +1,291 @@
+"""A figure of detections beside ground truth, one column per detector."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.transforms import Bbox
+from mmengine.structures import InstanceData
+from PIL import Image
+
+from dlu_mmdet.analysis.matching import Matches
+
+# colour and line style of each kind of box; the dashes tell misses from hits
+# for readers who cannot tell red from green
+STYLES = {
+    'ground truth': ('#e07b00', '-'),
+    'hit': ('#0a8f2f', '-'),
+    'false alarm': ('#1f5bff', '-'),
+    'miss': ('#e00020', (0, (3, 2))),
+    'crowd, not counted': ('#6b6b6b', (0, (1, 1.5))),
+}
+
+# all in inches
+_DPI = 150
+_FIGURE_WIDTH = 12.0
+_MAX_PANEL_WIDTH = 4.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 0.28, 0.08, 0.34, 0.52
+_COLUMN_GAP, _ROW_GAP = 0.07, 0.27
+_MAX_ASPECT = 1.4
+
+
+def draw_detections(
+    images: Sequence[np.ndarray],
+    ground_truths: Sequence[InstanceData],
+    detections: Mapping[str, Sequence[InstanceData]],
+    matches: Mapping[str, Sequence[Matches]],
+    classes: Sequence[str],
+    image_names: Sequence[str] | None = None,
+    note: str = '',
+) -> Figure:
+    """Draw what several detectors found in several images.
+
+    Each row is an image: the ground truth first, then one panel per detector
+    with its hits in green, its false alarms in blue, and in dashed red the
+    objects that it missed. Detections are drawn as given: drop those below
+    the score threshold before matching.
+
+    Args:
+        images (Sequence[np.ndarray]): N images, each (H, W, 3) uint8, RGB.
+        ground_truths (Sequence[InstanceData]): N sets of objects, with
+            ``bboxes`` (G, 4) float x1 y1 x2 y2 in pixels of the image,
+            ``labels`` (G,) int and ``crowd`` (G,) bool, all NumPy.
+        detections (Mapping[str, Sequence[InstanceData]]): For each detector's
+            name N sets of detections, with ``bboxes`` (D, 4), ``labels`` (D,)
+            and ``scores`` (D,), all NumPy.
+        matches (Mapping[str, Sequence[Matches]]): For each detector's name the
+            N results of :func:`dlu_mmdet.analysis.matching.match_detections`.
+        classes (Sequence[str]): Class names, in the order of the labels.
+        image_names (Sequence[str], optional): N names to write beside the rows.
+        note (str): Title of the legend, e.g. the thresholds.
+
+    Returns:
+        Figure: The figure, with an Agg canvas. Hand it to :func:`save_figure`.
+
+    Raises:
+        ValueError: If there is no image, or the numbers of images, ground
+            truths, detections and matches differ.
+    """
+    if not len(images):
+        raise ValueError('images must hold at least one image, got none')
+    image_names = [''] * len(images) if image_names is None else image_names
+    per_image = {'ground_truths': ground_truths, 'image_names': image_names}
+    for name in detections:
+        per_image[f'detections[{name!r}]'] = detections[name]
+        per_image[f'matches[{name!r}]'] = matches.get(name, ())
+    for argument, values in per_image.items():
+        if len(values) != len(images):
+            raise ValueError(
+                f'{argument} must have one entry for each of the {len(images)} '
+                f'images, got {len(values)}'
+            )
+
+    figure, panels = _layout([image.shape[:2] for image in images], len(detections) + 1)
+    crowds = False
+    for row, (image, truth) in enumerate(zip(images, ground_truths, strict=True)):
+        crowds |= bool(truth.crowd.any())
+        axes = panels[row, 0]
+        _show(axes, image)
+        axes.set_ylabel(image_names[row], fontsize=7)
+        _draw_boxes(
+            axes,
+            [
+                ('ground truth', truth[~truth.crowd]),
+                ('crowd, not counted', truth[truth.crowd]),
+            ],
+            classes,
+        )
+        axes.set_xlabel(_counted((~truth.crowd).sum(), 'object'), fontsize=7.5)
+        for axes, name in zip(panels[row, 1:], detections, strict=True):
+            found, match = detections[name][row], matches[name][row]
+            _show(axes, image)
+            _draw_boxes(
+                axes,
+                [
+                    ('crowd, not counted', found[match.det_ignored]),
+                    ('hit', found[match.hits]),
+                    ('false alarm', found[match.false_alarms]),
+                    ('miss', truth[match.misses]),
+                ],
+                classes,
+            )
+            axes.set_xlabel(describe_counts(match.counts), fontsize=7.5)
+            crowds |= bool(match.det_ignored.any())
+    for axes, title in zip(panels[0], ['ground truth', *detections], strict=True):
+        axes.set_title(title, fontsize=11, fontweight='bold', pad=5)
+    kinds = [kind for kind in STYLES if crowds or not kind.startswith('crowd')]
+    figure.legend(
+        handles=[
+            Rectangle((0, 0), 1, 1, fill=False, lw=1.8, ec=STYLES[k][0], ls=STYLES[k][1])
+            for k in kinds
+        ],
+        labels=kinds,
+        title=note or None,
+        loc='lower center',
+        ncols=len(kinds),
+        frameon=False,
+        fontsize=9,
+        title_fontsize=8,
+    )
+    return figure
+
+
+def describe_counts(counts: Sequence[int]) -> str:
+    """Say numbers of hits, false alarms and misses in words.
+
+    Args:
+        counts (Sequence[int]): Hits, false alarms and misses.
+
+    Returns:
+        str: For example ``'3 hits, 1 false alarm, 0 misses'``.
+    """
+    hits, false_alarms, misses = counts
+    return ', '.join(
+        [
+            _counted(hits, 'hit'),
+            _counted(false_alarms, 'false alarm'),
+            _counted(misses, 'miss', 'misses'),
+        ]
+    )
+
+
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+    """Write a figure as PNG, so that the file is never half written.
+
+    Args:
+        figure (Figure): A figure with an Agg canvas, as
+            :func:`draw_detections` returns.
+        path (str or os.PathLike): Where to write. Missing folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.canvas.draw()
+    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert('RGB')
+    # a palette makes photos a third of the size; the boxes' colours stay exact
+    palette = picture.quantize(256 - len(STYLES)).getpalette()
+    for colour, _ in STYLES.values():
+        palette += [round(255 * value) for value in to_rgb(colour)]
+    colours = Image.new('P', (1, 1))
+    colours.putpalette(palette)
+    picture = picture.quantize(palette=colours, dither=Image.Dither.NONE)
+    partial = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        picture.save(partial, format='PNG', optimize=True)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _layout(sizes: Sequence[tuple[int, int]], columns: int) -> tuple[Figure, np.ndarray]:
+    """Make the figure and its (rows, columns) axes for images of these sizes."""
+    width = (_FIGURE_WIDTH - _LEFT - _RIGHT) / columns - _COLUMN_GAP
+    width = min(width, _MAX_PANEL_WIDTH)
+    heights = [width * min(h / w, _MAX_ASPECT) for h, w in sizes]
+    figure_width = _LEFT + _RIGHT + columns * (width + _COLUMN_GAP)
+    figure_height = _TOP + _BOTTOM + sum(heights) + _ROW_GAP * len(sizes)
+    figure = Figure((figure_width, figure_height), dpi=_DPI, facecolor='white')
+    FigureCanvasAgg(figure)
+    panels = np.empty((len(sizes), columns), dtype=object)
+    top = figure_height - _TOP
+    for row, height in enumerate(heights):
+        for column in range(columns):
+            left = _LEFT + column * (width + _COLUMN_GAP)
+            axes = figure.add_axes(
+                (
+                    left / figure_width,
+                    (top - height) / figure_height,
+                    width / figure_width,
+                    height / figure_height,
+                ),
+                xticks=[],
+                yticks=[],
+            )
+            axes.spines[:].set_visible(False)
+            axes.xaxis.labelpad = axes.yaxis.labelpad = 3
+            panels[row, column] = axes
+        top -= height + _ROW_GAP
+    return figure, panels
+
+
+def _show(axes: Axes, image: np.ndarray) -> None:
+    """Show an image so that a box's coordinates are those of pixel edges."""
+    axes.imshow(image, extent=(0, image.shape[1], image.shape[0], 0))
+
+
+def _draw_boxes(
+    axes: Axes, groups: Sequence[tuple[str, InstanceData]], classes: Sequence[str]
+) -> None:
+    """Draw boxes of several kinds and, where there is room, their class names."""
+    renderer = axes.figure.canvas.get_renderer()
+    # until it is drawn an image panel still has the shape of its slot
+    axes.apply_aspect()
+    panel = axes.bbox
+    _, width, height, _ = axes.images[0].get_extent()
+    drawn = [
+        (kind, label, np.clip(box, 0, [width, height] * 2))
+        for kind, boxes in groups
+        for box, label in zip(boxes.bboxes, boxes.labels, strict=True)
+    ]
+    line = max(1.0, panel.width / 180)
+    for kind, _, (x1, y1, x2, y2) in drawn:
+        colour, style = STYLES[kind]
+        axes.add_patch(
+            Rectangle(
+                (x1, y1),
+                x2 - x1,
+                y2 - y1,
+                fill=False,
+                edgecolor=colour,
+                linestyle=style,
+                linewidth=line * 72 / axes.figure.dpi,
+            )
+        )
+    # names keep off each other and off the middle of small objects
+    taken = [
+        extent.expanded(0.5, 0.5)
+        for _, _, box in drawn
+        if (extent := Bbox(axes.transData.transform(box.reshape(2, 2)))).width
+        < panel.width / 6
+    ]
+    gap = 3 * width / panel.width
+    for kind, label, (x1, y1, x2, y2) in drawn:
+        text = axes.text(
+            0,
+            0,
+            classes[label],
+            fontsize=5.5,
+            color='white',
+            bbox=dict(
+                boxstyle='square,pad=0.15', facecolor=STYLES[kind][0], edgecolor='none'
+            ),
+        )
+        for x, y, ha, va in (
+            (x1 + gap, y1 - gap, 'left', 'bottom'),
+            (x1 + gap, y1 + gap, 'left', 'top'),
+            (x2 - gap, y1 - gap, 'right', 'bottom'),
+            (x2 - gap, y1 + gap, 'right', 'top'),
+            (x1 + gap, y2 + gap, 'left', 'top'),
+            (x1 + gap, y2 - gap, 'left', 'bottom'),
+            (x2 - gap, y2 + gap, 'right', 'top'),
+            (x2 - gap, y2 - gap, 'right', 'bottom'),
+        ):
+            text.set(x=x, y=y, ha=ha, va=va)
+            space = text.get_window_extent(renderer).padded(2)
+            inside = panel.contains(*space.min) and panel.contains(*space.max)
+            if inside and not space.count_overlaps(taken):
+                taken.append(space)
+                break
+        else:
+            # a box without a name tells more than two names on top of each other
+            text.remove()
+
+
+def _counted(number: int, singular: str, plural: str = '') -> str:
+    """Put a number before a noun, in the plural where it needs one."""
+    return f'{number} {singular if number == 1 else plural or singular + "s"}'

@@ -1,0 +1,128 @@
+import pytest
+import torch
+from mmdet.models.necks import FPN, FPN_CARAFE
+from mmdet.registry import MODELS
+from mmengine.config import ConfigDict
+
+import dlu_mmdet
+from dlu_mmdet.necks import UnifiedFPN, UpsampleFPN
+from dlu_mmdet.upsamplers import UPSAMPLERS
+
+SIZES = [(19, 27), (10, 14), (5, 7), (3, 4)]
+ARGS = dict(in_channels=[4, 6, 8, 10], out_channels=8, num_outs=5)
+
+
+def inputs():
+    torch.manual_seed(0)
+    return tuple(torch.randn(2, c, h, w)
+                 for c, (h, w) in zip(ARGS['in_channels'], SIZES))
+
+
+def keys(module):
+    return {k: tuple(v.shape) for k, v in module.state_dict().items()}
+
+
+@pytest.mark.parametrize('neck', ['UpsampleFPN', 'UnifiedFPN', 'UNIFIED_FPN'])
+@pytest.mark.parametrize('name', sorted(UPSAMPLERS.module_dict))
+def test_odd_sizes_with_every_upsampler(neck, name):
+    module = MODELS.build(dict(type=neck, upsample_cfg=dict(type=name), **ARGS))
+    module.init_weights()
+    outs = module(inputs())
+    assert [tuple(o.shape) for o in outs] == [
+        (2, 8, h, w) for h, w in SIZES + [(2, 2)]]
+    sum(o.square().sum() for o in outs).backward()
+    for key, parameter in module.named_parameters():
+        assert parameter.grad is not None, f'{key} takes no part'
+
+
+FPN_VARIANTS = [
+    dict(),
+    dict(num_outs=6, add_extra_convs='on_input', start_level=1),
+    dict(num_outs=6, add_extra_convs='on_output', start_level=1,
+         relu_before_extra_convs=True),
+    dict(num_outs=6, add_extra_convs='on_lateral',
+         norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU')),
+    dict(num_outs=2, start_level=1, end_level=2),
+]
+
+
+@pytest.mark.parametrize('variant', FPN_VARIANTS)
+def test_upsample_fpn_is_mmdets_fpn(variant):
+    """Checkpoints of mmdet's zoo must load and score the same."""
+    args = {**ARGS, **variant}
+    theirs, ours = FPN(**args), UpsampleFPN(**args)
+    assert keys(ours) == keys(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    for a, b in zip(ours(inputs()), theirs(inputs())):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize('variant', [
+    dict(), dict(num_outs=6), dict(num_outs=2, start_level=1, end_level=2),
+    dict(norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU'),
+         order=('act', 'conv', 'norm'))
+])
+@pytest.mark.parametrize('upsample_cfg', [
+    dict(type='nearest'), dict(type='bilinear'),
+    dict(type='deconv', upsample_kernel=3),
+    dict(type='pixel_shuffle', upsample_kernel=3),
+    dict(type='carafe', up_kernel=5, up_group=1, encoder_kernel=3,
+         encoder_dilation=1),
+])
+def test_unified_fpn_is_mmdets_fpn_carafe(variant, upsample_cfg):
+    args = {**ARGS, **variant}
+    theirs = FPN_CARAFE(upsample_cfg=ConfigDict(upsample_cfg), **args)
+    ours = UnifiedFPN(upsample_cfg=upsample_cfg, **args)
+    assert keys(ours) == keys(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    for a, b in zip(ours(inputs()), theirs(inputs())):
+        torch.testing.assert_close(a, b)
+
+
+def test_dlu_neck_has_the_authors_keys():
+    neck = UnifiedFPN(upsample_cfg=dict(type='dlu'), **ARGS)
+    expected = {
+        f'upsample_modules.{i}.{conv}.{kind}'
+        for i in range(4)
+        for conv in ('channel_compressor', 'kernel_space_generator',
+                     'conv_offset') for kind in ('weight', 'bias')
+    }
+    assert {k for k in keys(neck) if 'upsample' in k} == expected
+
+
+@pytest.mark.parametrize('neck', [UpsampleFPN, UnifiedFPN])
+def test_initialisation_leaves_the_upsamplers_alone(neck):
+    """The necks' Xavier rule reaches every convolution; DLU must still start
+    as a box filter, and a user's module as its constructor left it."""
+    module = neck(upsample_cfg=dict(type='dlu'), **ARGS)
+    module.init_weights()
+    for upsampler in module.upsample_modules:
+        assert not upsampler.conv_offset.weight.any()
+        assert 0 < upsampler.kernel_space_generator.weight.std() < 0.002
+
+    class Constant(torch.nn.Conv2d):
+
+        def __init__(self, channels, scale_factor):
+            super().__init__(channels, channels, 1)
+            torch.nn.init.constant_(self.weight, 7)
+
+    module = neck(upsample_cfg=dict(type=Constant), **ARGS)
+    module.init_weights()
+    assert all((m.weight == 7).all() for m in module.upsample_modules)
+    assert not (module.lateral_convs[0].conv.weight == 7).any()
+
+
+def test_fpn_carafe_of_mmdet_runs_on_cpu():
+    assert dlu_mmdet.upsamplers  # what makes it so
+    neck = MODELS.build(dict(type='FPN_CARAFE', **ARGS))
+    neck.init_weights()
+    assert neck(inputs())[0].shape == (2, 8, 19, 27)
+
+
+@pytest.mark.parametrize('neck', ['UpsampleFPN', 'UnifiedFPN'])
+def test_wrong_name_and_argument(neck):
+    with pytest.raises(ValueError, match='bicubic.*bilinear.*dlu'):
+        MODELS.build(dict(type=neck, upsample_cfg=dict(type='bicubic'), **ARGS))
+    with pytest.raises(TypeError, match='scale=3.*up_kernel'):
+        MODELS.build(dict(type=neck, upsample_cfg=dict(type='dlu', scale=3),
+                          **ARGS))

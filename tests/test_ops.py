@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dlu_mmdet.ops import carafe, dlu
 
@@ -167,6 +169,31 @@ def test_layout_of_the_input_is_kept():
     strided = x.repeat_interleave(2, dim=3)[..., ::2]
     torch.testing.assert_close(dlu(strided, kernels, offsets, 3, 2, 2),
                                expected)
+
+
+@pytest.mark.parametrize('s', [1, 2])
+def test_no_intermediate_is_larger_than_the_output(s):
+    """An unfolded map or upsampled kernels would be K*K times as large."""
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for tensor in tree_leaves(out):
+                if isinstance(tensor, torch.Tensor):
+                    storage = tensor.untyped_storage()
+                    self.numel = max(self.numel,
+                                     storage.nbytes() // tensor.itemsize)
+            return out
+
+    x, kernels, offsets = make_dlu(1, 64, 32, 32, 5, 1, s, dtype=torch.float32)
+    masks = torch.rand(1, 25, 32 * s, 32 * s)
+    for call in (lambda: dlu(x, kernels, offsets, 5, 1, s),
+                 lambda: carafe(x, masks, 5, 1, s)):
+        with Largest() as largest:
+            out = call()
+        padded = 64 * 36 * 36
+        assert largest.numel <= max(out.numel(), padded)
 
 
 X, KERNELS, OFFSETS = make_dlu(1, 4, 3, 5, 3, 1, 2)

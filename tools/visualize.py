@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import mmcv
@@ -48,17 +49,21 @@ def parse_args() -> argparse.Namespace:
         '--num-images',
         type=int,
         default=4,
-        help='how many images, spread evenly over those with objects (default: 4)',
+        help='how many images, spread evenly over those with objects '
+        '(default: %(default)s)',
     )
     shared.add_argument(
         '--image-ids', type=int, nargs='+', help='COCO ids of images to show instead'
     )
-    shared.add_argument('--device', default='cpu', help='e.g. cuda:0 (default: cpu)')
+    shared.add_argument(
+        '--device', default='cpu', help='e.g. cuda:0 (default: %(default)s)'
+    )
     shared.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
-        help='override settings of every config, as key=value',
+        metavar='KEY=VALUE',
+        help='override settings of every config',
     )
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -68,18 +73,22 @@ def parse_args() -> argparse.Namespace:
         parents=[shared],
         help='hits, false alarms and misses, one column per detector',
     )
-    detections.add_argument('--out', default='work_dirs/detections.png', help='PNG file')
+    detections.add_argument(
+        '--out',
+        default='work_dirs/detections.png',
+        help='PNG file to write (default: %(default)s)',
+    )
     detections.add_argument(
         '--score-thr',
         type=float,
         default=0.3,
-        help='leave out detections with a lower score (default: 0.3)',
+        help='leave out detections with a lower score (default: %(default)s)',
     )
     detections.add_argument(
         '--iou-thr',
         type=float,
         default=0.5,
-        help='IoU from which an object counts as found (default: 0.5)',
+        help='IoU from which an object counts as found (default: %(default)s)',
     )
     detections.set_defaults(run=show_detections)
     return parser.parse_args()
@@ -117,14 +126,17 @@ def upsampler_name(cfg: Config, config: str) -> str:
 def load_dataset(models: dict, configs: Sequence[str]) -> BaseDataset:
     """Build the first config's test set, and see that all models fit it."""
     dataset = DATASETS.build(next(iter(models.values())).cfg.test_dataloader.dataset)
-    classes = tuple(dataset.metainfo['classes'])
+    classes = list(dataset.metainfo['classes'])
     for config, model in zip(configs, models.values(), strict=True):
-        own = tuple(model.dataset_meta['classes'])
-        if own != classes:
+        own = list(model.dataset_meta['classes'])
+        # mmdet writes traffic_light where a checkpoint does not name its classes
+        if own != classes and [name.replace('_', ' ') for name in own] != classes:
+            pairs = zip_longest(own, classes)
+            name, expected = next(pair for pair in pairs if pair[0] != pair[1])
             raise ValueError(
-                f'{config} detects {len(own)} classes {own[:3]}..., but the data set of '
-                f'{configs[0]} has {len(classes)} classes {classes[:3]}...; show '
-                'together only detectors trained on the same classes'
+                f'{config} detects {len(own)} classes, the data set of {configs[0]} '
+                f'has {len(classes)}, and {name!r} is not {expected!r}; show together '
+                'only detectors of the same classes, named in their checkpoints'
             )
     return dataset
 
@@ -154,8 +166,8 @@ def pick_images(
         raise ValueError(
             'the data set has no image with objects; check its ann_file and classes'
         )
-    num_images = min(num_images, len(infos))
-    return [infos[i] for i in np.linspace(0, len(infos) - 1, num_images).round().astype(int)]
+    spread = np.linspace(0, len(infos) - 1, min(num_images, len(infos)))
+    return [infos[index] for index in spread.round().astype(int)]
 
 
 def ground_truth(info: dict) -> InstanceData:

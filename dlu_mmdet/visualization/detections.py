@@ -23,13 +23,13 @@ STYLES = {
     'hit': ('#0a8f2f', '-'),
     'false alarm': ('#1f5bff', '-'),
     'miss': ('#e00020', (0, (3, 2))),
-    'crowd, not counted': ('#6b6b6b', (0, (1, 1.5))),
+    'crowd, not counted': ('#6b6b6b', (0, (1.5, 1.5))),
 }
 
 # all in inches
 _DPI = 150
 _FIGURE_WIDTH = 12.0
-_MAX_PANEL_WIDTH = 4.0
+_MAX_PANEL_WIDTH = 3.2
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.28, 0.08, 0.34, 0.52
 _COLUMN_GAP, _ROW_GAP = 0.07, 0.27
 _MAX_ASPECT = 1.4
@@ -108,10 +108,10 @@ def draw_detections(
             _draw_boxes(
                 axes,
                 [
-                    ('crowd, not counted', found[match.det_ignored]),
+                    ('miss', truth[match.misses]),
                     ('hit', found[match.hits]),
                     ('false alarm', found[match.false_alarms]),
-                    ('miss', truth[match.misses]),
+                    ('crowd, not counted', found[match.det_ignored]),
                 ],
                 classes,
             )
@@ -122,8 +122,8 @@ def draw_detections(
     kinds = [kind for kind in STYLES if crowds or not kind.startswith('crowd')]
     figure.legend(
         handles=[
-            Rectangle((0, 0), 1, 1, fill=False, lw=1.8, ec=STYLES[k][0], ls=STYLES[k][1])
-            for k in kinds
+            Rectangle((0, 0), 1, 1, fill=False, lw=1.8, ec=colour, ls=line_style)
+            for colour, line_style in map(STYLES.get, kinds)
         ],
         labels=kinds,
         title=note or None,
@@ -167,10 +167,10 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.canvas.draw()
     picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert('RGB')
-    # a palette makes photos a third of the size; the boxes' colours stay exact
-    palette = picture.quantize(256 - len(STYLES)).getpalette()
-    for colour, _ in STYLES.values():
-        palette += [round(255 * value) for value in to_rgb(colour)]
+    # a palette makes photos a third of the size; the boxes keep their colours
+    kept = ['white', *(colour for colour, _ in STYLES.values())]
+    palette = [round(255 * value) for colour in kept for value in to_rgb(colour)]
+    palette += picture.quantize(256 - len(kept)).getpalette()
     colours = Image.new('P', (1, 1))
     colours.putpalette(palette)
     picture = picture.quantize(palette=colours, dither=Image.Dither.NONE)
@@ -182,7 +182,9 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _layout(sizes: Sequence[tuple[int, int]], columns: int) -> tuple[Figure, np.ndarray]:
+def _layout(
+    sizes: Sequence[tuple[int, int]], columns: int
+) -> tuple[Figure, np.ndarray]:
     """Make the figure and its (rows, columns) axes for images of these sizes."""
     width = (_FIGURE_WIDTH - _LEFT - _RIGHT) / columns - _COLUMN_GAP
     width = min(width, _MAX_PANEL_WIDTH)
@@ -221,7 +223,7 @@ def _show(axes: Axes, image: np.ndarray) -> None:
 def _draw_boxes(
     axes: Axes, groups: Sequence[tuple[str, InstanceData]], classes: Sequence[str]
 ) -> None:
-    """Draw boxes of several kinds and, where there is room, their class names."""
+    """Draw boxes, most important first, and class names where there is room."""
     renderer = axes.figure.canvas.get_renderer()
     # until it is drawn an image panel still has the shape of its slot
     axes.apply_aspect()
@@ -233,7 +235,8 @@ def _draw_boxes(
         for box, label in zip(boxes.bboxes, boxes.labels, strict=True)
     ]
     line = max(1.0, panel.width / 180)
-    for kind, _, (x1, y1, x2, y2) in drawn:
+    # the first come last and so on top
+    for kind, _, (x1, y1, x2, y2) in reversed(drawn):
         colour, style = STYLES[kind]
         axes.add_patch(
             Rectangle(

@@ -1,0 +1,215 @@
+"""The tools, run as a user runs them."""
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, ROOT, SHAPES_DLU, as_arguments, data_options, run
+from mmengine.config import Config
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+METRICS = [
+    'bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'bbox_mAP_s', 'bbox_mAP_m',
+    'bbox_mAP_l', 'bbox_AR@100', 'bbox_AR@300', 'bbox_AR@1000',
+    'bbox_AR_s@1000', 'bbox_AR_m@1000', 'bbox_AR_l@1000'
+]
+
+
+def last_metrics(work_dir):
+    newest = max(Path(work_dir).glob('*/*.json'), key=os.path.getmtime)
+    metrics = json.loads(newest.read_text())
+    return [metrics[f'coco/{name}'] for name in METRICS]
+
+
+def losses(work_dir):
+    """Loss of each iteration, of all starts of a run; the last one wins."""
+    entries = {}
+    for file in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        for line in file.read_text().splitlines():
+            entry = json.loads(line)
+            if 'loss' in entry:
+                entries[entry['step']] = entry['loss']
+    return entries
+
+
+def test_map_is_pycocotools_own(trained, small, shapes_root, tmp_path):
+    """The twelve numbers, recomputed from the dumped predictions."""
+    checkpoint = trained / 'epoch_4.pth'
+    # every prediction counts: a young detector has few confident ones
+    options = {**small, 'model.test_cfg.rcnn.score_thr': 0.0}
+    run('tools/test.py', SHAPES_DLU, checkpoint, '--out', tmp_path / 'out.pkl',
+        '--work-dir', tmp_path, *as_arguments(options))
+    coco = COCO(shapes_root / 'annotations' / 'instances_val.json')
+    categories = coco.getCatIds()
+    detections = []
+    for sample in pickle.loads((tmp_path / 'out.pkl').read_bytes()):
+        pred = sample['pred_instances']
+        for box, score, label in zip(pred['bboxes'].tolist(),
+                                     pred['scores'].tolist(),
+                                     pred['labels'].tolist()):
+            x0, y0, x1, y1 = box
+            detections.append(dict(
+                image_id=sample['img_id'], category_id=categories[label],
+                bbox=[x0, y0, x1 - x0, y1 - y0], score=score))
+    evaluation = COCOeval(coco, coco.loadRes(detections), 'bbox')
+    evaluation.params.maxDets = [100, 300, 1000]  # mmdet's
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    reported = last_metrics(tmp_path)
+    assert len(detections) > 100 and max(reported) > 0
+    # mmdet keeps three decimals
+    np.testing.assert_allclose(reported, evaluation.stats, atol=5.1e-4)
+
+
+def test_resume_after_kill(trained, small, tmp_path):
+    """Killed without warning in the third epoch, --resume ends where the
+    uninterrupted run ended."""
+    command = [sys.executable, 'tools/train.py', SHAPES_DLU, '--work-dir',
+               tmp_path, '--resume', *as_arguments(small)]
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT,
+                               stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL,
+                               start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / 'epoch_2.pth').exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / 'epoch_4.pth').exists()
+    output = run(*command[1:]).stdout
+    assert 'resumed epoch' in output
+    whole, parts = losses(trained), losses(tmp_path)
+    assert sorted(parts) == sorted(whole)
+    # same seed, same order: differences are those of arithmetic and loading
+    for step, loss in whole.items():
+        assert parts[step] == pytest.approx(loss, rel=0.2), step
+    saved = torch.load(tmp_path / 'epoch_4.pth')
+    assert saved['meta']['epoch'] == 4 and saved['optimizer']['state']
+
+
+def test_two_processes_on_cpu(small, tmp_path):
+    """tools/dist_train.sh and dist_test.sh with gloo."""
+    env = {**os.environ, 'PYTHON': sys.executable,
+           'PORT': str(20000 + os.getpid() % 20000)}
+    options = {**small, 'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1}
+
+    def launch(*command):
+        process = subprocess.run(['bash', *map(str, command)], env=env,
+                                 cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                                 stderr=subprocess.STDOUT)
+        assert process.returncode == 0, process.stdout[-4000:]
+
+    launch('tools/dist_train.sh', SHAPES_DLU, 2, '--work-dir', tmp_path / 'a',
+           *as_arguments(options))
+    # 16 images, batches of 8: two processes see one each
+    assert max(losses(tmp_path / 'a')) == 1
+    launch('tools/dist_test.sh', SHAPES_DLU, tmp_path / 'a' / 'epoch_1.pth', 2,
+           '--work-dir', tmp_path / 'b', *as_arguments(options))
+    run('tools/test.py', SHAPES_DLU, tmp_path / 'a' / 'epoch_1.pth',
+        '--work-dir', tmp_path / 'c', *as_arguments(options))
+    assert last_metrics(tmp_path / 'b') == last_metrics(tmp_path / 'c')
+
+
+def test_compare_finishes_what_was_started(small, tmp_path):
+    """A table of two configs; run again, it trains nothing."""
+    configs = []
+    for name in ('nearest', 'dlu'):
+        cfg = Config.fromfile(
+            CONFIGS / 'shapes' / f'faster-rcnn_r18_fpn-{name}_shapes.py')
+        cfg.merge_from_dict({**small, 'train_cfg.max_epochs': 1,
+                             'train_cfg.val_interval': 1})
+        configs.append(tmp_path / f'{name}.py')
+        cfg.dump(configs[-1])
+    command = ['tools/compare.py', *configs, '--work-dir', tmp_path / 'work']
+    output = run(*command).stdout
+    table = (tmp_path / 'work' / 'comparison.md').read_text()
+    assert table in output and 'best AP: ' in output
+    assert [row.split('|')[1].strip() for row in table.splitlines()[2:]]
+    for name in ('nearest', 'dlu'):
+        result = json.loads(
+            (tmp_path / 'work' / name / 'seed0' / 'result.json').read_text())
+        assert result['name'] == name
+        assert (result['upsampler_parameters'] > 0) == (name == 'dlu')
+        assert Path(result['checkpoint']).exists()
+    start = time.monotonic()
+    assert run(*command).stdout.count('finished already') == 2
+    assert time.monotonic() - start < 60
+
+    cfg.merge_from_dict({'optim_wrapper.optimizer.lr': 1.})
+    cfg.dump(configs[-1])
+    failed = run(*command, check=False)
+    assert failed.returncode and 'another version' in failed.stdout
+
+
+def test_compare_reports_a_failing_run(config, tmp_path):
+    config.train_dataloader.dataset.data_root = str(tmp_path / 'nowhere')
+    config.dump(tmp_path / 'broken.py')
+    failed = run('tools/compare.py', tmp_path / 'broken.py', '--work-dir',
+                 tmp_path / 'work', check=False)
+    assert failed.returncode == 1
+    assert 'FileNotFoundError' in failed.stdout  # the log's end
+    assert 'failed: dlu' in failed.stdout
+
+
+def test_coco_config_on_real_photos(coco_root, tmp_path):
+    """The COCO config as it is, but for the data and the image size. Its
+    ImageNet weights cannot be assumed here: random ones take their place
+    where the download would have left them."""
+    resnet = Config.fromfile(
+        CONFIGS / 'faster_rcnn' / 'faster-rcnn_r50_fpn-dlu_1x_coco.py')
+    from mmdet.models.backbones import ResNet
+    backbone = resnet.model.backbone
+    backbone.pop('type')
+    backbone.init_cfg = None
+    cache = tmp_path / 'hub' / 'checkpoints'
+    cache.mkdir(parents=True)
+    torch.save(ResNet(**backbone).state_dict(), cache / 'resnet50-0676ba61.pth')
+    options = data_options(coco_root, 'instances_train2017_8.json',
+                           'instances_train2017_8.json', 'train2017/',
+                           'train2017/')
+    for split, index in (('train', 2), ('val', 1), ('test', 1)):
+        options[f'{split}_dataloader.dataset.pipeline.{index}.scale'] = \
+            '(256,256)'
+    run('tools/train.py',
+        'configs/faster_rcnn/faster-rcnn_r50_fpn-dlu_1x_coco.py',
+        '--work-dir', tmp_path / 'work', *as_arguments(
+            {**options, 'train_cfg.max_epochs': 1}),
+        env={**os.environ, 'TORCH_HOME': str(tmp_path)})
+    scalars = next((tmp_path / 'work').glob('*/vis_data/scalars.json'))
+    assert 'coco/bbox_mAP' in scalars.read_text()
+    assert (tmp_path / 'work' / 'epoch_1.pth').exists()
+
+
+def test_swapping_by_one_option():
+    for file in CONFIGS.glob('[!_]*/*.py'):
+        cfg = Config.fromfile(file)
+        cfg.merge_from_dict({'model.neck.upsample_cfg.type': 'carafe'})
+        from mmdet.registry import MODELS
+        neck = MODELS.build(cfg.model.neck)
+        kinds = {type(m).__name__ for m in neck.upsample_modules}
+        assert kinds == {'CARAFEPack'}, file
+
+
+def test_coco_configs_differ_in_the_upsampler_only():
+    texts = {}
+    for file in (CONFIGS / 'faster_rcnn').glob('*_1x_coco.py'):
+        assert len(file.read_text().splitlines()) <= 10
+        cfg = Config.fromfile(file)
+        assert cfg.model.data_preprocessor.pad_size_divisor == 64
+        assert cfg.model.neck.type == 'UnifiedFPN'
+        name = cfg.model.neck.upsample_cfg.pop('type')
+        texts[name] = cfg.pretty_text
+    assert sorted(texts) == [
+        'bilinear', 'carafe', 'deconv', 'dlu', 'nearest', 'pixel_shuffle']
+    assert len(set(texts.values())) == 1

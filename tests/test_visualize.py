@@ -1,0 +1,312 @@
+"""The picture of detections must show each box for what it is."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from PIL import Image
+
+import dlu_mmdet  # noqa: F401
+from dlu_mmdet.analysis.matching import match_detections
+from dlu_mmdet.visualization.detections import STYLES, draw_detections, save_figure
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ('disc', 'cross')
+# per image x y w h, class, crowd; the second image has no objects
+OBJECTS = {
+    10: [([8, 8, 40, 40], 0, 0), ([60, 60, 30, 20], 1, 0)],
+    20: [],
+    30: [([16, 24, 24, 32], 1, 0), ([50, 10, 40, 60], 0, 1)],
+}
+
+
+@pytest.fixture(scope='module')
+def tool():
+    spec = importlib.util.spec_from_file_location(
+        'visualize', ROOT / 'tools' / 'visualize.py'
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def detectors(tmp_path_factory):
+    """A data set of noise, and a config and checkpoint of bilinear and of DLU."""
+    folder = tmp_path_factory.mktemp('detectors')
+    rng = np.random.default_rng(0)
+    annotations = []
+    for image, objects in OBJECTS.items():
+        noise = rng.integers(0, 255, (96, 112, 3), dtype=np.uint8)
+        mmcv.imwrite(noise, str(folder / f'{image}.png'))
+        for bbox, label, crowd in objects:
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=image,
+                    category_id=label + 1,
+                    bbox=bbox,
+                    area=bbox[2] * bbox[3],
+                    iscrowd=crowd,
+                )
+            )
+    content = dict(
+        images=[
+            dict(id=i, file_name=f'{i}.png', width=112, height=96) for i in OBJECTS
+        ],
+        categories=[dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)],
+        annotations=annotations,
+    )
+    (folder / 'annotations.json').write_text(json.dumps(content))
+
+    init_default_scope('mmdet')
+    paths = {}
+    for upsampler in ('bilinear', 'dlu'):
+        cfg = Config.fromfile(
+            ROOT / f'configs/shapes/faster-rcnn_r18_fpn-{upsampler}_shapes.py'
+        )
+        cfg.test_dataloader.dataset.merge(
+            dict(
+                type='CocoDataset',
+                data_root=str(folder),
+                ann_file='annotations.json',
+                data_prefix=dict(img=''),
+                metainfo=dict(classes=CLASSES),
+            )
+        )
+        cfg.model.roi_head.bbox_head.num_classes = len(CLASSES)
+        config = folder / f'{upsampler}.py'
+        cfg.dump(config)
+        torch.manual_seed(0)
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        checkpoint = folder / f'{upsampler}.pth'
+        meta = dict(dataset_meta=dict(classes=CLASSES, palette=[(0, 0, 0)] * 2))
+        torch.save(dict(state_dict=model.state_dict(), meta=meta), checkpoint)
+        paths[upsampler] = [str(config), str(checkpoint)]
+    return paths
+
+
+def call(tool, monkeypatch, *args):
+    monkeypatch.setattr(sys, 'argv', ['visualize.py', 'detections', *map(str, args)])
+    tool.main()
+
+
+def kinds_along(picture, axes, x1, y1, x2, y2):
+    """The kinds of box seen along a line given in an image's coordinates."""
+    ends = axes.transData.transform([(x1, y1), (x2, y2)])
+    x, y = np.linspace(*ends, 200).astype(int).T
+    seen = picture[picture.shape[0] - 1 - y, x].astype(int)
+    colours = {kind: to_rgb(colour) for kind, (colour, _) in STYLES.items()}
+    colours['nothing'] = (1, 1, 1)
+    # the palette of the file may shift a colour by a few steps
+    return {
+        kind
+        for kind, colour in colours.items()
+        if (abs(seen - np.multiply(colour, 255)).max(axis=1) <= 6).any()
+    }
+
+
+def test_each_kind_of_box_has_its_colour(tmp_path):
+    """If it fails, a reader takes false alarms for hits, or finds none of them."""
+    image = np.full((100, 120, 3), 255, np.uint8)
+    truth = InstanceData(
+        bboxes=np.array([[10, 40, 50, 60], [70, 40, 110, 60], [70, 75, 110, 95.0]]),
+        labels=np.array([0, 1, 0]),
+        crowd=np.array([False, False, True]),
+    )
+    found = InstanceData(
+        bboxes=np.array([[10, 40, 50, 60], [10, 75, 50, 95], [75, 78, 85, 88.0]]),
+        labels=np.array([0, 0, 0]),
+        scores=np.array([0.9, 0.8, 0.7]),
+    )
+    match = match_detections(
+        found.bboxes,
+        found.labels,
+        found.scores,
+        truth.bboxes,
+        truth.labels,
+        truth.crowd,
+    )
+    figure = draw_detections(
+        [image], [truth], {'dlu': [found]}, {'dlu': [match]}, CLASSES, ['image 1']
+    )
+    save_figure(figure, tmp_path / 'folder' / 'picture.png')
+    assert os.listdir(tmp_path / 'folder') == ['picture.png']
+    picture = np.array(Image.open(tmp_path / 'folder' / 'picture.png').convert('RGB'))
+    truth_axes, axes = figure.axes
+    for panel, bottom_edge, expected in [
+        (truth_axes, (12, 60, 48, 60), {'ground truth'}),
+        (truth_axes, (72, 60, 108, 60), {'ground truth'}),
+        (truth_axes, (72, 95, 108, 95), {'crowd, not counted', 'nothing'}),
+        (axes, (12, 60, 48, 60), {'hit'}),
+        (axes, (12, 95, 48, 95), {'false alarm'}),
+        # dashed, so that the image shows through
+        (axes, (72, 60, 108, 60), {'miss', 'nothing'}),
+        (axes, (76, 88, 84, 88), {'crowd, not counted', 'nothing'}),
+        (axes, (55, 60, 65, 60), {'nothing'}),
+    ]:
+        assert kinds_along(picture, panel, *bottom_edge) == expected
+    assert axes.get_title() == 'dlu'
+    assert axes.get_xlabel() == '1 hit, 1 false alarm, 1 miss'
+    assert truth_axes.get_xlabel() == '2 objects'
+    legend = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert legend == set(STYLES)
+
+
+def test_class_names_do_not_cover_each_other():
+    """If it fails, the names in a crowded image cannot be read."""
+    rng = np.random.default_rng(0)
+    corner = rng.random((40, 2)) * 80
+    truth = InstanceData(
+        bboxes=np.hstack([corner, corner + 15]),
+        labels=np.zeros(40, int),
+        crowd=np.zeros(40, bool),
+    )
+    figure = draw_detections(
+        [np.zeros((100, 100, 3), np.uint8)], [truth], {}, {}, CLASSES
+    )
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    extents = [text.get_window_extent() for text in axes.texts]
+    assert len(axes.patches) == 40 and len(extents) > 5
+    for index, extent in enumerate(extents):
+        assert not extent.count_overlaps(extents[:index])
+        assert axes.bbox.contains(*extent.min) and axes.bbox.contains(*extent.max)
+
+
+def test_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
+    """If it fails, an interrupted run destroys the picture of an earlier one."""
+    truth = InstanceData(
+        bboxes=np.zeros((0, 4)), labels=np.zeros(0, int), crowd=np.zeros(0, bool)
+    )
+    figure = draw_detections(
+        [np.zeros((8, 8, 3), np.uint8)], [truth], {}, {}, CLASSES
+    )
+    path = tmp_path / 'picture.png'
+    path.write_bytes(b'earlier')
+
+    def full_disk(self, file, **kwargs):
+        Path(file).write_bytes(b'half')
+        raise OSError('no space left')
+
+    monkeypatch.setattr(Image.Image, 'save', full_disk)
+    with pytest.raises(OSError, match='no space'):
+        save_figure(figure, path)
+    assert path.read_bytes() == b'earlier'
+    assert os.listdir(tmp_path) == ['picture.png']
+
+
+def test_command_pictures_two_detectors(detectors, tmp_path):
+    """If it fails, the documented command does not run."""
+    out = tmp_path / 'picture.png'
+    command = [sys.executable, str(ROOT / 'tools' / 'visualize.py'), 'detections']
+    command += [*detectors['bilinear'], *detectors['dlu']]
+    command += ['--score-thr', '0.05', '--iou-thr', '0.3', '--out', str(out)]
+    command += ['--cfg-options', 'model.test_cfg.rpn.max_per_img=50']
+    path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
+    result = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        # threads that wait for each other make a busy machine crawl
+        env=dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS='1'),
+    )
+    assert result.returncode == 0, result.stderr
+    assert f'picture: {out}' in result.stdout
+    for name in ('bilinear', 'dlu'):
+        pattern = rf'^{name}: (\d+) hits?, (\d+) false alarms?, (\d+) miss'
+        line = re.search(pattern, result.stdout, re.M)
+        hits, false_alarms, misses = map(int, line.groups())
+        # three objects, not counting the crowd; random weights fire everywhere
+        assert hits + misses == 3
+        assert false_alarms > 0
+    assert 'over 2 images' in result.stdout
+    assert Image.open(out).format == 'PNG'
+
+
+def test_totals_are_those_of_the_drawn_detections(
+    detectors, tool, tmp_path, monkeypatch, capsys
+):
+    """If it fails, the printed comparison of two detectors is wrong."""
+    answers = {
+        # one hit, one of too low a score, one of another class
+        '10': [([8, 8, 48, 48], 0, 0.9), ([60, 60, 90, 80], 1, 0.2)],
+        # one in the crowd, one false alarm of the wrong class
+        '30': [([52, 12, 80, 40], 0, 0.8), ([16, 24, 40, 56], 0, 0.7)],
+    }
+
+    def infer(model, path):
+        boxes, labels, scores = zip(*answers[Path(path).stem], strict=True)
+        return DetDataSample(
+            pred_instances=InstanceData(
+                bboxes=torch.tensor(boxes, dtype=torch.float32),
+                labels=torch.tensor(labels),
+                scores=torch.tensor(scores),
+            )
+        )
+
+    monkeypatch.setattr(tool, 'inference_detector', infer)
+    out = tmp_path / 'picture.png'
+    call(tool, monkeypatch, *detectors['dlu'], *detectors['dlu'], '--out', out)
+    printed = capsys.readouterr().out
+    # two of the same upsampler stay apart
+    assert 'dlu (1): 1 hit, 1 false alarm, 2 misses' in printed
+    assert 'dlu (2): 1 hit, 1 false alarm, 2 misses' in printed
+    call(tool, monkeypatch, *detectors['dlu'], '--out', out, '--image-ids', '10')
+    assert 'dlu: 1 hit, 0 false alarms, 1 miss' in capsys.readouterr().out
+
+
+def test_mistakes_are_named(detectors, tool, tmp_path, monkeypatch):
+    """If it fails, a mix-up ends in a wrong picture instead of a clear message."""
+    config, checkpoint = detectors['dlu']
+    with pytest.raises(FileNotFoundError, match='nowhere.pth'):
+        call(tool, monkeypatch, config, tmp_path / 'nowhere.pth')
+    with pytest.raises(FileNotFoundError, match='nowhere.py'):
+        call(tool, monkeypatch, tmp_path / 'nowhere.py', checkpoint)
+    with pytest.raises(ValueError, match='upsample'):
+        call(tool, monkeypatch, config, detectors['bilinear'][1])
+    with pytest.raises(ValueError, match=r'\[11\]'):
+        call(tool, monkeypatch, config, checkpoint, '--image-ids', 10, 11)
+    with pytest.raises(ValueError, match='--score-thr'):
+        call(tool, monkeypatch, config, checkpoint, '--score-thr', 30)
+    with pytest.raises(SystemExit):
+        call(tool, monkeypatch, config)
+
+    other = torch.load(checkpoint, weights_only=True)
+    other['meta']['dataset_meta']['classes'] = ('cat', 'dog')
+    torch.save(other, tmp_path / 'other.pth')
+    copied = tmp_path / 'animals.py'
+    copied.write_text(Path(config).read_text())
+    with pytest.raises(ValueError, match="animals.py.*'cat' is not 'disc'"):
+        call(tool, monkeypatch, config, checkpoint, copied, tmp_path / 'other.pth')
+
+
+def test_default_images_are_spread_over_those_with_objects(tool):
+    """If it fails, the picture shows empty images or only the first few."""
+
+    class DataSet(list):
+        get_data_info = list.__getitem__
+
+    data = DataSet(
+        dict(img_id=i, instances=[dict(ignore_flag=i % 3)] * (i % 2))
+        for i in range(100)
+    )
+    ids = [info['img_id'] for info in tool.pick_images(data, 4, None)]
+    assert ids == [3, 33, 69, 99]
+    assert len(tool.pick_images(data, 400, None)) == 17

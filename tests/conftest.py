@@ -75,6 +75,7 @@ def small(shapes_root):
         'train_cfg.val_interval': 4,
         'param_scheduler.0.end': 2,
         'param_scheduler.1.end': 4,
+        'train_dataloader.batch_size': 8,
         'train_dataloader.num_workers': 0,
         'train_dataloader.persistent_workers': False,
         'val_dataloader.num_workers': 0,

@@ -105,7 +105,7 @@ class Code:
 
 @pytest.mark.parametrize('code', [
     Code(os.system, 'touch ran'),
-    Code(getattr, os, 'system'),
+    Code(getattr, Config, 'fromfile'),
     Code(getattr, HistoryBuffer, '__subclasses__'),
     Code(eval, '1'),
 ])
@@ -129,7 +129,7 @@ def test_a_training_checkpoint_loads_with_its_history(trained):
                                               'cpu')
     history = loaded['message_hub']['log_scalars']['train/loss']
     assert isinstance(history, HistoryBuffer)
-    assert history.mean() > 0 and len(history.data[0]) == 8
+    assert history.mean() > 0 and history.data[0].min() > 0
 
 
 def test_missing_checkpoint_and_config(config, tmp_path):

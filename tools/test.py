@@ -42,10 +42,11 @@ def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
 
 def enable_tta(cfg: Config) -> None:
     """Wrap the model in the config's test-time augmentation, or flips."""
-    cfg.setdefault('tta_model', dict(
-        type='DetTTAModel',
-        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5),
-                     max_per_img=100)))
+    if 'tta_model' not in cfg:
+        cfg.tta_model = dict(
+            type='DetTTAModel',
+            tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5),
+                         max_per_img=100))
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset

@@ -25,6 +25,7 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
                 f'image {path} does not exist, though the annotations list '
                 f'it; fetch it again, or remove it from them') from error
         except Exception as error:
+            reason = ' '.join(str(error).split())
             raise ValueError(
-                f'image {path} cannot be read ({error}); fetch it again, or '
+                f'image {path} cannot be read ({reason}); fetch it again, or '
                 f'remove it from the annotations') from error

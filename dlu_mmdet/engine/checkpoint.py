@@ -32,7 +32,7 @@ except ImportError:  # numpy 1
 def _history_buffer_attribute(owner: object, name: str) -> object:
     """Stand in for ``getattr``: a HistoryBuffer pickles its methods by name.
     """
-    if owner is not HistoryBuffer or not hasattr(HistoryBuffer, name):
+    if owner is not HistoryBuffer or name.startswith('_'):
         raise pickle.UnpicklingError(
             f'getattr({owner!r}, {name!r}) is not allowed')
     return getattr(HistoryBuffer, name)
@@ -87,7 +87,8 @@ def load_from_local(filename: str | os.PathLike,
         raise ValueError(
             f'checkpoint {path} is refused, since loading it could run code: '
             f'{detail.strip()} If its source is trusted, keep only the '
-            f'weights: torch.save(dict(state_dict=...), file).') from error
+            f'weights and what they were trained on: '
+            f'torch.save(dict(state_dict=..., meta=...), file).') from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(
             f'checkpoint {path} ({path.stat().st_size} bytes) cannot be read: '

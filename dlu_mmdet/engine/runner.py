@@ -26,8 +26,8 @@ def build_runner(cfg: Config, mode: str) -> Runner:
     """
     check_data(cfg, ('train', 'val') if mode == 'train' else ('test',))
     if mode == 'test' or cfg.get('resume'):
-        cfg.setdefault('custom_hooks', []).append(
-            dict(type='CheckpointGuardHook'))
+        cfg.custom_hooks = [*cfg.get('custom_hooks', []),
+                            dict(type='CheckpointGuardHook')]
     if cfg.get('launcher', 'none') == 'pytorch' and get_device() == 'cpu':
         # mmengine's own set-up for this launcher calls CUDA
         torch.distributed.init_process_group('gloo')

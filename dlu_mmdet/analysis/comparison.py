@@ -166,8 +166,8 @@ def _collect(run: Run) -> dict:
     return dict(
         name=run.name, config=str(run.config), seed=run.seed,
         metrics=metrics,
-        # -1 is pycocotools' word for: no such objects
-        **{k: metrics[v] for k, v in METRICS.items()},
+        # mmdet reports nothing where nothing was detected: an AP of 0
+        **{k: metrics.get(v, 0.) for k, v in METRICS.items()},
         upsampler_parameters=sum(
             p.numel() for m in upsamplers for p in m.parameters()),
         parameters=sum(p.numel() for p in model.parameters()),

@@ -60,7 +60,7 @@ def coco_root():
 def shapes_root(tmp_path_factory):
     """A shapes data set of 16 training and 8 validation images."""
     root = tmp_path_factory.mktemp('data') / 'shapes'
-    run('-m', 'dlu_mmdet.datasets.shapes', root, '--num-train', 16,
+    run('-m', 'dlu_mmdet.datasets.make_shapes', root, '--num-train', 16,
         '--num-val', 8, '--image-size', 128)
     return root
 

@@ -13,7 +13,7 @@ from mmengine.registry import init_default_scope
 from pycocotools.coco import COCO
 
 import dlu_mmdet  # noqa: F401  registers the classes that the configs name
-from dlu_mmdet.datasets import shapes
+from dlu_mmdet.datasets import make_shapes as shapes
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 SMALL_CONFIGS = sorted(CONFIGS.glob('shapes/*.py')) + sorted(

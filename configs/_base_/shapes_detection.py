@@ -1,4 +1,4 @@
-"""The shapes data set: python -m dlu_mmdet.datasets.shapes data/shapes."""
+"""The shapes data set: python -m dlu_mmdet.datasets.make_shapes data/shapes."""
 dataset_type = 'ShapesDataset'
 data_root = 'data/shapes/'
 backend_args = None

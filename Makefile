@@ -34,7 +34,7 @@ lint: $(READY)
 clean:
 	rm -rf .venv .venv-openmmlab build *.egg-info
 
-$(READY): setup.py $(wildcard requirements/*.txt)
+$(READY): setup.py $(wildcard requirements/*.txt csrc/*.* csrc/*/*.*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
 	    "Python 3.10 or later is needed, $(PYTHON) is " + sys.version)'
 	@echo '== setting up $(VENV) with the $(STACK) stack'

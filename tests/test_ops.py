@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dlu_mmdet.ops import carafe, dlu
+from dlu_mmdet import ops as fused
+from dlu_mmdet.ops import carafe, dlu, reference
 
 # (N, C, H, W, K, G, s): every size at least once at its edge
 CASES = [
@@ -33,32 +34,39 @@ def make_masks(n, c, h, w, k, g, s, dtype=torch.float64):
     return x, torch.randn(n, g * k * k, h * s, w * s, dtype=dtype)
 
 
+BACKENDS = pytest.mark.parametrize('ops', [reference, fused],
+                                   ids=['reference', 'fused'])
+
+
+@BACKENDS
 @pytest.mark.parametrize('case', CASES)
-def test_dlu_is_the_formula(case):
+def test_dlu_is_the_formula(case, ops):
     x, kernels, offsets = make_dlu(*case)
     expected = loops.dlu(x.numpy(), kernels.numpy(), offsets.numpy(), *case[4:])
-    out = dlu(x, kernels, offsets, *case[4:])
+    out = ops.dlu(x, kernels, offsets, *case[4:])
     np.testing.assert_allclose(out.numpy(), expected, rtol=1e-10, atol=1e-12)
 
 
+@BACKENDS
 @pytest.mark.parametrize('case', CASES)
-def test_carafe_is_the_formula(case):
+def test_carafe_is_the_formula(case, ops):
     x, masks = make_masks(*case)
     expected = loops.carafe(x.numpy(), masks.numpy(), *case[4:])
-    out = carafe(x, masks, *case[4:])
+    out = ops.carafe(x, masks, *case[4:])
     np.testing.assert_allclose(out.numpy(), expected, rtol=1e-10, atol=1e-12)
 
 
+@BACKENDS
 @pytest.mark.parametrize('case', [(1, 2, 3, 4, 3, 1, 2), (1, 4, 2, 3, 3, 2, 3),
                                   (1, 2, 1, 3, 5, 1, 2)])
-def test_gradients_away_from_lattice_points(case):
+def test_gradients_away_from_lattice_points(case, ops):
     x, kernels, offsets = make_dlu(*case)
     # fractions in [0.2, 0.8]: no finite difference crosses a lattice point
     offsets = offsets.floor() + 0.2 + 0.6 * torch.rand_like(offsets)
     tensors = [t.requires_grad_() for t in (x, kernels, offsets)]
-    assert torch.autograd.gradcheck(lambda *t: dlu(*t, *case[4:]), tensors)
+    assert torch.autograd.gradcheck(lambda *t: ops.dlu(*t, *case[4:]), tensors)
     tensors = [t.requires_grad_() for t in make_masks(*case)]
-    assert torch.autograd.gradcheck(lambda *t: carafe(*t, *case[4:]), tensors)
+    assert torch.autograd.gradcheck(lambda *t: ops.carafe(*t, *case[4:]), tensors)
 
 
 def numeric_gradients(case, spread):
@@ -81,18 +89,20 @@ def numeric_gradients(case, spread):
     return arrays, cotangent, grads
 
 
+@BACKENDS
 @pytest.mark.parametrize('case', [(1, 2, 3, 3, 3, 2, 2), (1, 1, 2, 4, 3, 1, 3)])
-def test_backward_is_the_derivative_of_the_loop(case):
+def test_backward_is_the_derivative_of_the_loop(case, ops):
     arrays, cotangent, grads = numeric_gradients(case, spread=1.)
     tensors = [torch.from_numpy(a).requires_grad_() for a in arrays]
-    out = dlu(*tensors, *case[4:])
+    out = ops.dlu(*tensors, *case[4:])
     out.backward(torch.from_numpy(cotangent))
     for tensor, grad in zip(tensors, grads):
         np.testing.assert_allclose(tensor.grad.numpy(), grad, rtol=1e-5,
                                    atol=1e-7)
 
 
-def test_agrees_with_grid_sample():
+@BACKENDS
+def test_agrees_with_grid_sample(ops):
     """The authors sample with grid_sample; their checkpoints must mean the
     same here."""
     n, c, h, w, k, s = 2, 4, 5, 7, 5, 2
@@ -109,65 +119,70 @@ def test_agrees_with_grid_sample():
                                 align_corners=True)
         out[:, :, i::s, j::s] = torch.einsum('nkhw,nckhw->nchw', sampled,
                                              patches)
-    torch.testing.assert_close(dlu(x, kernels, offsets, k, 1, s), out)
+    torch.testing.assert_close(ops.dlu(x, kernels, offsets, k, 1, s), out)
 
 
-def test_offset_gradient_at_lattice_points_and_borders():
+@BACKENDS
+def test_offset_gradient_at_lattice_points_and_borders(ops):
     """DLU starts with offsets of zero: this is its first gradient."""
     x = torch.ones(1, 1, 1, 4, dtype=torch.float64)
     kernels = torch.tensor([[[[1., 2., 4., 8.]]]], dtype=torch.float64)
     offsets = torch.zeros(1, 2, 1, 4, dtype=torch.float64, requires_grad=True)
-    dlu(x, kernels, offsets, 1, 1, 1).sum().backward()
+    ops.dlu(x, kernels, offsets, 1, 1, 1).sum().backward()
     # right-hand difference inside, 0 at both borders; H = 1 clamps y
     assert offsets.grad[0, 0, 0].tolist() == [0, 2, 4, 0]
     assert offsets.grad[0, 1, 0].tolist() == [0, 0, 0, 0]
 
 
+@BACKENDS
 @pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])
-def test_a_bad_offset_spoils_its_own_pixel_only(bad):
+def test_a_bad_offset_spoils_its_own_pixel_only(bad, ops):
     case = (1, 2, 3, 4, 3, 1, 2)
     x, kernels, offsets = make_dlu(*case)
-    clean = dlu(x, kernels, offsets, *case[4:])
+    clean = ops.dlu(x, kernels, offsets, *case[4:])
     offsets[0, 1, 2, 3] = bad  # i = 0, j = 1 of source pixel (2, 3)
-    out = dlu(x, kernels, offsets, *case[4:])
+    out = ops.dlu(x, kernels, offsets, *case[4:])
     spoilt = torch.zeros(1, 2, 6, 8, dtype=torch.bool)
     spoilt[:, :, 4, 7] = True
     assert out[spoilt].isnan().all()
     assert torch.equal(out[~spoilt], clean[~spoilt])
 
 
-def test_huge_offsets_clamp_to_the_border():
+@BACKENDS
+def test_huge_offsets_clamp_to_the_border(ops):
     case = (1, 2, 3, 4, 3, 1, 2)
     x, kernels, offsets = make_dlu(*case)
-    big = dlu(x, kernels, torch.full_like(offsets, 1e30), *case[4:])
+    big = ops.dlu(x, kernels, torch.full_like(offsets, 1e30), *case[4:])
     corner = kernels[:, :, -1:, -1:].expand_as(kernels)
-    expected = dlu(x, corner, torch.zeros_like(offsets), *case[4:])
+    expected = ops.dlu(x, corner, torch.zeros_like(offsets), *case[4:])
     torch.testing.assert_close(big, expected)
 
 
+@BACKENDS
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_precision_samples_at_exact_positions(dtype):
+def test_half_precision_samples_at_exact_positions(dtype, ops):
     """Half precision cannot hold a coordinate of 300.5; positions must not
     be computed in it."""
     x, kernels, offsets = make_dlu(1, 1, 1, 600, 3, 1, 2, spread=1.)
     x, kernels, offsets = (t.to(dtype) for t in (x, kernels, offsets))
-    out = dlu(x, kernels, offsets, 3, 1, 2)
+    out = ops.dlu(x, kernels, offsets, 3, 1, 2)
     assert out.dtype == dtype
-    exact = dlu(x.double(), kernels.double(), offsets.double(), 3, 1, 2)
+    exact = ops.dlu(x.double(), kernels.double(), offsets.double(), 3, 1, 2)
     rounding = torch.finfo(dtype).eps * exact.abs().max()
     assert (out.double() - exact).abs().max() <= rounding
 
 
-def test_layout_of_the_input_is_kept():
+@BACKENDS
+def test_layout_of_the_input_is_kept(ops):
     x, kernels, offsets = make_dlu(2, 8, 3, 5, 3, 2, 2)
-    expected = dlu(x, kernels, offsets, 3, 2, 2)
+    expected = ops.dlu(x, kernels, offsets, 3, 2, 2)
     last = x.to(memory_format=torch.channels_last)
-    out = dlu(last, kernels, offsets, 3, 2, 2)
+    out = ops.dlu(last, kernels, offsets, 3, 2, 2)
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert expected.is_contiguous()
     torch.testing.assert_close(out, expected)
     strided = x.repeat_interleave(2, dim=3)[..., ::2]
-    torch.testing.assert_close(dlu(strided, kernels, offsets, 3, 2, 2),
+    torch.testing.assert_close(ops.dlu(strided, kernels, offsets, 3, 2, 2),
                                expected)
 
 
@@ -188,8 +203,8 @@ def test_no_intermediate_is_larger_than_the_output(s):
 
     x, kernels, offsets = make_dlu(1, 64, 32, 32, 5, 1, s, dtype=torch.float32)
     masks = torch.rand(1, 25, 32 * s, 32 * s)
-    for call in (lambda: dlu(x, kernels, offsets, 5, 1, s),
-                 lambda: carafe(x, masks, 5, 1, s)):
+    for call in (lambda: reference.dlu(x, kernels, offsets, 5, 1, s),
+                 lambda: reference.carafe(x, masks, 5, 1, s)):
         with Largest() as largest:
             out = call()
         padded = 64 * 36 * 36

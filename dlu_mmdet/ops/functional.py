@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import reference
+from . import library, reference
+from .checks import check_carafe, check_dlu
 
 
 def dlu(features: Tensor, kernels: Tensor, offsets: Tensor, kernel_size: int,
@@ -44,8 +45,10 @@ def dlu(features: Tensor, kernels: Tensor, offsets: Tensor, kernel_size: int,
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If a size, a shape or a device does not fit.
     """
-    return reference.dlu(features, kernels, offsets, kernel_size, group_size,
-                         scale_factor)
+    args = (features, kernels, offsets, kernel_size, group_size, scale_factor)
+    check_dlu(*args)
+    backend = library if library.handles(features) else reference
+    return backend.dlu(*args)
 
 
 def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int,
@@ -76,5 +79,7 @@ def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int,
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If a size, a shape or a device does not fit.
     """
-    return reference.carafe(features, masks, kernel_size, group_size,
-                            scale_factor)
+    args = (features, masks, kernel_size, group_size, scale_factor)
+    check_carafe(*args)
+    backend = library if library.handles(features) else reference
+    return backend.carafe(*args)

@@ -1,0 +1,336 @@
+"""Time and memory of the reassembly operators beside what they replace.
+
+Every contender runs once a round and medians are taken over rounds, so that a
+busy machine slows all of them alike: read the ratios.
+"""
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dlu_mmdet.ops import library, reference
+
+# source maps of an FPN's three upsamplings, for an image of 800 x 1344
+SIZES = ((25, 42), (50, 84), (100, 168))
+CHANNELS, KERNEL, SCALE = 256, 5, 2
+SLOW = 0.5  # seconds; what takes longer runs once
+UNFOLDED_LIMIT = 1 << 30  # bytes; larger unfolded maps are left out
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to upsample.
+
+    Attributes:
+        name (str): As printed.
+        run (Callable): Maps ``inputs`` to the upsampled features.
+        inputs (tuple[Tensor, ...]): What is read, the features first.
+        flops (int): Of a forward, 2 a multiply-add; 0 where it is not the point.
+    """
+    name: str
+    run: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
+    flops: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measurement.
+
+    Attributes:
+        batch (int): Images.
+        size (tuple[int, int]): Height and width of the source map.
+        direction (str): 'forward' or 'forward + backward'.
+        name (str): Contender.
+        milliseconds (float): Median over rounds.
+        ratio (float): Of it to that of bilinear interpolation.
+        least (float): Least of the rounds, in milliseconds.
+        least_ratio (float): Of it to that of bilinear interpolation.
+        extra (float): Memory beyond what is returned, as a fraction of it: of the
+            output for a forward, of the gradients for the backward.
+        gflops (float): GFLOP a second at the least time, 0 where not counted.
+        bandwidth (float): Bytes read and written once, per second at the least
+            time, as a fraction of the bandwidth of a copy; 0 with the backward.
+    """
+    batch: int
+    size: tuple[int, int]
+    direction: str
+    name: str
+    milliseconds: float
+    ratio: float
+    least: float
+    least_ratio: float
+    extra: float
+    gflops: float
+    bandwidth: float
+
+
+def unfold_dlu(features: Tensor, kernels: Tensor, offsets: Tensor,
+               kernel_size: int, scale_factor: int) -> Tensor:
+    """DLU of one group from grid_sample, unfold and einsum.
+
+    Args:
+        features (Tensor): (N, C, H, W).
+        kernels (Tensor): (N, K*K, H, W).
+        offsets (Tensor): (N, 2*s*s, H, W) in source pixels.
+        kernel_size (int): K.
+        scale_factor (int): s.
+
+    Returns:
+        Tensor: (N, C, s*H, s*W).
+    """
+    n, c, h, w = features.shape
+    s, k = scale_factor, kernel_size
+    dx, dy = offsets.reshape(n, 2, s, s, h, w).permute(1, 0, 4, 2, 5, 3)
+    xs = torch.arange(w, device=features.device).reshape(w, 1)
+    ys = torch.arange(h, device=features.device).reshape(h, 1, 1, 1)
+    grid = torch.stack([(xs + dx) * 2 / (w - 1) - 1, (ys + dy) * 2 / (h - 1) - 1],
+                       dim=-1).reshape(n, h * s, w * s, 2)
+    sampled = F.grid_sample(kernels, grid, mode='bilinear',
+                            padding_mode='border', align_corners=True)
+    sampled = sampled.reshape(n, k * k, h, s, w, s)
+    unfolded = F.unfold(features, k, padding=k // 2).reshape(n, c, k * k, h, w)
+    out = torch.einsum('nthiwj,ncthw->nchiwj', sampled, unfolded)
+    return out.reshape(n, c, h * s, w * s)
+
+
+def contenders(batch: int, size: tuple[int, int], device: str = 'cpu',
+               dtype: torch.dtype = torch.float32,
+               memory_format: torch.memory_format = torch.contiguous_format,
+               ) -> list[Contender]:
+    """What is compared at one size, with C 256, K 5, s 2 and one group.
+
+    Args:
+        batch (int): N.
+        size (tuple[int, int]): H and W of the source map.
+        device (str): Where.
+        dtype (torch.dtype): Of every tensor.
+        memory_format (torch.memory_format): Of every tensor.
+
+    Returns:
+        list[Contender]: Bilinear interpolation first.
+    """
+    (h, w), c, k, s = size, CHANNELS, KERNEL, SCALE
+    generator = torch.Generator().manual_seed(0)
+
+    def make(*shape: int) -> Tensor:
+        value = torch.randn(shape, generator=generator)
+        return value.to(device, dtype, memory_format=memory_format)
+
+    x = make(batch, c, h, w)
+    kernels = make(batch, k * k, h, w).softmax(1)
+    masks = make(batch, k * k, s * h, s * w).softmax(1)
+    offsets = make(batch, 2 * s * s, h, w)
+    flops = 2 * s * s * k * k * c * h * w * batch
+    sampling = 8 * s * s * k * k * h * w * batch
+    sizes = (k, 1, s)
+    dlu_inputs, dlu_flops = (x, kernels, offsets), flops + sampling
+    listed = [
+        Contender('bilinear', lambda x: F.interpolate(
+            x, scale_factor=s, mode='bilinear', align_corners=False), (x,), 0),
+        Contender('nearest', lambda x: F.interpolate(x, scale_factor=s), (x,), 0),
+    ]
+    if library.is_available(x.device.type):
+        listed += [
+            Contender('dlu, fused', lambda *t: library.dlu(*t, *sizes),
+                      dlu_inputs, dlu_flops),
+            Contender('carafe, fused', lambda *t: library.carafe(*t, *sizes),
+                      (x, masks), flops),
+        ]
+    listed.append(Contender('dlu, reference',
+                            lambda *t: reference.dlu(*t, *sizes), dlu_inputs,
+                            dlu_flops))
+    if x.nbytes * k * k <= UNFOLDED_LIMIT:
+        listed.append(Contender('dlu, unfold + einsum',
+                                lambda *t: unfold_dlu(*t, k, s), dlu_inputs,
+                                dlu_flops))
+    return listed
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def interleaved(actions: Sequence[Callable[[], object]], rounds: int,
+                device: torch.device) -> list[tuple[float, float]]:
+    """Median and least seconds of each action, one run of each a round.
+
+    A round goes before, to warm up. What takes over half a second runs once.
+    """
+    times: list[list[float]] = [[] for _ in actions]
+    for _ in range(rounds + 1):
+        for action, taken in zip(actions, times):
+            if taken and taken[0] > SLOW:
+                continue
+            _synchronize(device)
+            start = time.perf_counter()
+            action()
+            _synchronize(device)
+            taken.append(time.perf_counter() - start)
+    kept = [taken[1:] or taken for taken in times]
+    return [(statistics.median(taken), min(taken)) for taken in kept]
+
+
+def copy_bandwidth(device: torch.device, rounds: int) -> float:
+    """Bytes a second, read and written, of copying 256 MiB to touched memory."""
+    source = torch.ones(64 << 20, device=device)
+    target = torch.zeros_like(source)
+    (_, least), = interleaved([lambda: target.copy_(source)], rounds, device)
+    return 2 * source.nbytes / least
+
+
+def peak_memory(action: Callable[[], object], device: torch.device) -> int:
+    """Bytes that an action adds at its peak, what it returns included."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        kept = action()
+        torch.cuda.synchronize(device)
+        peak = torch.cuda.max_memory_allocated(device) - before
+        del kept
+        return peak
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities,
+                                profile_memory=True) as profile:
+        kept = action()
+    events = [event for event in profile.profiler.kineto_results.events()
+              if event.name() == '[memory]']
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    del kept
+    return peak
+
+
+def _differentiate(contender: Contender) -> tuple[Callable, Callable]:
+    """Forward + backward, and the backward alone of a kept graph."""
+    inputs = [t.detach().requires_grad_() for t in contender.inputs]
+    out = contender.run(*inputs)
+    grad = torch.ones_like(out)
+
+    def both():
+        return torch.autograd.grad(contender.run(*inputs), inputs, grad)
+
+    def backward():
+        return torch.autograd.grad(out, inputs, grad, retain_graph=True)
+
+    return both, backward
+
+
+def measure(batch: int, size: tuple[int, int], rounds: int = 15,
+            device: str = 'cpu', dtype: torch.dtype = torch.float32,
+            memory_format: torch.memory_format = torch.contiguous_format,
+            bandwidth: float = 0.) -> list[Row]:
+    """Measure every contender at one size, forward and forward + backward.
+
+    Args:
+        batch (int): Images.
+        size (tuple[int, int]): Height and width of the source map.
+        rounds (int): Runs of each contender; one of those that take over 0.5 s.
+        device (str): Where.
+        dtype (torch.dtype): Of every tensor.
+        memory_format (torch.memory_format): Of every tensor.
+        bandwidth (float): Bytes a second of a copy; measured if 0.
+
+    Returns:
+        list[Row]: By direction, then by contender.
+    """
+    where = torch.device(device)
+    bandwidth = bandwidth or copy_bandwidth(where, rounds)
+    listed = contenders(batch, size, device=device, dtype=dtype,
+                        memory_format=memory_format)
+    rows = []
+    with torch.no_grad():
+        actions = [lambda c=c: c.run(*c.inputs) for c in listed]
+        peaks = [peak_memory(action, where) for action in actions]
+        seconds = interleaved(actions, rounds, where)
+    for contender, peak, taken in zip(listed, peaks, seconds):
+        out_bytes = contender.inputs[0].nbytes * SCALE**2
+        moved = out_bytes + sum(t.nbytes for t in contender.inputs)
+        rows.append(Row(batch, size, 'forward', contender.name,
+                        *_times(taken, seconds[0]), peak / out_bytes - 1,
+                        contender.flops / taken[1] * 1e-9,
+                        moved / taken[1] / bandwidth))
+    pairs = [_differentiate(contender) for contender in listed]
+    peaks = [peak_memory(backward, where) for _, backward in pairs]
+    seconds = interleaved([both for both, _ in pairs], rounds, where)
+    for contender, peak, taken in zip(listed, peaks, seconds):
+        grad_bytes = sum(t.nbytes for t in contender.inputs)
+        rows.append(Row(batch, size, 'forward + backward', contender.name,
+                        *_times(taken, seconds[0]), peak / grad_bytes - 1,
+                        3 * contender.flops / taken[1] * 1e-9, 0.))
+    return rows
+
+
+def _times(taken: tuple[float, float], bilinear: tuple[float, float]) -> tuple:
+    (median, least), (bilinear_median, bilinear_least) = taken, bilinear
+    return (median * 1e3, median / bilinear_median, least * 1e3,
+            least / bilinear_least)
+
+
+HEADER = ('| batch | source map | direction | upsampler | median ms | to bilinear | '
+          'least ms | to bilinear | extra memory | GFLOP/s | of copy bandwidth |\n'
+          '|--:|---|---|---|--:|--:|--:|--:|--:|--:|--:|')
+
+
+def to_markdown(rows: Sequence[Row]) -> str:
+    """The rows as lines of a table under ``HEADER``."""
+    lines = []
+    for row in rows:
+        gflops = f'{row.gflops:.1f}' if row.gflops else ''
+        bandwidth = f'{row.bandwidth:.0%}' if row.bandwidth else ''
+        lines.append(
+            f'| {row.batch} | {row.size[0]} x {row.size[1]} | {row.direction} | '
+            f'{row.name} | {row.milliseconds:.2f} | {row.ratio:.2f} | '
+            f'{row.least:.2f} | {row.least_ratio:.2f} | {row.extra:.1%} | '
+            f'{gflops} | {bandwidth} |')
+    return '\n'.join(lines)
+
+
+def plot(rows: Sequence[Row], path: str, title: str) -> None:
+    """Draw the times of batch 1 as bars, on a logarithmic axis.
+
+    Args:
+        rows (Sequence[Row]): What :func:`measure` returned, for several sizes.
+        path (str): PNG file to write.
+        title (str): Over the drawing.
+    """
+    import matplotlib
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    batch = min(row.batch for row in rows)
+    rows = [row for row in rows if row.batch == batch]
+    directions = list(dict.fromkeys(row.direction for row in rows))
+    sizes = list(dict.fromkeys(row.size for row in rows))
+    names = list(dict.fromkeys(row.name for row in rows))
+    figure, axes = plt.subplots(1, len(directions), figsize=(12, 4.5), sharey=True,
+                                squeeze=False)
+    for axis, direction in zip(axes[0], directions):
+        for index, name in enumerate(names):
+            found = {row.size: row.milliseconds for row in rows
+                     if (row.name, row.direction) == (name, direction)}
+            width = .8 / len(names)
+            places = [sizes.index(size) + (index - len(names) / 2) * width
+                      for size in found]
+            axis.bar(places, list(found.values()), width, label=name, align='edge')
+        axis.set_xticks(range(len(sizes)), [f'{h} x {w}' for h, w in sizes])
+        axis.set_xlabel('source map, height x width')
+        axis.set_title(f'{direction}, batch {batch}')
+        axis.set_yscale('log')
+        axis.grid(axis='y', alpha=.3)
+    axes[0][0].set_ylabel('milliseconds, median')
+    axes[0][-1].legend(fontsize=8)
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

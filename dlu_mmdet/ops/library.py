@@ -1,0 +1,236 @@
+"""The compiled operators as torch sees them.
+
+Loads the extension and registers what the C++ schemas leave open: shapes for
+tracing, derivatives and FLOPs. Autocast needs no rule: an operator takes tensors
+of different floating dtypes and returns that of ``features``, so float32 kernels
+from an autocast softmax meet half-precision features without a cast.
+
+Environment: ``DLU_MMDET_NO_EXT=1`` ignores a built extension, ``DLU_MMDET_ISA``
+(``avx512``, ``avx2`` or ``generic``) names the CPU loops to run.
+"""
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+
+def _load() -> frozenset[str]:
+    """Load the extension; the device types that it has kernels for."""
+    if os.environ.get('DLU_MMDET_NO_EXT') == '1':
+        return frozenset()
+    found = sorted(Path(__file__).parent.parent.glob('_C*.so'))
+    if not found:
+        warnings.warn(
+            'dlu_mmdet runs on its plain PyTorch operators, which are much '
+            'slower: the extension is not built; reinstall with a C++ compiler '
+            'present', stacklevel=2)
+        return frozenset()
+    try:
+        torch.ops.load_library(found[0])
+    except OSError:  # undefined symbols, or a missing library of another torch
+        warnings.warn(
+            f'dlu_mmdet runs on its plain PyTorch operators: the extension was '
+            f'built for another torch than {torch.__version__}; rebuild it with '
+            f'pip install --no-build-isolation --force-reinstall --no-deps',
+            stacklevel=2)
+        return frozenset()
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return frozenset(
+        key.lower() for key in ('CPU', 'CUDA')
+        if has_kernel('dlu_mmdet::dlu', key))
+
+
+_DEVICE_TYPES = _load()
+_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
+
+
+def is_available(device_type: str) -> bool:
+    """Whether the extension has kernels for a device type, as 'cpu' or 'cuda'."""
+    return device_type in _DEVICE_TYPES
+
+
+def handles(features: Tensor) -> bool:
+    """Whether the compiled operators should take this call.
+
+    They do where they were built for the device, except in an export, whose
+    result has to run without this package.
+    """
+    return (features.device.type in _DEVICE_TYPES
+            and not torch.onnx.is_in_onnx_export() and not _is_exporting())
+
+
+def dlu(features: Tensor, kernels: Tensor, offsets: Tensor, kernel_size: int,
+        group_size: int, scale_factor: int) -> Tensor:
+    """Compiled :func:`dlu_mmdet.ops.dlu`: same arguments, same result.
+
+    Differentiable once. CPU results do not depend on the number of threads; on
+    CUDA the gradient of ``kernels`` is a sum in no fixed order.
+
+    Raises:
+        ValueError: If a shape, a size or a device does not fit.
+        TypeError: If a dtype is not float32, float64, float16 or bfloat16.
+    """
+    return torch.ops.dlu_mmdet.dlu(features, kernels, offsets, kernel_size,
+                                   group_size, scale_factor)
+
+
+def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int,
+           scale_factor: int) -> Tensor:
+    """Compiled :func:`dlu_mmdet.ops.carafe`: same arguments, same result.
+
+    Differentiable once. CPU results do not depend on the number of threads.
+
+    Raises:
+        ValueError: If a shape, a size or a device does not fit.
+        TypeError: If a dtype is not float32, float64, float16 or bfloat16.
+    """
+    return torch.ops.dlu_mmdet.carafe(features, masks, kernel_size, group_size,
+                                      scale_factor)
+
+
+# ---- shapes, for fake tensors --------------------------------------------------
+
+
+def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """New tensor in the dtype and layout of another; channels last if only that."""
+    last = not like.is_contiguous() and like.is_contiguous(
+        memory_format=torch.channels_last)
+    return torch.empty(
+        shape, dtype=like.dtype, device=like.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _fake_forward(features: Tensor, *args) -> Tensor:
+    n, c, h, w = features.shape
+    s = args[-1]
+    return _empty(features, (n, c, h * s, w * s))
+
+
+def _fake_features(grad: Tensor, features: Tensor, *args) -> Tensor:
+    return _empty(features, features.shape)
+
+
+def _fake_kernels(grad: Tensor, features: Tensor, kernels: Tensor,
+                  offsets: Tensor, *args) -> tuple[Tensor, Tensor]:
+    return _empty(kernels, kernels.shape), _empty(offsets, offsets.shape)
+
+
+def _fake_masks(grad: Tensor, features: Tensor, masks: Tensor, *args) -> Tensor:
+    return _empty(masks, masks.shape)
+
+
+# ---- derivatives ---------------------------------------------------------------
+
+
+def _save(ctx, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*(v for v in inputs if isinstance(v, Tensor)))
+    ctx.sizes = tuple(v for v in inputs if not isinstance(v, Tensor))
+
+
+def _dlu_backward(ctx, grad: Tensor) -> tuple:
+    args = (grad, *ctx.saved_tensors, *ctx.sizes)
+    grads = [None, None, None]
+    if ctx.needs_input_grad[0]:
+        grads[0] = torch.ops.dlu_mmdet.dlu_backward_features(*args)
+    if any(ctx.needs_input_grad[1:3]):
+        grads[1:] = torch.ops.dlu_mmdet.dlu_backward_kernels(*args)
+    return (*grads, None, None, None)
+
+
+def _carafe_backward(ctx, grad: Tensor) -> tuple:
+    args = (grad, *ctx.saved_tensors, *ctx.sizes)
+    grads = [None, None]
+    if ctx.needs_input_grad[0]:
+        grads[0] = torch.ops.dlu_mmdet.carafe_backward_features(*args)
+    if ctx.needs_input_grad[1]:
+        grads[1] = torch.ops.dlu_mmdet.carafe_backward_masks(*args)
+    return (*grads, None, None, None)
+
+
+def _no_second_derivative(ctx, *grads: Tensor) -> None:
+    raise RuntimeError(
+        'dlu_mmdet: the compiled operators have first derivatives only; for '
+        'second ones use dlu_mmdet.ops.reference or set DLU_MMDET_NO_EXT=1')
+
+
+# ---- FLOPs ---------------------------------------------------------------------
+
+
+def _multiply_adds(features: Sequence[int], kernel_size: int, group_size: int,
+                   scale_factor: int, sampling: bool) -> tuple[int, int]:
+    """Multiply-adds of the reassembly and, 4 a value, of sampling its kernels."""
+    n, c, h, w = features
+    values = n * h * w * scale_factor**2 * kernel_size**2
+    return values * c, 4 * values * group_size if sampling else 0
+
+
+def _dlu_flops(features, kernels, offsets, kernel_size, group_size,
+               scale_factor, *args, **kwargs) -> int:
+    return 2 * sum(_multiply_adds(features, kernel_size, group_size,
+                                  scale_factor, True))
+
+
+def _carafe_flops(features, masks, kernel_size, group_size, scale_factor, *args,
+                  **kwargs) -> int:
+    return 2 * sum(_multiply_adds(features, kernel_size, group_size,
+                                  scale_factor, False))
+
+
+def _backward_flops(forward: Callable[..., int]) -> Callable[..., int]:
+    # each gradient repeats the products of the forward once
+    return lambda grad, *args, **kwargs: forward(*args, **kwargs)
+
+
+def _mmengine_flops(sampling: bool) -> Callable[..., int]:
+    """A handle for mmengine's analyzer, which counts a multiply-add as one."""
+
+    def count(inputs: list, outputs: list) -> int:
+        kernel_size, group_size, scale_factor = (
+            value.toIValue() for value in inputs[-3:])
+        features = inputs[0].type().sizes()
+        return sum(_multiply_adds(features, kernel_size, group_size,
+                                  scale_factor, sampling))
+
+    return count
+
+
+def _register() -> None:
+    fakes = dict(
+        dlu=_fake_forward, dlu_backward_features=_fake_features,
+        dlu_backward_kernels=_fake_kernels, carafe=_fake_forward,
+        carafe_backward_features=_fake_features,
+        carafe_backward_masks=_fake_masks)
+    derivatives = dict(dlu=_dlu_backward, carafe=_carafe_backward)
+    for name, fake in fakes.items():
+        op = f'dlu_mmdet::{name}'
+        forward = _dlu_flops if name.startswith('dlu') else _carafe_flops
+        torch.library.register_fake(op, fake)
+        if name in derivatives:
+            torch.library.register_autograd(op, derivatives[name],
+                                            setup_context=_save)
+            flops = forward
+        else:
+            torch.library.register_autograd(op, _no_second_derivative)
+            flops = _backward_flops(forward)
+        register_flop_formula(getattr(torch.ops.dlu_mmdet, name))(flops)
+    try:
+        from mmengine.analysis import complexity_analysis
+    except ImportError:  # the operators work without mmengine
+        return
+    # the analyzers offer no public way to extend their defaults
+    flops = complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS
+    activations = complexity_analysis._DEFAULT_SUPPORTED_ACT_OPS
+    for name in derivatives:
+        op = f'dlu_mmdet::{name}'
+        flops[op] = _mmengine_flops(sampling=name == 'dlu')
+        activations[op] = complexity_analysis.generic_activation_jit(name)
+
+
+if _DEVICE_TYPES:
+    _register()

@@ -1,0 +1,363 @@
+"""The compiled operators against the reference; test_ops.py holds that to loops."""
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from dlu_mmdet.ops import carafe, dlu, library, reference
+from dlu_mmdet.upsamplers.dlu import DLUPack
+
+ROOT = Path(__file__).parents[1]
+DEVICES = [d for d in ('cpu', 'cuda') if library.is_available(d)
+           and (d == 'cpu' or torch.cuda.is_available())]
+needs_ops = pytest.mark.skipif(not DEVICES, reason='the extension is not built')
+on_devices = pytest.mark.parametrize('device', DEVICES)
+
+# (N, C, H, W, K, G, s): every size at its edge, W below, at and above a vector
+CASES = [
+    (1, 1, 1, 1, 1, 1, 1), (2, 3, 5, 3, 3, 1, 2), (1, 2, 7, 1, 5, 2, 2),
+    (1, 12, 1, 9, 3, 4, 3), (0, 4, 3, 3, 5, 1, 2), (1, 5, 9, 40, 5, 1, 2),
+    (2, 6, 4, 17, 7, 2, 1), (1, 3, 3, 4, 3, 1, 8), (1, 8, 6, 5, 5, 4, 4),
+    (1, 70, 12, 37, 5, 1, 2), (2, 129, 5, 18, 3, 1, 2), (1, 4, 33, 16, 5, 2, 3)
+]
+# unit roundoff of the dtype, with room for sums of a hundred terms
+TOLERANCE = {
+    torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 4e-3,
+    torch.bfloat16: 3e-2
+}
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def make(n, c, h, w, k, g, s, dtype=torch.float32, device='cpu',
+         layout=torch.contiguous_format, op='dlu', kernel_dtype=None):
+    """Arguments and an output gradient; offsets are exact in every dtype."""
+    torch.manual_seed(n + c + h + w + k + g + s)
+    shapes = dict(
+        dlu=[(n, g * k * k, h, w), (n, g * 2 * s * s, h, w)],
+        carafe=[(n, g * k * k, h * s, w * s)])[op]
+    tensors = [torch.randn(n, c, h, w), torch.randn(shapes[0]).softmax(1),
+               *((torch.randn(shape) * 96).round() / 32 for shape in shapes[1:]),
+               torch.randn(n, c, h * s, w * s)]
+    dtypes = [dtype, kernel_dtype or dtype, dtype, dtype]
+    tensors = [t.to(device, d).to(memory_format=layout)
+               for t, d in zip(tensors, dtypes)]
+    return [t.requires_grad_() for t in tensors[:-1]], tensors[-1], (k, g, s)
+
+
+def reference_of(op, inputs, grad, sizes):
+    """Result and gradients in float64."""
+    inputs = [t.detach().double().requires_grad_() for t in inputs]
+    out = getattr(reference, op)(*inputs, *sizes)
+    return out, torch.autograd.grad(out, inputs, grad.double())
+
+
+def assert_close(actual, expected, dtype):
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(actual.double(), expected, rtol=tolerance,
+                               atol=tolerance, equal_nan=True)
+
+
+@needs_ops
+@pytest.mark.parametrize('op', ['dlu', 'carafe'])
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('case', CASES)
+@on_devices
+def test_same_as_reference(device, case, dtype, layout, op):
+    inputs, grad, sizes = make(*case, dtype, device, layout, op)
+    expected, expected_grads = reference_of(op, inputs, grad, sizes)
+    out = getattr(library, op)(*inputs, *sizes)
+    assert out.dtype == dtype
+    assert_close(out, expected, dtype)
+    grads = torch.autograd.grad(out, inputs, grad)
+    for tensor, value, wanted in zip(inputs, grads, expected_grads):
+        assert value.dtype == tensor.dtype
+        assert_close(value, wanted, dtype)
+
+
+@needs_ops
+@pytest.mark.parametrize('layout', LAYOUTS)
+@on_devices
+def test_layout_of_features_is_kept(device, layout):
+    inputs, grad, sizes = make(2, 6, 5, 7, 3, 1, 2, device=device, layout=layout)
+    out = library.dlu(*inputs, *sizes)
+    grads = torch.autograd.grad(out, inputs, grad)
+    for tensor in (out, *grads):
+        assert tensor.is_contiguous(memory_format=layout)
+
+
+@needs_ops
+@on_devices
+def test_half_features_with_float32_kernels(device):
+    # softmax returns float32 under autocast
+    case = make(1, 6, 5, 20, 5, 2, 2, torch.bfloat16, device,
+                kernel_dtype=torch.float32)
+    inputs, grad, sizes = case
+    expected, expected_grads = reference_of('dlu', inputs, grad, sizes)
+    out = library.dlu(*inputs, *sizes)
+    assert_close(out, expected, torch.bfloat16)
+    grads = torch.autograd.grad(out, inputs, grad)
+    assert [g.dtype for g in grads] == [t.dtype for t in inputs]
+    for value, wanted in zip(grads, expected_grads):
+        assert_close(value, wanted, torch.bfloat16)
+
+
+@needs_ops
+@on_devices
+def test_any_strides(device):
+    inputs, grad, sizes = make(2, 4, 6, 18, 3, 1, 2, device=device)
+    expected, expected_grads = reference_of('dlu', inputs, grad, sizes)
+    strided = []
+    for t in inputs:
+        wide = torch.full((*t.shape[:2], t.shape[2] + 3, 2 * t.shape[3]),
+                          torch.nan, device=device)
+        view = wide[:, :, 1:-2, ::2]
+        view.copy_(t.detach())
+        strided.append(view.requires_grad_())
+    out = library.dlu(*strided, *sizes)
+    assert_close(out, expected, torch.float32)
+    grads = torch.autograd.grad(out, strided, grad.mT.contiguous().mT)
+    for value, wanted in zip(grads, expected_grads):
+        assert_close(value, wanted, torch.float32)
+    # the gradient of a sum is one number, expanded
+    grads = torch.autograd.grad(library.dlu(*inputs, *sizes).sum(), inputs)
+    wanted = reference_of('dlu', inputs, torch.ones_like(grad), sizes)[1]
+    for value, want in zip(grads, wanted):
+        assert_close(value, want, torch.float32)
+
+
+WILD = st.one_of(
+    st.floats(-60, 60, width=32),
+    st.sampled_from([1e30, -1e30, 3e38, -3e38, torch.nan, torch.inf,
+                     -torch.inf, 0.]))
+
+
+@needs_ops
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(0, 2), c=st.integers(1, 6), h=st.integers(1, 6),
+       w=st.integers(1, 36), k=st.sampled_from([1, 3, 5, 7]),
+       s=st.sampled_from([1, 2, 3, 4]), last=st.booleans(),
+       wild=st.lists(WILD, min_size=1, max_size=8))
+def test_wild_offsets(n, c, h, w, k, s, last, wild):
+    for device in DEVICES:
+        inputs, grad, sizes = make(n, c, h, w, k, 1, s, torch.float64, device,
+                                   LAYOUTS[last])
+        offsets = inputs[2].detach().flatten()
+        offsets[:offsets.numel() // 3] = torch.tensor(
+            wild, dtype=torch.float64).repeat(offsets.numel())[:offsets.numel() // 3]
+        inputs[2] = offsets.reshape(inputs[2].shape).requires_grad_()
+        expected, expected_grads = reference_of('dlu', inputs, grad, sizes)
+        out = library.dlu(*inputs, *sizes)
+        assert_close(out, expected, torch.float64)
+        for value, wanted in zip(torch.autograd.grad(out, inputs, grad),
+                                 expected_grads):
+            assert_close(value, wanted, torch.float64)
+
+
+@needs_ops
+@on_devices
+def test_gradcheck(device):
+    inputs, _, sizes = make(1, 4, 3, 4, 3, 2, 2, torch.float64, device)
+    # away from lattice points, where the derivative jumps
+    inputs[2] = (inputs[2].detach() + 1 / 77).requires_grad_()
+    assert torch.autograd.gradcheck(lambda *t: library.dlu(*t, *sizes), inputs)
+    inputs, _, sizes = make(1, 4, 3, 4, 3, 2, 2, torch.float64, device, op='carafe')
+    assert torch.autograd.gradcheck(lambda *t: library.carafe(*t, *sizes), inputs)
+
+
+@needs_ops
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('op', ['dlu', 'carafe'])
+@on_devices
+def test_opcheck(device, op, layout):
+    inputs, grad, sizes = make(2, 4, 5, 6, 3, 2, 2, device=device, layout=layout,
+                               op=op)
+    ops = torch.ops.dlu_mmdet
+    torch.library.opcheck(getattr(ops, op).default, (*inputs, *sizes))
+    detached = [t.detach() for t in inputs]
+    for name in dict(dlu=('features', 'kernels'), carafe=('features', 'masks'))[op]:
+        torch.library.opcheck(getattr(ops, f'{op}_backward_{name}').default,
+                              (grad, *detached, *sizes))
+
+
+@needs_ops
+@on_devices
+def test_compiles_without_graph_break(device):
+    torch.manual_seed(0)
+    module = DLUPack(8, compressed_channels=4).to(device)
+    compiled = torch.compile(module, fullgraph=True)
+    x = torch.randn(1, 8, 6, 7, device=device, requires_grad=True)
+    out, expected = compiled(x), module(x)
+    torch.testing.assert_close(out, expected)
+    grad, = torch.autograd.grad(out.square().sum(), x)
+    wanted, = torch.autograd.grad(expected.square().sum(), x)
+    torch.testing.assert_close(grad, wanted)
+
+
+@needs_ops
+@on_devices
+def test_autocast_gives_half_precision(device):
+    module = DLUPack(8, compressed_channels=4).to(device)
+    x = torch.randn(1, 8, 6, 7, device=device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        out = module(x.bfloat16())
+    assert out.dtype == torch.bfloat16
+    assert_close(out, module(x).double(), torch.bfloat16)
+    out.sum().backward()
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+
+
+@needs_ops
+@pytest.mark.parametrize('op', ['dlu', 'carafe'])
+def test_threads_do_not_change_a_bit(op):
+    inputs, grad, sizes = make(2, 37, 19, 41, 5, 1, 2, op=op)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            out = getattr(library, op)(*inputs, *sizes)
+            results.append((out, *torch.autograd.grad(out, inputs, grad)))
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result))
+
+
+@needs_ops
+def test_second_derivative_says_so():
+    inputs, _, sizes = make(1, 2, 3, 4, 3, 1, 2)
+    out = library.dlu(*inputs, *sizes)
+    grad, = torch.autograd.grad(out.sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match='first derivatives only'):
+        torch.autograd.grad(grad.sum(), inputs[1])
+
+
+@needs_ops
+@on_devices
+def test_no_deterministic_claim_on_cuda(device):
+    inputs, grad, sizes = make(1, 2, 3, 4, 3, 1, 2, device=device)
+    out = library.dlu(*inputs, *sizes)
+    torch.use_deterministic_algorithms(True)
+    try:
+        if device == 'cpu':
+            torch.autograd.grad(out, inputs, grad)
+        else:
+            with pytest.raises(RuntimeError, match='deterministic'):
+                torch.autograd.grad(out, inputs, grad)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@needs_ops
+def test_flop_counters():
+    inputs, _, sizes = make(1, 6, 5, 7, 5, 1, 2)
+    reassembly = 2 * 5 * 7 * 4 * 25 * 6
+    sampling = 8 * 5 * 7 * 4 * 25
+    with FlopCounterMode(display=False) as counter:
+        out = dlu(*inputs, *sizes)
+    assert counter.get_total_flops() == reassembly + sampling
+    with FlopCounterMode(display=False) as counter:
+        out.sum().backward()
+    assert counter.get_total_flops() == 2 * (reassembly + sampling)
+    inputs, _, sizes = make(1, 6, 5, 7, 5, 1, 2, op='carafe')
+    with FlopCounterMode(display=False) as counter:
+        carafe(*inputs, *sizes)
+    assert counter.get_total_flops() == reassembly
+
+
+@needs_ops
+def test_mmengine_counts_the_module():
+    from mmengine.analysis import get_model_complexity_info
+    module = DLUPack(16, compressed_channels=4)
+    flops = get_model_complexity_info(module, (16, 5, 7), show_table=False,
+                                      show_arch=False)['flops']
+    # multiply-adds per source pixel: 1x1, two 3x3 heads, reassembly, sampling
+    heads = 16 * 4 + 9 * 4 * (25 + 8)
+    assert flops >= 35 * (heads + 4 * 25 * 16 + 4 * 4 * 25)
+    assert flops <= 1.05 * 35 * (heads + 4 * 25 * 16 + 4 * 4 * 25)
+
+
+@needs_ops
+@pytest.mark.parametrize('change, message', [
+    (lambda x, k, o: (x, k[:, :-1], o), 'kernels must have shape'),
+    (lambda x, k, o: (x, k, o[..., :-1]), 'offsets must have shape'),
+    (lambda x, k, o: (x[0], k, o), 'features must be'),
+    (lambda x, k, o: (x.int(), k, o), 'floating-point'),
+])
+def test_bad_tensors_raise_in_the_extension_too(change, message):
+    inputs, _, sizes = make(1, 2, 3, 4, 3, 1, 2)
+    with pytest.raises((ValueError, TypeError), match=message):
+        torch.ops.dlu_mmdet.dlu(*change(*(t.detach() for t in inputs)), *sizes)
+
+
+@needs_ops
+@pytest.mark.parametrize('isa', ['avx2', 'generic'])
+def test_narrower_instruction_sets(isa):
+    # the widest one is what every other test runs; chosen once a process
+    code = '''
+import torch, dlu_mmdet.ops.reference as reference, dlu_mmdet.ops.library as library
+torch.manual_seed(0)
+for last in (False, True):
+    x, k = torch.randn(1, 19, 6, 37), torch.randn(1, 25, 6, 37)
+    o, g = torch.randn(1, 8, 6, 37), torch.randn(1, 19, 12, 74)
+    if last:
+        x = x.to(memory_format=torch.channels_last)
+    results = []
+    for backend in (library, reference):
+        inputs = [t.clone().requires_grad_() for t in (x, k, o)]
+        out = backend.dlu(*inputs, 5, 1, 2)
+        results.append((out, *torch.autograd.grad(out, inputs, g)))
+    for a, b in zip(*results):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+'''
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT,
+                   env={**os.environ, 'DLU_MMDET_ISA': isa})
+
+
+def test_switched_off_runs_on_the_reference():
+    code = '''
+import warnings
+warnings.simplefilter('error', UserWarning)
+from dlu_mmdet.ops import carafe, library
+import torch
+assert not library.is_available('cpu')
+assert carafe(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 4, 4), 1, 1, 2).sum() == 16
+'''
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT,
+                   env={**os.environ, 'DLU_MMDET_NO_EXT': '1'})
+
+
+@needs_ops
+def test_extension_of_another_torch_is_one_sentence(monkeypatch):
+    def fail(path):
+        raise OSError(f'{path}: undefined symbol: _ZN3c106detail')
+
+    monkeypatch.delenv('DLU_MMDET_NO_EXT', raising=False)
+    monkeypatch.setattr(torch.ops, 'load_library', fail)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        assert library._load() == frozenset()
+    message, = (str(w.message) for w in caught)
+    assert 'rebuild' in message and '_ZN' not in message
+
+
+@pytest.mark.parametrize('arch', ['sm_75', 'sm_90', 'sm_120'])
+def test_cuda_sources_compile(arch, tmp_path):
+    nvcc = shutil.which('nvcc') or '/usr/local/cuda/bin/nvcc'
+    if not os.path.exists(nvcc):
+        pytest.skip('no nvcc')
+    from torch.utils.cpp_extension import include_paths
+    command = [nvcc, '-std=c++20', '-arch', arch, '-c', '-o', tmp_path / 'o.o',
+               '-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE', '--expt-relaxed-constexpr',
+               *(f'-I{path}' for path in include_paths()),
+               ROOT / 'csrc/cuda/reassembly.cu']
+    subprocess.run(command, check=True)

@@ -1,0 +1,69 @@
+"""Time the operators: python tools/benchmark.py [--batch 1 8] [--out PNG]."""
+import argparse
+import platform
+from pathlib import Path
+
+import torch
+
+from dlu_mmdet.analysis import op_benchmark
+
+DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
+LAYOUTS = dict(nchw=torch.contiguous_format, channels_last=torch.channels_last)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    try:
+        height, width = map(int, text.split('x'))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'a size is HEIGHTxWIDTH as 50x84, got {text!r}') from None
+    return height, width
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Time DLU and CARAFE, fused and composed, beside bilinear and '
+        'nearest interpolation: C 256, K 5, s 2. Prints one table.')
+    parser.add_argument('--batch', nargs='+', type=int, default=[1, 8])
+    parser.add_argument('--sizes', nargs='+', type=parse_size,
+                        default=op_benchmark.SIZES, metavar='HEIGHTxWIDTH',
+                        help='source maps')
+    parser.add_argument('--rounds', type=int, default=15,
+                        help='runs of each, interleaved; medians are printed')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--dtype', choices=DTYPES, default='float32')
+    parser.add_argument('--layout', choices=LAYOUTS, default='nchw')
+    parser.add_argument('--threads', type=int, help='CPU threads of torch')
+    parser.add_argument('--out', default='work_dirs/benchmark.png',
+                        help='plot of the times')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    bandwidth = op_benchmark.copy_bandwidth(device, args.rounds)
+    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else \
+        f'{platform.machine()}, {torch.get_num_threads()} threads, ' \
+        f'{torch.backends.cpu.get_cpu_capability()}'
+    title = f'{name}, torch {torch.__version__}, {args.dtype}, {args.layout}'
+    print(f'{title}, copy bandwidth {bandwidth * 1e-9:.1f} GB/s', flush=True)
+    print(op_benchmark.HEADER)
+    rows = []
+    for batch in args.batch:
+        for size in args.sizes:
+            measured = op_benchmark.measure(
+                batch, size, args.rounds, args.device, DTYPES[args.dtype],
+                LAYOUTS[args.layout], bandwidth)
+            print(op_benchmark.to_markdown(measured), flush=True)
+            rows += measured
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    op_benchmark.plot(rows, str(out), title)
+    print(f'plot: {out}')
+
+
+if __name__ == '__main__':
+    main()

@@ -30,6 +30,7 @@ test: lint
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 
 clean:
 	rm -rf .venv .venv-openmmlab build *.egg-info

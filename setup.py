@@ -26,31 +26,35 @@ def operators() -> dict:
         import torch
         from torch.utils import cpp_extension
     except ImportError as error:
-        print(f'dlu_mmdet: operators not compiled, {error}; install torch and '
-              f'use --no-build-isolation', file=sys.stderr)
+        print(
+            f'dlu_mmdet: operators not compiled, {error}; install torch and '
+            f'use --no-build-isolation',
+            file=sys.stderr,
+        )
         return {}
 
     force_cuda = os.environ.get('FORCE_CUDA') == '1'
-    has_cuda = torch.version.cuda is not None and \
-        cpp_extension.CUDA_HOME is not None
+    has_cuda = torch.version.cuda is not None and cpp_extension.CUDA_HOME is not None
     if force_cuda and not has_cuda:
         raise RuntimeError(
             f'FORCE_CUDA=1 needs a CUDA build of torch, got {torch.__version__}, '
-            f'and nvcc, got CUDA_HOME={cpp_extension.CUDA_HOME}')
+            f'and nvcc, got CUDA_HOME={cpp_extension.CUDA_HOME}'
+        )
 
     class BuildExtension(cpp_extension.BuildExtension):
-
         def run(self):
             try:
                 super().run()
             except Exception as error:
                 if force_cuda:
                     raise
-                print(f'dlu_mmdet: operators not compiled, the plain PyTorch '
-                      f'ones will be used: {error}', file=sys.stderr)
+                print(
+                    f'dlu_mmdet: operators not compiled, the plain PyTorch '
+                    f'ones will be used: {error}',
+                    file=sys.stderr,
+                )
 
-    flags = ['-O3', '-g0', '-ffp-contract=fast', '-Wno-psabi',
-             '-Wno-unknown-pragmas']
+    flags = ['-O3', '-g0', '-ffp-contract=fast', '-Wno-psabi', '-Wno-unknown-pragmas']
     openmp = ['-fopenmp'] if sys.platform.startswith('linux') else []
     sources = [*ROOT.glob('csrc/*.cpp'), *ROOT.glob('csrc/cpu/*.cpp')]
     extension = cpp_extension.CppExtension
@@ -59,11 +63,16 @@ def operators() -> dict:
         sources += ROOT.glob('csrc/cuda/*.cu')
     return dict(
         cmdclass=dict(build_ext=BuildExtension),
-        ext_modules=[extension(
-            'dlu_mmdet._C',
-            sorted(str(path.relative_to(ROOT)) for path in sources),
-            extra_compile_args=dict(cxx=flags + openmp, nvcc=['-O3']),
-            extra_link_args=openmp, optional=not force_cuda)])
+        ext_modules=[
+            extension(
+                'dlu_mmdet._C',
+                sorted(str(path.relative_to(ROOT)) for path in sources),
+                extra_compile_args=dict(cxx=flags + openmp, nvcc=['-O3']),
+                extra_link_args=openmp,
+                optional=not force_cuda,
+            )
+        ],
+    )
 
 
 setup(

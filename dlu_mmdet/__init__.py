@@ -3,6 +3,7 @@
 Importing the package registers its upsamplers, necks, data sets and
 transforms; configs do so with ``custom_imports = dict(imports=['dlu_mmdet'])``.
 """
+
 __version__ = '0.1.0'
 
 try:
@@ -13,7 +14,9 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f'dlu_mmdet needs MMDetection 3.x ({error}): install one of its two '
         'stacks, pip install --no-build-isolation "dlu_mmdet[onedl]" or '
-        '"dlu_mmdet[openmmlab]"', name=error.name) from None
+        '"dlu_mmdet[openmmlab]"',
+        name=error.name,
+    ) from None
 
 from . import datasets, engine, necks, ops, upsamplers
 

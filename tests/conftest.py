@@ -18,9 +18,14 @@ SHAPES_DLU = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-dlu_shapes.py'
 
 def run(*command, check=True, **kwargs):
     """Run a tool with this interpreter; returns output and status."""
-    process = subprocess.run([sys.executable, *map(str, command)], text=True,
-                             stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, cwd=ROOT, **kwargs)
+    process = subprocess.run(
+        [sys.executable, *map(str, command)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=ROOT,
+        **kwargs,
+    )
     assert not check or process.returncode == 0, process.stdout[-4000:]
     return process
 
@@ -28,16 +33,17 @@ def run(*command, check=True, **kwargs):
 def data_options(root, train, val, train_images, val_images):
     """Point a config at another data root; as --cfg-options."""
     options = {}
-    for split, ann_file, images in (('train', train, train_images),
-                                    ('val', val, val_images),
-                                    ('test', val, val_images)):
+    for split, ann_file, images in (
+        ('train', train, train_images),
+        ('val', val, val_images),
+        ('test', val, val_images),
+    ):
         dataset = f'{split}_dataloader.dataset'
         options[f'{dataset}.data_root'] = str(root)
         options[f'{dataset}.ann_file'] = f'annotations/{ann_file}'
         options[f'{dataset}.data_prefix.img'] = images
         if split != 'train':
-            options[f'{split}_evaluator.ann_file'] = \
-                f'{root}/annotations/{ann_file}'
+            options[f'{split}_evaluator.ann_file'] = f'{root}/annotations/{ann_file}'
     return options
 
 
@@ -49,8 +55,9 @@ def as_arguments(options):
 def coco_root():
     root = os.environ.get('COCO_ROOT')
     if not root:
-        pytest.skip('COCO_ROOT is not set: it names a folder in the layout of '
-                    'COCO 2017')
+        pytest.skip(
+            'COCO_ROOT is not set: it names a folder in the layout of COCO 2017'
+        )
     if not Path(root, 'annotations').is_dir():
         pytest.skip(f'COCO_ROOT={root} has no folder annotations')
     return Path(root)
@@ -60,8 +67,17 @@ def coco_root():
 def shapes_root(tmp_path_factory):
     """A shapes data set of 16 training and 8 validation images."""
     root = tmp_path_factory.mktemp('data') / 'shapes'
-    run('-m', 'dlu_mmdet.datasets.make_shapes', root, '--num-train', 16,
-        '--num-val', 8, '--image-size', 128)
+    run(
+        '-m',
+        'dlu_mmdet.datasets.make_shapes',
+        root,
+        '--num-train',
+        16,
+        '--num-val',
+        8,
+        '--image-size',
+        128,
+    )
     return root
 
 
@@ -69,8 +85,9 @@ def shapes_root(tmp_path_factory):
 def small(shapes_root):
     """Options that make a shapes config a run of 4 epochs of 2 iterations."""
     return {
-        **data_options(shapes_root, 'instances_train.json',
-                       'instances_val.json', 'train/', 'val/'),
+        **data_options(
+            shapes_root, 'instances_train.json', 'instances_val.json', 'train/', 'val/'
+        ),
         'train_cfg.max_epochs': 4,
         'train_cfg.val_interval': 4,
         'param_scheduler.0.end': 2,
@@ -89,8 +106,7 @@ def small(shapes_root):
 def trained(small, tmp_path_factory):
     """Work directory of a small DLU detector, trained with tools/train.py."""
     work_dir = tmp_path_factory.mktemp('trained')
-    run('tools/train.py', SHAPES_DLU, '--work-dir', work_dir,
-        *as_arguments(small))
+    run('tools/train.py', SHAPES_DLU, '--work-dir', work_dir, *as_arguments(small))
     return work_dir
 
 

@@ -1,4 +1,5 @@
 """The operators as loops over pixels in float64, written from the formula."""
+
 import math
 
 import numpy as np
@@ -9,8 +10,9 @@ def _sample(plane: np.ndarray, v: float, u: float) -> float:
     y0, x0 = math.floor(v), math.floor(u)
     y1, x1 = min(y0 + 1, h - 1), min(x0 + 1, w - 1)
     fy, fx = v - y0, u - x0
-    return ((1 - fy) * ((1 - fx) * plane[y0, x0] + fx * plane[y0, x1]) +
-            fy * ((1 - fx) * plane[y1, x0] + fx * plane[y1, x1]))
+    return (1 - fy) * ((1 - fx) * plane[y0, x0] + fx * plane[y0, x1]) + fy * (
+        (1 - fx) * plane[y1, x0] + fx * plane[y1, x1]
+    )
 
 
 def _gather(x, g, group_size, yy, xx, kernel, kernel_size):
@@ -43,13 +45,15 @@ def dlu(features, kernels, offsets, kernel_size, group_size, scale_factor):
                             if np.isfinite(dx) and np.isfinite(dy):
                                 u = min(max(x + dx, 0), w - 1)
                                 v = min(max(y + dy, 0), h - 1)
-                                k = [_sample(kernels[b, g * taps + t], v, u)
-                                     for t in range(taps)]
+                                k = [
+                                    _sample(kernels[b, g * taps + t], v, u)
+                                    for t in range(taps)
+                                ]
                             else:
                                 k = [np.nan] * taps
                             channels, total = _gather(
-                                features[b], g, group_size, y, x, k,
-                                kernel_size)
+                                features[b], g, group_size, y, x, k, kernel_size
+                            )
                             out[b, channels, y * s + i, x * s + j] = total
     return out
 
@@ -63,9 +67,9 @@ def carafe(features, masks, kernel_size, group_size, scale_factor):
         for g in range(group_size):
             for yy in range(h * s):
                 for xx in range(w * s):
-                    k = masks[b, g * taps:(g + 1) * taps, yy, xx]
+                    k = masks[b, g * taps : (g + 1) * taps, yy, xx]
                     channels, total = _gather(
-                        features[b], g, group_size, yy // s, xx // s, k,
-                        kernel_size)
+                        features[b], g, group_size, yy // s, xx // s, k, kernel_size
+                    )
                     out[b, channels, yy, xx] = total
     return out

@@ -1,4 +1,5 @@
 """Bad input: an error that names it and says what to do."""
+
 import json
 import os
 import pickle
@@ -32,8 +33,7 @@ def test_missing_data_folder(config, tmp_path):
 
 
 def test_missing_coco_says_how_to_fetch_it(tmp_path):
-    cfg = Config.fromfile(
-        'configs/faster_rcnn/faster-rcnn_r50_fpn-dlu_1x_coco.py')
+    cfg = Config.fromfile('configs/faster_rcnn/faster-rcnn_r50_fpn-dlu_1x_coco.py')
     cfg.train_dataloader.dataset.data_root = str(tmp_path)
     with pytest.raises(FileNotFoundError) as info:
         build_runner(cfg, 'train')
@@ -95,7 +95,6 @@ def test_truncated_checkpoint(trained, tmp_path):
 
 
 class Code:
-
     def __init__(self, call, *args):
         self.reduced = call, args
 
@@ -103,12 +102,15 @@ class Code:
         return self.reduced
 
 
-@pytest.mark.parametrize('code', [
-    Code(os.system, 'touch ran'),
-    Code(getattr, Config, 'fromfile'),
-    Code(getattr, HistoryBuffer, '__subclasses__'),
-    Code(eval, '1'),
-])
+@pytest.mark.parametrize(
+    'code',
+    [
+        Code(os.system, 'touch ran'),
+        Code(getattr, Config, 'fromfile'),
+        Code(getattr, HistoryBuffer, '__subclasses__'),
+        Code(eval, '1'),
+    ],
+)
 @pytest.mark.parametrize('zipped', [True, False])
 def test_checkpoint_that_runs_code(tmp_path, monkeypatch, code, zipped):
     monkeypatch.chdir(tmp_path)
@@ -125,8 +127,7 @@ def test_checkpoint_that_runs_code(tmp_path, monkeypatch, code, zipped):
 
 def test_a_training_checkpoint_loads_with_its_history(trained):
     """What mmengine stores besides weights survives the allow-list."""
-    loaded = CheckpointLoader.load_checkpoint(str(trained / 'epoch_4.pth'),
-                                              'cpu')
+    loaded = CheckpointLoader.load_checkpoint(str(trained / 'epoch_4.pth'), 'cpu')
     history = loaded['message_hub']['log_scalars']['train/loss']
     assert isinstance(history, HistoryBuffer)
     assert history.mean() > 0 and history.data[0].min() > 0
@@ -142,19 +143,32 @@ def test_missing_checkpoint_and_config(config, tmp_path):
 
 def test_importing_without_the_stack(tmp_path):
     """One sentence that says what to install."""
-    code = ('import sys; sys.modules["mmdet"] = None\n'
-            'try:\n    import dlu_mmdet\n'
-            'except ModuleNotFoundError as error:\n    print(error)')
+    code = (
+        'import sys; sys.modules["mmdet"] = None\n'
+        'try:\n    import dlu_mmdet\n'
+        'except ModuleNotFoundError as error:\n    print(error)'
+    )
     output = run('-c', code).stdout.strip()
     assert len(output.splitlines()) == 1
     assert 'dlu_mmdet[onedl]' in output and 'dlu_mmdet[openmmlab]' in output
 
 
 def test_wrong_upsampler_on_the_command_line(tmp_path):
-    failed = run('tools/train.py', SHAPES_DLU, '--work-dir', tmp_path,
-                 '--cfg-options', 'model.neck.upsample_cfg.type=dlux',
-                 'train_dataloader=None', 'train_cfg=None',
-                 'optim_wrapper=None', 'val_dataloader=None', 'val_cfg=None',
-                 'val_evaluator=None', 'param_scheduler=None', check=False)
+    failed = run(
+        'tools/train.py',
+        SHAPES_DLU,
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        'model.neck.upsample_cfg.type=dlux',
+        'train_dataloader=None',
+        'train_cfg=None',
+        'optim_wrapper=None',
+        'val_dataloader=None',
+        'val_cfg=None',
+        'val_evaluator=None',
+        'param_scheduler=None',
+        check=False,
+    )
     assert failed.returncode
     assert 'known types: bilinear, carafe, deconv, dlu' in failed.stdout

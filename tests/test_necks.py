@@ -14,8 +14,9 @@ ARGS = dict(in_channels=[4, 6, 8, 10], out_channels=8, num_outs=5)
 
 def inputs():
     torch.manual_seed(0)
-    return tuple(torch.randn(2, c, h, w)
-                 for c, (h, w) in zip(ARGS['in_channels'], SIZES))
+    return tuple(
+        torch.randn(2, c, h, w) for c, (h, w) in zip(ARGS['in_channels'], SIZES)
+    )
 
 
 def keys(module):
@@ -28,8 +29,7 @@ def test_odd_sizes_with_every_upsampler(neck, name):
     module = MODELS.build(dict(type=neck, upsample_cfg=dict(type=name), **ARGS))
     module.init_weights()
     outs = module(inputs())
-    assert [tuple(o.shape) for o in outs] == [
-        (2, 8, h, w) for h, w in SIZES + [(2, 2)]]
+    assert [tuple(o.shape) for o in outs] == [(2, 8, h, w) for h, w in SIZES + [(2, 2)]]
     sum(o.square().sum() for o in outs).backward()
     for key, parameter in module.named_parameters():
         assert parameter.grad is not None, f'{key} takes no part'
@@ -38,10 +38,18 @@ def test_odd_sizes_with_every_upsampler(neck, name):
 FPN_VARIANTS = [
     dict(),
     dict(num_outs=6, add_extra_convs='on_input', start_level=1),
-    dict(num_outs=6, add_extra_convs='on_output', start_level=1,
-         relu_before_extra_convs=True),
-    dict(num_outs=6, add_extra_convs='on_lateral',
-         norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU')),
+    dict(
+        num_outs=6,
+        add_extra_convs='on_output',
+        start_level=1,
+        relu_before_extra_convs=True,
+    ),
+    dict(
+        num_outs=6,
+        add_extra_convs='on_lateral',
+        norm_cfg=dict(type='BN'),
+        act_cfg=dict(type='ReLU'),
+    ),
     dict(num_outs=2, start_level=1, end_level=2),
 ]
 
@@ -57,18 +65,31 @@ def test_upsample_fpn_is_mmdets_fpn(variant):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize('variant', [
-    dict(), dict(num_outs=6), dict(num_outs=2, start_level=1, end_level=2),
-    dict(norm_cfg=dict(type='BN'), act_cfg=dict(type='ReLU'),
-         order=('act', 'conv', 'norm'))
-])
-@pytest.mark.parametrize('upsample_cfg', [
-    dict(type='nearest'), dict(type='bilinear'),
-    dict(type='deconv', upsample_kernel=3),
-    dict(type='pixel_shuffle', upsample_kernel=3),
-    dict(type='carafe', up_kernel=5, up_group=1, encoder_kernel=3,
-         encoder_dilation=1),
-])
+@pytest.mark.parametrize(
+    'variant',
+    [
+        dict(),
+        dict(num_outs=6),
+        dict(num_outs=2, start_level=1, end_level=2),
+        dict(
+            norm_cfg=dict(type='BN'),
+            act_cfg=dict(type='ReLU'),
+            order=('act', 'conv', 'norm'),
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    'upsample_cfg',
+    [
+        dict(type='nearest'),
+        dict(type='bilinear'),
+        dict(type='deconv', upsample_kernel=3),
+        dict(type='pixel_shuffle', upsample_kernel=3),
+        dict(
+            type='carafe', up_kernel=5, up_group=1, encoder_kernel=3, encoder_dilation=1
+        ),
+    ],
+)
 def test_unified_fpn_is_mmdets_fpn_carafe(variant, upsample_cfg):
     args = {**ARGS, **variant}
     theirs = FPN_CARAFE(upsample_cfg=ConfigDict(upsample_cfg), **args)
@@ -84,8 +105,8 @@ def test_dlu_neck_has_the_authors_keys():
     expected = {
         f'upsample_modules.{i}.{conv}.{kind}'
         for i in range(4)
-        for conv in ('channel_compressor', 'kernel_space_generator',
-                     'conv_offset') for kind in ('weight', 'bias')
+        for conv in ('channel_compressor', 'kernel_space_generator', 'conv_offset')
+        for kind in ('weight', 'bias')
     }
     assert {k for k in keys(neck) if 'upsample' in k} == expected
 
@@ -101,7 +122,6 @@ def test_initialisation_leaves_the_upsamplers_alone(neck):
         assert 0 < upsampler.kernel_space_generator.weight.std() < 0.002
 
     class Constant(torch.nn.Conv2d):
-
         def __init__(self, channels, scale_factor):
             super().__init__(channels, channels, 1)
             torch.nn.init.constant_(self.weight, 7)
@@ -124,5 +144,4 @@ def test_wrong_name_and_argument(neck):
     with pytest.raises(ValueError, match='bicubic.*bilinear.*dlu'):
         MODELS.build(dict(type=neck, upsample_cfg=dict(type='bicubic'), **ARGS))
     with pytest.raises(TypeError, match='scale=3.*up_kernel'):
-        MODELS.build(dict(type=neck, upsample_cfg=dict(type='dlu', scale=3),
-                          **ARGS))
+        MODELS.build(dict(type=neck, upsample_cfg=dict(type='dlu', scale=3), **ARGS))

@@ -13,14 +13,20 @@ from dlu_mmdet.ops import carafe, dlu, reference
 
 # (N, C, H, W, K, G, s): every size at least once at its edge
 CASES = [
-    (1, 4, 3, 5, 3, 1, 2), (2, 6, 4, 3, 5, 2, 2), (1, 4, 5, 4, 7, 4, 3),
-    (2, 3, 2, 2, 1, 1, 4), (1, 4, 1, 6, 3, 2, 2), (1, 2, 6, 1, 3, 1, 2),
-    (2, 3, 1, 1, 5, 3, 3), (1, 5, 4, 4, 3, 1, 1), (1, 2, 3, 3, 3, 2, 8),
-    (0, 4, 3, 5, 3, 1, 2)
+    (1, 4, 3, 5, 3, 1, 2),
+    (2, 6, 4, 3, 5, 2, 2),
+    (1, 4, 5, 4, 7, 4, 3),
+    (2, 3, 2, 2, 1, 1, 4),
+    (1, 4, 1, 6, 3, 2, 2),
+    (1, 2, 6, 1, 3, 1, 2),
+    (2, 3, 1, 1, 5, 3, 3),
+    (1, 5, 4, 4, 3, 1, 1),
+    (1, 2, 3, 3, 3, 2, 8),
+    (0, 4, 3, 5, 3, 1, 2),
 ]
 
 
-def make_dlu(n, c, h, w, k, g, s, spread=3., dtype=torch.float64):
+def make_dlu(n, c, h, w, k, g, s, spread=3.0, dtype=torch.float64):
     torch.manual_seed(n + c + h + w + k + g + s)
     x = torch.randn(n, c, h, w, dtype=dtype)
     kernels = torch.randn(n, g, k * k, h, w, dtype=dtype).softmax(2)
@@ -34,8 +40,9 @@ def make_masks(n, c, h, w, k, g, s, dtype=torch.float64):
     return x, torch.randn(n, g * k * k, h * s, w * s, dtype=dtype)
 
 
-BACKENDS = pytest.mark.parametrize('ops', [reference, fused],
-                                   ids=['reference', 'fused'])
+BACKENDS = pytest.mark.parametrize(
+    'ops', [reference, fused], ids=['reference', 'fused']
+)
 
 
 @BACKENDS
@@ -57,8 +64,9 @@ def test_carafe_is_the_formula(case, ops):
 
 
 @BACKENDS
-@pytest.mark.parametrize('case', [(1, 2, 3, 4, 3, 1, 2), (1, 4, 2, 3, 3, 2, 3),
-                                  (1, 2, 1, 3, 5, 1, 2)])
+@pytest.mark.parametrize(
+    'case', [(1, 2, 3, 4, 3, 1, 2), (1, 4, 2, 3, 3, 2, 3), (1, 2, 1, 3, 5, 1, 2)]
+)
 def test_gradients_away_from_lattice_points(case, ops):
     x, kernels, offsets = make_dlu(*case)
     # fractions in [0.2, 0.8]: no finite difference crosses a lattice point
@@ -73,8 +81,7 @@ def numeric_gradients(case, spread):
     """Central differences of the loop, for a random cotangent."""
     arrays = [t.numpy() for t in make_dlu(*case, spread=spread)]
     arrays[2] = np.floor(arrays[2]) + 0.2 + 0.6 * (arrays[2] % 1)
-    cotangent = np.random.RandomState(0).randn(
-        *loops.dlu(*arrays, *case[4:]).shape)
+    cotangent = np.random.RandomState(0).randn(*loops.dlu(*arrays, *case[4:]).shape)
     grads, eps = [], 1e-5
     for array in arrays:
         grad = np.zeros_like(array)
@@ -92,13 +99,12 @@ def numeric_gradients(case, spread):
 @BACKENDS
 @pytest.mark.parametrize('case', [(1, 2, 3, 3, 3, 2, 2), (1, 1, 2, 4, 3, 1, 3)])
 def test_backward_is_the_derivative_of_the_loop(case, ops):
-    arrays, cotangent, grads = numeric_gradients(case, spread=1.)
+    arrays, cotangent, grads = numeric_gradients(case, spread=1.0)
     tensors = [torch.from_numpy(a).requires_grad_() for a in arrays]
     out = ops.dlu(*tensors, *case[4:])
     out.backward(torch.from_numpy(cotangent))
     for tensor, grad in zip(tensors, grads):
-        np.testing.assert_allclose(tensor.grad.numpy(), grad, rtol=1e-5,
-                                   atol=1e-7)
+        np.testing.assert_allclose(tensor.grad.numpy(), grad, rtol=1e-5, atol=1e-7)
 
 
 @BACKENDS
@@ -107,18 +113,18 @@ def test_agrees_with_grid_sample(ops):
     same here."""
     n, c, h, w, k, s = 2, 4, 5, 7, 5, 2
     x, kernels, offsets = make_dlu(n, c, h, w, k, 1, s)
-    ys, xs = torch.meshgrid(torch.arange(h * 1.), torch.arange(w * 1.),
-                            indexing='ij')
+    ys, xs = torch.meshgrid(torch.arange(h * 1.0), torch.arange(w * 1.0), indexing='ij')
     out = torch.empty(n, c, h * s, w * s, dtype=x.dtype)
     patches = F.unfold(x, k, padding=k // 2).view(n, c, k * k, h, w)
     for i, j in itertools.product(range(s), range(s)):
         dx, dy = offsets[:, i * s + j], offsets[:, s * s + i * s + j]
-        grid = torch.stack([2 * (xs + dx) / (w - 1) - 1,
-                            2 * (ys + dy) / (h - 1) - 1], -1)
-        sampled = F.grid_sample(kernels, grid, padding_mode='border',
-                                align_corners=True)
-        out[:, :, i::s, j::s] = torch.einsum('nkhw,nckhw->nchw', sampled,
-                                             patches)
+        grid = torch.stack(
+            [2 * (xs + dx) / (w - 1) - 1, 2 * (ys + dy) / (h - 1) - 1], -1
+        )
+        sampled = F.grid_sample(
+            kernels, grid, padding_mode='border', align_corners=True
+        )
+        out[:, :, i::s, j::s] = torch.einsum('nkhw,nckhw->nchw', sampled, patches)
     torch.testing.assert_close(ops.dlu(x, kernels, offsets, k, 1, s), out)
 
 
@@ -126,7 +132,7 @@ def test_agrees_with_grid_sample(ops):
 def test_offset_gradient_at_lattice_points_and_borders(ops):
     """DLU starts with offsets of zero: this is its first gradient."""
     x = torch.ones(1, 1, 1, 4, dtype=torch.float64)
-    kernels = torch.tensor([[[[1., 2., 4., 8.]]]], dtype=torch.float64)
+    kernels = torch.tensor([[[[1.0, 2.0, 4.0, 8.0]]]], dtype=torch.float64)
     offsets = torch.zeros(1, 2, 1, 4, dtype=torch.float64, requires_grad=True)
     ops.dlu(x, kernels, offsets, 1, 1, 1).sum().backward()
     # right-hand difference inside, 0 at both borders; H = 1 clamps y
@@ -163,7 +169,7 @@ def test_huge_offsets_clamp_to_the_border(ops):
 def test_half_precision_samples_at_exact_positions(dtype, ops):
     """Half precision cannot hold a coordinate of 300.5; positions must not
     be computed in it."""
-    x, kernels, offsets = make_dlu(1, 1, 1, 600, 3, 1, 2, spread=1.)
+    x, kernels, offsets = make_dlu(1, 1, 1, 600, 3, 1, 2, spread=1.0)
     x, kernels, offsets = (t.to(dtype) for t in (x, kernels, offsets))
     out = ops.dlu(x, kernels, offsets, 3, 1, 2)
     assert out.dtype == dtype
@@ -182,13 +188,13 @@ def test_layout_of_the_input_is_kept(ops):
     assert expected.is_contiguous()
     torch.testing.assert_close(out, expected)
     strided = x.repeat_interleave(2, dim=3)[..., ::2]
-    torch.testing.assert_close(ops.dlu(strided, kernels, offsets, 3, 2, 2),
-                               expected)
+    torch.testing.assert_close(ops.dlu(strided, kernels, offsets, 3, 2, 2), expected)
 
 
 @pytest.mark.parametrize('s', [1, 2])
 def test_no_intermediate_is_larger_than_the_output(s):
     """An unfolded map or upsampled kernels would be K*K times as large."""
+
     class Largest(TorchDispatchMode):
         numel = 0
 
@@ -197,14 +203,15 @@ def test_no_intermediate_is_larger_than_the_output(s):
             for tensor in tree_leaves(out):
                 if isinstance(tensor, torch.Tensor):
                     storage = tensor.untyped_storage()
-                    self.numel = max(self.numel,
-                                     storage.nbytes() // tensor.itemsize)
+                    self.numel = max(self.numel, storage.nbytes() // tensor.itemsize)
             return out
 
     x, kernels, offsets = make_dlu(1, 64, 32, 32, 5, 1, s, dtype=torch.float32)
     masks = torch.rand(1, 25, 32 * s, 32 * s)
-    for call in (lambda: reference.dlu(x, kernels, offsets, 5, 1, s),
-                 lambda: reference.carafe(x, masks, 5, 1, s)):
+    for call in (
+        lambda: reference.dlu(x, kernels, offsets, 5, 1, s),
+        lambda: reference.carafe(x, masks, 5, 1, s),
+    ):
         with Largest() as largest:
             out = call()
         padded = 64 * 36 * 36
@@ -214,23 +221,36 @@ def test_no_intermediate_is_larger_than_the_output(s):
 X, KERNELS, OFFSETS = make_dlu(1, 4, 3, 5, 3, 1, 2)
 
 
-@pytest.mark.parametrize('arguments, error, words', [
-    ((X, KERNELS, OFFSETS, 4, 1, 2), ValueError, ['kernel_size', '4', 'odd']),
-    ((X, KERNELS, OFFSETS, 3, 3, 2), ValueError,
-     ['group_size', '3', '4 channels']),
-    ((X, KERNELS, OFFSETS, 3, 1, 0), ValueError, ['scale_factor', '0']),
-    ((X, KERNELS, OFFSETS, 3, 1, 2.), TypeError, ['scale_factor', '2.0']),
-    ((X, KERNELS[:, :8], OFFSETS, 3, 1, 2), ValueError,
-     ['kernels', '(1, 9, 3, 5)', '(1, 8, 3, 5)']),
-    ((X, KERNELS, OFFSETS[..., 1:], 3, 1, 2), ValueError,
-     ['offsets', '(1, 8, 3, 5)', '(1, 8, 3, 4)']),
-    ((X[0], KERNELS, OFFSETS, 3, 1, 2), ValueError,
-     ['features', '4 dimensions', '(4, 3, 5)']),
-    ((X.int(), KERNELS, OFFSETS, 3, 1, 2), TypeError,
-     ['features', 'torch.int32']),
-    ((X, KERNELS.to('meta'), OFFSETS, 3, 1, 2), ValueError,
-     ['kernels', 'device', 'meta']),
-])
+@pytest.mark.parametrize(
+    'arguments, error, words',
+    [
+        ((X, KERNELS, OFFSETS, 4, 1, 2), ValueError, ['kernel_size', '4', 'odd']),
+        ((X, KERNELS, OFFSETS, 3, 3, 2), ValueError, ['group_size', '3', '4 channels']),
+        ((X, KERNELS, OFFSETS, 3, 1, 0), ValueError, ['scale_factor', '0']),
+        ((X, KERNELS, OFFSETS, 3, 1, 2.0), TypeError, ['scale_factor', '2.0']),
+        (
+            (X, KERNELS[:, :8], OFFSETS, 3, 1, 2),
+            ValueError,
+            ['kernels', '(1, 9, 3, 5)', '(1, 8, 3, 5)'],
+        ),
+        (
+            (X, KERNELS, OFFSETS[..., 1:], 3, 1, 2),
+            ValueError,
+            ['offsets', '(1, 8, 3, 5)', '(1, 8, 3, 4)'],
+        ),
+        (
+            (X[0], KERNELS, OFFSETS, 3, 1, 2),
+            ValueError,
+            ['features', '4 dimensions', '(4, 3, 5)'],
+        ),
+        ((X.int(), KERNELS, OFFSETS, 3, 1, 2), TypeError, ['features', 'torch.int32']),
+        (
+            (X, KERNELS.to('meta'), OFFSETS, 3, 1, 2),
+            ValueError,
+            ['kernels', 'device', 'meta'],
+        ),
+    ],
+)
 def test_wrong_arguments_are_named(arguments, error, words):
     with pytest.raises(error) as info:
         dlu(*arguments)

@@ -1,4 +1,5 @@
 """The compiled operators against the reference; test_ops.py holds that to loops."""
+
 import os
 import shutil
 import subprocess
@@ -16,39 +17,69 @@ from dlu_mmdet.ops import carafe, dlu, library, reference
 from dlu_mmdet.upsamplers.dlu import DLUPack
 
 ROOT = Path(__file__).parents[1]
-DEVICES = [d for d in ('cpu', 'cuda') if library.is_available(d)
-           and (d == 'cpu' or torch.cuda.is_available())]
+DEVICES = [
+    d
+    for d in ('cpu', 'cuda')
+    if library.is_available(d) and (d == 'cpu' or torch.cuda.is_available())
+]
 needs_ops = pytest.mark.skipif(not DEVICES, reason='the extension is not built')
 on_devices = pytest.mark.parametrize('device', DEVICES)
 
 # (N, C, H, W, K, G, s): every size at its edge, W below, at and above a vector
 CASES = [
-    (1, 1, 1, 1, 1, 1, 1), (2, 3, 5, 3, 3, 1, 2), (1, 2, 7, 1, 5, 2, 2),
-    (1, 12, 1, 9, 3, 4, 3), (0, 4, 3, 3, 5, 1, 2), (1, 5, 9, 40, 5, 1, 2),
-    (2, 6, 4, 17, 7, 2, 1), (1, 3, 3, 4, 3, 1, 8), (1, 8, 6, 5, 5, 4, 4),
-    (1, 70, 12, 37, 5, 1, 2), (2, 129, 5, 18, 3, 1, 2), (1, 4, 33, 16, 5, 2, 3)
+    (1, 1, 1, 1, 1, 1, 1),
+    (2, 3, 5, 3, 3, 1, 2),
+    (1, 2, 7, 1, 5, 2, 2),
+    (1, 12, 1, 9, 3, 4, 3),
+    (0, 4, 3, 3, 5, 1, 2),
+    (1, 5, 9, 40, 5, 1, 2),
+    (2, 6, 4, 17, 7, 2, 1),
+    (1, 3, 3, 4, 3, 1, 8),
+    (1, 8, 6, 5, 5, 4, 4),
+    (1, 70, 12, 37, 5, 1, 2),
+    (2, 129, 5, 18, 3, 1, 2),
+    (1, 4, 33, 16, 5, 2, 3),
 ]
 # unit roundoff of the dtype, with room for sums of a hundred terms
 TOLERANCE = {
-    torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 4e-3,
-    torch.bfloat16: 3e-2
+    torch.float64: 1e-10,
+    torch.float32: 1e-4,
+    torch.float16: 4e-3,
+    torch.bfloat16: 3e-2,
 }
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
-def make(n, c, h, w, k, g, s, dtype=torch.float32, device='cpu',
-         layout=torch.contiguous_format, op='dlu', kernel_dtype=None):
+def make(
+    n,
+    c,
+    h,
+    w,
+    k,
+    g,
+    s,
+    dtype=torch.float32,
+    device='cpu',
+    layout=torch.contiguous_format,
+    op='dlu',
+    kernel_dtype=None,
+):
     """Arguments and an output gradient; offsets are exact in every dtype."""
     torch.manual_seed(n + c + h + w + k + g + s)
     shapes = dict(
         dlu=[(n, g * k * k, h, w), (n, g * 2 * s * s, h, w)],
-        carafe=[(n, g * k * k, h * s, w * s)])[op]
-    tensors = [torch.randn(n, c, h, w), torch.randn(shapes[0]).softmax(1),
-               *((torch.randn(shape) * 96).round() / 32 for shape in shapes[1:]),
-               torch.randn(n, c, h * s, w * s)]
+        carafe=[(n, g * k * k, h * s, w * s)],
+    )[op]
+    tensors = [
+        torch.randn(n, c, h, w),
+        torch.randn(shapes[0]).softmax(1),
+        *((torch.randn(shape) * 96).round() / 32 for shape in shapes[1:]),
+        torch.randn(n, c, h * s, w * s),
+    ]
     dtypes = [dtype, kernel_dtype or dtype, dtype, dtype]
-    tensors = [t.to(device, d).to(memory_format=layout)
-               for t, d in zip(tensors, dtypes)]
+    tensors = [
+        t.to(device, d).to(memory_format=layout) for t, d in zip(tensors, dtypes)
+    ]
     return [t.requires_grad_() for t in tensors[:-1]], tensors[-1], (k, g, s)
 
 
@@ -61,8 +92,9 @@ def reference_of(op, inputs, grad, sizes):
 
 def assert_close(actual, expected, dtype):
     tolerance = TOLERANCE[dtype]
-    torch.testing.assert_close(actual.double(), expected, rtol=tolerance,
-                               atol=tolerance, equal_nan=True)
+    torch.testing.assert_close(
+        actual.double(), expected, rtol=tolerance, atol=tolerance, equal_nan=True
+    )
 
 
 @needs_ops
@@ -98,8 +130,9 @@ def test_layout_of_features_is_kept(device, layout):
 @on_devices
 def test_half_features_with_float32_kernels(device):
     # softmax returns float32 under autocast
-    case = make(1, 6, 5, 20, 5, 2, 2, torch.bfloat16, device,
-                kernel_dtype=torch.float32)
+    case = make(
+        1, 6, 5, 20, 5, 2, 2, torch.bfloat16, device, kernel_dtype=torch.float32
+    )
     inputs, grad, sizes = case
     expected, expected_grads = reference_of('dlu', inputs, grad, sizes)
     out = library.dlu(*inputs, *sizes)
@@ -117,8 +150,9 @@ def test_any_strides(device):
     expected, expected_grads = reference_of('dlu', inputs, grad, sizes)
     strided = []
     for t in inputs:
-        wide = torch.full((*t.shape[:2], t.shape[2] + 3, 2 * t.shape[3]),
-                          torch.nan, device=device)
+        wide = torch.full(
+            (*t.shape[:2], t.shape[2] + 3, 2 * t.shape[3]), torch.nan, device=device
+        )
         view = wide[:, :, 1:-2, ::2]
         view.copy_(t.detach())
         strided.append(view.requires_grad_())
@@ -136,29 +170,38 @@ def test_any_strides(device):
 
 WILD = st.one_of(
     st.floats(-60, 60, width=32),
-    st.sampled_from([1e30, -1e30, 3e38, -3e38, torch.nan, torch.inf,
-                     -torch.inf, 0.]))
+    st.sampled_from([1e30, -1e30, 3e38, -3e38, torch.nan, torch.inf, -torch.inf, 0.0]),
+)
 
 
 @needs_ops
 @settings(max_examples=60, deadline=None)
-@given(n=st.integers(0, 2), c=st.integers(1, 6), h=st.integers(1, 6),
-       w=st.integers(1, 36), k=st.sampled_from([1, 3, 5, 7]),
-       s=st.sampled_from([1, 2, 3, 4]), last=st.booleans(),
-       wild=st.lists(WILD, min_size=1, max_size=8))
+@given(
+    n=st.integers(0, 2),
+    c=st.integers(1, 6),
+    h=st.integers(1, 6),
+    w=st.integers(1, 36),
+    k=st.sampled_from([1, 3, 5, 7]),
+    s=st.sampled_from([1, 2, 3, 4]),
+    last=st.booleans(),
+    wild=st.lists(WILD, min_size=1, max_size=8),
+)
 def test_wild_offsets(n, c, h, w, k, s, last, wild):
     for device in DEVICES:
-        inputs, grad, sizes = make(n, c, h, w, k, 1, s, torch.float64, device,
-                                   LAYOUTS[last])
+        inputs, grad, sizes = make(
+            n, c, h, w, k, 1, s, torch.float64, device, LAYOUTS[last]
+        )
         offsets = inputs[2].detach().flatten()
-        offsets[:offsets.numel() // 3] = torch.tensor(
-            wild, dtype=torch.float64).repeat(offsets.numel())[:offsets.numel() // 3]
+        offsets[: offsets.numel() // 3] = torch.tensor(
+            wild, dtype=torch.float64
+        ).repeat(offsets.numel())[: offsets.numel() // 3]
         inputs[2] = offsets.reshape(inputs[2].shape).requires_grad_()
         expected, expected_grads = reference_of('dlu', inputs, grad, sizes)
         out = library.dlu(*inputs, *sizes)
         assert_close(out, expected, torch.float64)
-        for value, wanted in zip(torch.autograd.grad(out, inputs, grad),
-                                 expected_grads):
+        for value, wanted in zip(
+            torch.autograd.grad(out, inputs, grad), expected_grads
+        ):
             assert_close(value, wanted, torch.float64)
 
 
@@ -178,14 +221,14 @@ def test_gradcheck(device):
 @pytest.mark.parametrize('op', ['dlu', 'carafe'])
 @on_devices
 def test_opcheck(device, op, layout):
-    inputs, grad, sizes = make(2, 4, 5, 6, 3, 2, 2, device=device, layout=layout,
-                               op=op)
+    inputs, grad, sizes = make(2, 4, 5, 6, 3, 2, 2, device=device, layout=layout, op=op)
     ops = torch.ops.dlu_mmdet
     torch.library.opcheck(getattr(ops, op).default, (*inputs, *sizes))
     detached = [t.detach() for t in inputs]
     for name in dict(dlu=('features', 'kernels'), carafe=('features', 'masks'))[op]:
-        torch.library.opcheck(getattr(ops, f'{op}_backward_{name}').default,
-                              (grad, *detached, *sizes))
+        torch.library.opcheck(
+            getattr(ops, f'{op}_backward_{name}').default, (grad, *detached, *sizes)
+        )
 
 
 @needs_ops
@@ -197,8 +240,8 @@ def test_compiles_without_graph_break(device):
     x = torch.randn(1, 8, 6, 7, device=device, requires_grad=True)
     out, expected = compiled(x), module(x)
     torch.testing.assert_close(out, expected)
-    grad, = torch.autograd.grad(out.square().sum(), x)
-    wanted, = torch.autograd.grad(expected.square().sum(), x)
+    (grad,) = torch.autograd.grad(out.square().sum(), x)
+    (wanted,) = torch.autograd.grad(expected.square().sum(), x)
     torch.testing.assert_close(grad, wanted)
 
 
@@ -236,7 +279,7 @@ def test_threads_do_not_change_a_bit(op):
 def test_second_derivative_says_so():
     inputs, _, sizes = make(1, 2, 3, 4, 3, 1, 2)
     out = library.dlu(*inputs, *sizes)
-    grad, = torch.autograd.grad(out.sum(), inputs[0], create_graph=True)
+    (grad,) = torch.autograd.grad(out.sum(), inputs[0], create_graph=True)
     with pytest.raises(RuntimeError, match='first derivatives only'):
         torch.autograd.grad(grad.sum(), inputs[1])
 
@@ -277,9 +320,11 @@ def test_flop_counters():
 @needs_ops
 def test_mmengine_counts_the_module():
     from mmengine.analysis import get_model_complexity_info
+
     module = DLUPack(16, compressed_channels=4)
-    flops = get_model_complexity_info(module, (16, 5, 7), show_table=False,
-                                      show_arch=False)['flops']
+    flops = get_model_complexity_info(
+        module, (16, 5, 7), show_table=False, show_arch=False
+    )['flops']
     # multiply-adds per source pixel: 1x1, two 3x3 heads, reassembly, sampling
     heads = 16 * 4 + 9 * 4 * (25 + 8)
     assert flops >= 35 * (heads + 4 * 25 * 16 + 4 * 4 * 25)
@@ -287,12 +332,15 @@ def test_mmengine_counts_the_module():
 
 
 @needs_ops
-@pytest.mark.parametrize('change, message', [
-    (lambda x, k, o: (x, k[:, :-1], o), 'kernels must have shape'),
-    (lambda x, k, o: (x, k, o[..., :-1]), 'offsets must have shape'),
-    (lambda x, k, o: (x[0], k, o), 'features must be'),
-    (lambda x, k, o: (x.int(), k, o), 'floating-point'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda x, k, o: (x, k[:, :-1], o), 'kernels must have shape'),
+        (lambda x, k, o: (x, k, o[..., :-1]), 'offsets must have shape'),
+        (lambda x, k, o: (x[0], k, o), 'features must be'),
+        (lambda x, k, o: (x.int(), k, o), 'floating-point'),
+    ],
+)
 def test_bad_tensors_raise_in_the_extension_too(change, message):
     inputs, _, sizes = make(1, 2, 3, 4, 3, 1, 2)
     with pytest.raises((ValueError, TypeError), match=message):
@@ -303,7 +351,7 @@ def test_bad_tensors_raise_in_the_extension_too(change, message):
 @pytest.mark.parametrize('isa', ['avx2', 'generic'])
 def test_narrower_instruction_sets(isa):
     # the widest one is what every other test runs; chosen once a process
-    code = '''
+    code = """
 import torch, dlu_mmdet.ops.reference as reference, dlu_mmdet.ops.library as library
 torch.manual_seed(0)
 for last in (False, True):
@@ -318,22 +366,30 @@ for last in (False, True):
         results.append((out, *torch.autograd.grad(out, inputs, g)))
     for a, b in zip(*results):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
-'''
-    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT,
-                   env={**os.environ, 'DLU_MMDET_ISA': isa})
+"""
+    subprocess.run(
+        [sys.executable, '-c', code],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, 'DLU_MMDET_ISA': isa},
+    )
 
 
 def test_switched_off_runs_on_the_reference():
-    code = '''
+    code = """
 import warnings
 warnings.simplefilter('error', UserWarning)
 from dlu_mmdet.ops import carafe, library
 import torch
 assert not library.is_available('cpu')
 assert carafe(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 4, 4), 1, 1, 2).sum() == 16
-'''
-    subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT,
-                   env={**os.environ, 'DLU_MMDET_NO_EXT': '1'})
+"""
+    subprocess.run(
+        [sys.executable, '-c', code],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, 'DLU_MMDET_NO_EXT': '1'},
+    )
 
 
 @needs_ops
@@ -346,7 +402,7 @@ def test_extension_of_another_torch_is_one_sentence(monkeypatch):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         assert library._load() == frozenset()
-    message, = (str(w.message) for w in caught)
+    (message,) = (str(w.message) for w in caught)
     assert 'rebuild' in message and '_ZN' not in message
 
 
@@ -356,8 +412,18 @@ def test_cuda_sources_compile(arch, tmp_path):
     if not os.path.exists(nvcc):
         pytest.skip('no nvcc')
     from torch.utils.cpp_extension import include_paths
-    command = [nvcc, '-std=c++20', '-arch', arch, '-c', '-o', tmp_path / 'o.o',
-               '-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE', '--expt-relaxed-constexpr',
-               *(f'-I{path}' for path in include_paths()),
-               ROOT / 'csrc/cuda/reassembly.cu']
+
+    command = [
+        nvcc,
+        '-std=c++20',
+        '-arch',
+        arch,
+        '-c',
+        '-o',
+        tmp_path / 'o.o',
+        '-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE',
+        '--expt-relaxed-constexpr',
+        *(f'-I{path}' for path in include_paths()),
+        ROOT / 'csrc/cuda/reassembly.cu',
+    ]
     subprocess.run(command, check=True)

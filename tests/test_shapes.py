@@ -67,8 +67,9 @@ def test_more_images_keep_the_first_ones(tmp_path):
 
 def test_training_and_validation_images_differ(data_set):
     """Else validation would score what was learned by heart."""
-    train, val = ({p.read_bytes() for p in (data_set / s).iterdir()}
-                  for s in ('train', 'val'))
+    train, val = (
+        {p.read_bytes() for p in (data_set / s).iterdir()} for s in ('train', 'val')
+    )
     assert len(train) == 30 and len(val) == 25 and not train & val
 
 
@@ -148,6 +149,7 @@ def test_anything_else_is_refused(tmp_path, damage):
 
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch):
     """Else half a data set would be trained on as if it were whole."""
+
     def interrupted(*args, **kwargs):
         if kwargs['index'] == 1:
             raise KeyboardInterrupt

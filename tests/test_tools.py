@@ -1,4 +1,5 @@
 """The tools, run as a user runs them."""
+
 import json
 import os
 import pickle
@@ -20,9 +21,18 @@ from pycocotools.cocoeval import COCOeval
 import dlu_mmdet  # noqa: F401  the loader of checkpoints
 
 METRICS = [
-    'bbox_mAP', 'bbox_mAP_50', 'bbox_mAP_75', 'bbox_mAP_s', 'bbox_mAP_m',
-    'bbox_mAP_l', 'bbox_AR@100', 'bbox_AR@300', 'bbox_AR@1000',
-    'bbox_AR_s@1000', 'bbox_AR_m@1000', 'bbox_AR_l@1000'
+    'bbox_mAP',
+    'bbox_mAP_50',
+    'bbox_mAP_75',
+    'bbox_mAP_s',
+    'bbox_mAP_m',
+    'bbox_mAP_l',
+    'bbox_AR@100',
+    'bbox_AR@300',
+    'bbox_AR@1000',
+    'bbox_AR_s@1000',
+    'bbox_AR_m@1000',
+    'bbox_AR_l@1000',
 ]
 
 
@@ -48,20 +58,33 @@ def test_map_is_pycocotools_own(trained, small, shapes_root, tmp_path):
     checkpoint = trained / 'epoch_4.pth'
     # every prediction counts: a young detector has few confident ones
     options = {**small, 'model.test_cfg.rcnn.score_thr': 0.0}
-    run('tools/test.py', SHAPES_DLU, checkpoint, '--out', tmp_path / 'out.pkl',
-        '--work-dir', tmp_path, *as_arguments(options))
+    run(
+        'tools/test.py',
+        SHAPES_DLU,
+        checkpoint,
+        '--out',
+        tmp_path / 'out.pkl',
+        '--work-dir',
+        tmp_path,
+        *as_arguments(options),
+    )
     coco = COCO(shapes_root / 'annotations' / 'instances_val.json')
     categories = coco.getCatIds()
     detections = []
     for sample in pickle.loads((tmp_path / 'out.pkl').read_bytes()):
         pred = sample['pred_instances']
-        for box, score, label in zip(pred['bboxes'].tolist(),
-                                     pred['scores'].tolist(),
-                                     pred['labels'].tolist()):
+        for box, score, label in zip(
+            pred['bboxes'].tolist(), pred['scores'].tolist(), pred['labels'].tolist()
+        ):
             x0, y0, x1, y1 = box
-            detections.append(dict(
-                image_id=sample['img_id'], category_id=categories[label],
-                bbox=[x0, y0, x1 - x0, y1 - y0], score=score))
+            detections.append(
+                dict(
+                    image_id=sample['img_id'],
+                    category_id=categories[label],
+                    bbox=[x0, y0, x1 - x0, y1 - y0],
+                    score=score,
+                )
+            )
     evaluation = COCOeval(coco, coco.loadRes(detections), 'bbox')
     evaluation.params.maxDets = [100, 300, 1000]  # mmdet's
     evaluation.evaluate()
@@ -76,12 +99,22 @@ def test_map_is_pycocotools_own(trained, small, shapes_root, tmp_path):
 def test_resume_after_kill(trained, small, tmp_path):
     """Killed without warning in the third epoch, --resume ends where the
     uninterrupted run ended."""
-    command = [sys.executable, 'tools/train.py', SHAPES_DLU, '--work-dir',
-               tmp_path, '--resume', *as_arguments(small)]
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT,
-                               stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL,
-                               start_new_session=True)
+    command = [
+        sys.executable,
+        'tools/train.py',
+        SHAPES_DLU,
+        '--work-dir',
+        tmp_path,
+        '--resume',
+        *as_arguments(small),
+    ]
+    process = subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 300
     while not (tmp_path / 'epoch_2.pth').exists():
         assert process.poll() is None and time.monotonic() < deadline
@@ -103,24 +136,51 @@ def test_resume_after_kill(trained, small, tmp_path):
 
 def test_two_processes_on_cpu(small, tmp_path):
     """tools/dist_train.sh and dist_test.sh with gloo."""
-    env = {**os.environ, 'PYTHON': sys.executable,
-           'PORT': str(20000 + os.getpid() % 20000)}
+    env = {
+        **os.environ,
+        'PYTHON': sys.executable,
+        'PORT': str(20000 + os.getpid() % 20000),
+    }
     options = {**small, 'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1}
 
     def launch(*command):
-        process = subprocess.run(['bash', *map(str, command)], env=env,
-                                 cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                                 stderr=subprocess.STDOUT)
+        process = subprocess.run(
+            ['bash', *map(str, command)],
+            env=env,
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         assert process.returncode == 0, process.stdout[-4000:]
 
-    launch('tools/dist_train.sh', SHAPES_DLU, 2, '--work-dir', tmp_path / 'a',
-           *as_arguments(options))
+    launch(
+        'tools/dist_train.sh',
+        SHAPES_DLU,
+        2,
+        '--work-dir',
+        tmp_path / 'a',
+        *as_arguments(options),
+    )
     # 16 images, batches of 8: two processes see one each
     assert max(losses(tmp_path / 'a')) == 1
-    launch('tools/dist_test.sh', SHAPES_DLU, tmp_path / 'a' / 'epoch_1.pth', 2,
-           '--work-dir', tmp_path / 'b', *as_arguments(options))
-    run('tools/test.py', SHAPES_DLU, tmp_path / 'a' / 'epoch_1.pth',
-        '--work-dir', tmp_path / 'c', *as_arguments(options))
+    launch(
+        'tools/dist_test.sh',
+        SHAPES_DLU,
+        tmp_path / 'a' / 'epoch_1.pth',
+        2,
+        '--work-dir',
+        tmp_path / 'b',
+        *as_arguments(options),
+    )
+    run(
+        'tools/test.py',
+        SHAPES_DLU,
+        tmp_path / 'a' / 'epoch_1.pth',
+        '--work-dir',
+        tmp_path / 'c',
+        *as_arguments(options),
+    )
     assert last_metrics(tmp_path / 'b') == last_metrics(tmp_path / 'c')
 
 
@@ -129,9 +189,11 @@ def test_compare_finishes_what_was_started(small, tmp_path):
     configs = []
     for name in ('nearest', 'dlu'):
         cfg = Config.fromfile(
-            CONFIGS / 'shapes' / f'faster-rcnn_r18_fpn-{name}_shapes.py')
-        cfg.merge_from_dict({**small, 'train_cfg.max_epochs': 1,
-                             'train_cfg.val_interval': 1})
+            CONFIGS / 'shapes' / f'faster-rcnn_r18_fpn-{name}_shapes.py'
+        )
+        cfg.merge_from_dict(
+            {**small, 'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1}
+        )
         configs.append(tmp_path / f'{name}.py')
         cfg.dump(configs[-1])
     command = ['tools/compare.py', *configs, '--work-dir', tmp_path / 'work']
@@ -141,7 +203,8 @@ def test_compare_finishes_what_was_started(small, tmp_path):
     assert [row.split('|')[1].strip() for row in table.splitlines()[2:]]
     for name in ('nearest', 'dlu'):
         result = json.loads(
-            (tmp_path / 'work' / name / 'seed0' / 'result.json').read_text())
+            (tmp_path / 'work' / name / 'seed0' / 'result.json').read_text()
+        )
         assert result['name'] == name
         assert (result['upsampler_parameters'] > 0) == (name == 'dlu')
         assert Path(result['checkpoint']).exists()
@@ -149,7 +212,7 @@ def test_compare_finishes_what_was_started(small, tmp_path):
     assert run(*command).stdout.count('finished already') == 2
     assert time.monotonic() - start < 60
 
-    cfg.merge_from_dict({'optim_wrapper.optimizer.lr': 1.})
+    cfg.merge_from_dict({'optim_wrapper.optimizer.lr': 1.0})
     cfg.dump(configs[-1])
     failed = run(*command, check=False)
     assert failed.returncode and 'another version' in failed.stdout
@@ -158,8 +221,13 @@ def test_compare_finishes_what_was_started(small, tmp_path):
 def test_compare_reports_a_failing_run(config, tmp_path):
     config.train_dataloader.dataset.data_root = str(tmp_path / 'nowhere')
     config.dump(tmp_path / 'broken.py')
-    failed = run('tools/compare.py', tmp_path / 'broken.py', '--work-dir',
-                 tmp_path / 'work', check=False)
+    failed = run(
+        'tools/compare.py',
+        tmp_path / 'broken.py',
+        '--work-dir',
+        tmp_path / 'work',
+        check=False,
+    )
     assert failed.returncode == 1
     assert 'FileNotFoundError' in failed.stdout  # the log's end
     assert 'failed: dlu' in failed.stdout
@@ -170,25 +238,33 @@ def test_coco_config_on_real_photos(coco_root, tmp_path):
     ImageNet weights cannot be assumed here: random ones take their place
     where the download would have left them."""
     resnet = Config.fromfile(
-        CONFIGS / 'faster_rcnn' / 'faster-rcnn_r50_fpn-dlu_1x_coco.py')
+        CONFIGS / 'faster_rcnn' / 'faster-rcnn_r50_fpn-dlu_1x_coco.py'
+    )
     from mmdet.models.backbones import ResNet
+
     backbone = resnet.model.backbone
     backbone.pop('type')
     backbone.init_cfg = None
     cache = tmp_path / 'hub' / 'checkpoints'
     cache.mkdir(parents=True)
     torch.save(ResNet(**backbone).state_dict(), cache / 'resnet50-0676ba61.pth')
-    options = data_options(coco_root, 'instances_train2017_8.json',
-                           'instances_train2017_8.json', 'train2017/',
-                           'train2017/')
+    options = data_options(
+        coco_root,
+        'instances_train2017_8.json',
+        'instances_train2017_8.json',
+        'train2017/',
+        'train2017/',
+    )
     for split, index in (('train', 2), ('val', 1), ('test', 1)):
-        options[f'{split}_dataloader.dataset.pipeline.{index}.scale'] = \
-            '(256,256)'
-    output = run('tools/train.py',
-                 'configs/faster_rcnn/faster-rcnn_r50_fpn-dlu_1x_coco.py',
-                 '--work-dir', tmp_path / 'work', *as_arguments(
-                     {**options, 'train_cfg.max_epochs': 1}),
-                 env={**os.environ, 'TORCH_HOME': str(tmp_path)}).stdout
+        options[f'{split}_dataloader.dataset.pipeline.{index}.scale'] = '(256,256)'
+    output = run(
+        'tools/train.py',
+        'configs/faster_rcnn/faster-rcnn_r50_fpn-dlu_1x_coco.py',
+        '--work-dir',
+        tmp_path / 'work',
+        *as_arguments({**options, 'train_cfg.max_epochs': 1}),
+        env={**os.environ, 'TORCH_HOME': str(tmp_path)},
+    ).stdout
     assert losses(tmp_path / 'work')
     assert 'Evaluating bbox' in output
     assert (tmp_path / 'work' / 'epoch_1.pth').exists()
@@ -199,6 +275,7 @@ def test_swapping_by_one_option():
         cfg = Config.fromfile(file)
         cfg.merge_from_dict({'model.neck.upsample_cfg.type': 'carafe'})
         from mmdet.registry import MODELS
+
         neck = MODELS.build(cfg.model.neck)
         kinds = {type(m).__name__ for m in neck.upsample_modules}
         assert kinds == {'CARAFEPack'}, file
@@ -214,5 +291,11 @@ def test_coco_configs_differ_in_the_upsampler_only():
         name = cfg.model.neck.upsample_cfg.pop('type')
         texts[name] = cfg.pretty_text
     assert sorted(texts) == [
-        'bilinear', 'carafe', 'deconv', 'dlu', 'nearest', 'pixel_shuffle']
+        'bilinear',
+        'carafe',
+        'deconv',
+        'dlu',
+        'nearest',
+        'pixel_shuffle',
+    ]
     assert len(set(texts.values())) == 1

@@ -12,7 +12,12 @@ NAMES = sorted(UPSAMPLERS.module_dict)
 
 def test_the_six_names_of_the_readme_exist():
     assert set(NAMES) >= {
-        'nearest', 'bilinear', 'deconv', 'pixel_shuffle', 'carafe', 'dlu'
+        'nearest',
+        'bilinear',
+        'deconv',
+        'pixel_shuffle',
+        'carafe',
+        'dlu',
     }
 
 
@@ -34,14 +39,20 @@ def test_every_upsampler_takes_a_single_pixel(name):
     assert module(torch.randn(1, 8, 1, 1)).shape == (1, 8, 2, 2)
 
 
-@pytest.mark.parametrize('scale, dlu, carafe', [
-    (2, 35_489, 74_148), (4, 49_337, 247_248), (8, 104_729, 939_648),
-    (16, 326_297, 3_709_248)
-])
+@pytest.mark.parametrize(
+    'scale, dlu, carafe',
+    [
+        (2, 35_489, 74_148),
+        (4, 49_337, 247_248),
+        (8, 104_729, 939_648),
+        (16, 326_297, 3_709_248),
+    ],
+)
 def test_parameters_are_the_papers(scale, dlu, carafe):
     def count(name):
         module = build_upsampler(dict(type=name), 256, scale)
         return sum(p.numel() for p in module.parameters())
+
     assert (count('dlu'), count('carafe')) == (dlu, carafe)
 
 
@@ -50,11 +61,11 @@ def test_dlu_has_the_keys_of_the_authors_checkpoints():
     shapes = {k: tuple(v.shape) for k, v in module.state_dict().items()}
     assert shapes == {
         'channel_compressor.weight': (64, 16, 1, 1),
-        'channel_compressor.bias': (64, ),
+        'channel_compressor.bias': (64,),
         'kernel_space_generator.weight': (50, 64, 3, 3),
-        'kernel_space_generator.bias': (50, ),
+        'kernel_space_generator.bias': (50,),
         'conv_offset.weight': (16, 64, 3, 3),
-        'conv_offset.bias': (16, ),
+        'conv_offset.bias': (16,),
     }
 
 
@@ -63,8 +74,9 @@ def test_dlu_starts_as_a_box_filter():
     x = torch.randn(1, 4, 6, 7)
     kernels, offsets = build_upsampler(dict(type='dlu'), 4).predict(x)
     assert torch.equal(offsets, torch.zeros(1, 8, 6, 7))
-    torch.testing.assert_close(kernels, torch.full((1, 25, 6, 7), 1 / 25),
-                               rtol=0.05, atol=0)
+    torch.testing.assert_close(
+        kernels, torch.full((1, 25, 6, 7), 1 / 25), rtol=0.05, atol=0
+    )
     torch.testing.assert_close(kernels.sum(1), torch.ones(1, 6, 7))
 
 
@@ -72,8 +84,9 @@ def test_dlu_normalises_each_group():
     module = build_upsampler(dict(type='dlu', up_group=2, up_kernel=3), 4)
     nn.init.normal_(module.kernel_space_generator.weight)
     kernels, _ = module.predict(torch.randn(1, 4, 3, 3))
-    torch.testing.assert_close(kernels.view(1, 2, 9, 3, 3).sum(2),
-                               torch.ones(1, 2, 3, 3))
+    torch.testing.assert_close(
+        kernels.view(1, 2, 9, 3, 3).sum(2), torch.ones(1, 2, 3, 3)
+    )
 
 
 @pytest.mark.parametrize('group', [1, 2])
@@ -84,7 +97,8 @@ def test_carafe_is_mmcvs(group):
     assert ours.load_state_dict(theirs.state_dict())
     x = torch.randn(1, 8, 4, 5)
     mask = theirs.kernel_normalizer(
-        theirs.content_encoder(theirs.channel_compressor(x)))
+        theirs.content_encoder(theirs.channel_compressor(x))
+    )
     # mmcv's own naive definition; its fused operator needs a GPU
     k, s = 5, 2
     patches = nn.functional.unfold(x, k, padding=k // 2)
@@ -96,8 +110,7 @@ def test_carafe_is_mmcvs(group):
 
 def test_mmcvs_own_names_build_ours():
     """Mask heads and necks of mmdet build upsamplers through mmcv."""
-    carafe = build_upsample_layer(
-        dict(type='carafe', channels=8, scale_factor=2))
+    carafe = build_upsample_layer(dict(type='carafe', channels=8, scale_factor=2))
     assert carafe(torch.randn(1, 8, 2, 2)).shape == (1, 8, 4, 4)
     assert isinstance(carafe, mmcv.ops.CARAFEPack)
     dlu = build_upsample_layer(dict(type='dlu', channels=8, scale_factor=2))
@@ -106,14 +119,14 @@ def test_mmcvs_own_names_build_ours():
 
 @UPSAMPLERS.register_module()
 class Repeat(nn.Module):
-
     def __init__(self, channels, scale_factor, axis_order='yx'):
         super().__init__()
         self.scale_factor = scale_factor
 
     def forward(self, x):
         return x.repeat_interleave(self.scale_factor, 2).repeat_interleave(
-            self.scale_factor, 3)
+            self.scale_factor, 3
+        )
 
 
 @mmengine.MODELS.register_module()
@@ -127,21 +140,33 @@ def test_users_own_classes(type_):
     assert module(torch.randn(1, 4, 2, 2)).shape == (1, 4, 4, 4)
 
 
-@pytest.mark.parametrize('cfg, error, words', [
-    (dict(type='dlux'), ValueError, ['dlux', *NAMES]),
-    (dict(up_kernel=5), ValueError, ['type', *NAMES]),
-    ('dlu', TypeError, ['upsample_cfg', 'dict', "'dlu'"]),
-    (dict(type='dlu', kernel=5), TypeError,
-     ['upsample_cfg.kernel=5', 'dlu', 'up_kernel', 'up_group']),
-    (dict(type='nearest', up_kernel=5), TypeError,
-     ['up_kernel', 'nearest', 'none']),
-    (dict(type='dlu', up_kernel=4), ValueError, ['kernel', '4', 'odd']),
-    (dict(type='carafe', up_kernel=4), ValueError, ['kernel', '4', 'odd']),
-    (dict(type='dlu', encoder_kernel=2), ValueError, ['encoder_kernel', '2']),
-    (dict(type='dlu', up_group=3), ValueError, ['group', '3', '8 channels']),
-    (dict(type='deconv', upsample_kernel=1), ValueError,
-     ['upsample_kernel', '1', '2']),
-])
+@pytest.mark.parametrize(
+    'cfg, error, words',
+    [
+        (dict(type='dlux'), ValueError, ['dlux', *NAMES]),
+        (dict(up_kernel=5), ValueError, ['type', *NAMES]),
+        ('dlu', TypeError, ['upsample_cfg', 'dict', "'dlu'"]),
+        (
+            dict(type='dlu', kernel=5),
+            TypeError,
+            ['upsample_cfg.kernel=5', 'dlu', 'up_kernel', 'up_group'],
+        ),
+        (
+            dict(type='nearest', up_kernel=5),
+            TypeError,
+            ['up_kernel', 'nearest', 'none'],
+        ),
+        (dict(type='dlu', up_kernel=4), ValueError, ['kernel', '4', 'odd']),
+        (dict(type='carafe', up_kernel=4), ValueError, ['kernel', '4', 'odd']),
+        (dict(type='dlu', encoder_kernel=2), ValueError, ['encoder_kernel', '2']),
+        (dict(type='dlu', up_group=3), ValueError, ['group', '3', '8 channels']),
+        (
+            dict(type='deconv', upsample_kernel=1),
+            ValueError,
+            ['upsample_kernel', '1', '2'],
+        ),
+    ],
+)
 def test_wrong_config_says_what_to_do(cfg, error, words):
     with pytest.raises(error) as info:
         build_upsampler(cfg, channels=8)

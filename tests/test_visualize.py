@@ -194,9 +194,7 @@ def test_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
     truth = InstanceData(
         bboxes=np.zeros((0, 4)), labels=np.zeros(0, int), crowd=np.zeros(0, bool)
     )
-    figure = draw_detections(
-        [np.zeros((8, 8, 3), np.uint8)], [truth], {}, {}, CLASSES
-    )
+    figure = draw_detections([np.zeros((8, 8, 3), np.uint8)], [truth], {}, {}, CLASSES)
     path = tmp_path / 'picture.png'
     path.write_bytes(b'earlier')
 

@@ -1,4 +1,5 @@
 """Time the operators: python tools/benchmark.py [--batch 1 8] [--out PNG]."""
+
 import argparse
 import platform
 from pathlib import Path
@@ -16,26 +17,44 @@ def parse_size(text: str) -> tuple[int, int]:
         height, width = map(int, text.split('x'))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f'a size is HEIGHTxWIDTH as 50x84, got {text!r}') from None
+            f'a size is HEIGHTxWIDTH as 50x84, got {text!r}'
+        ) from None
     return height, width
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Time DLU and CARAFE, fused and composed, beside bilinear and '
-        'nearest interpolation: C 256, K 5, s 2. Prints one table.')
+        'nearest interpolation: C 256, K 5, s 2. Prints one table.'
+    )
     parser.add_argument('--batch', nargs='+', type=int, default=[1, 8])
-    parser.add_argument('--sizes', nargs='+', type=parse_size,
-                        default=op_benchmark.SIZES, metavar='HEIGHTxWIDTH',
-                        help='source maps')
-    parser.add_argument('--rounds', type=int, default=15,
-                        help='runs of each, interleaved; medians are printed')
+    parser.add_argument(
+        '--sizes',
+        nargs='+',
+        type=parse_size,
+        default=op_benchmark.SIZES,
+        metavar='HEIGHTxWIDTH',
+        help='source maps',
+    )
+    parser.add_argument(
+        '--rounds',
+        type=int,
+        default=15,
+        help='runs of each, interleaved; medians are printed',
+    )
+    parser.add_argument(
+        '--no-composed',
+        dest='composed',
+        action='store_false',
+        help='leave out the slow ones made of PyTorch calls',
+    )
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--dtype', choices=DTYPES, default='float32')
     parser.add_argument('--layout', choices=LAYOUTS, default='nchw')
     parser.add_argument('--threads', type=int, help='CPU threads of torch')
-    parser.add_argument('--out', default='work_dirs/benchmark.png',
-                        help='plot of the times')
+    parser.add_argument(
+        '--out', default='work_dirs/benchmark.png', help='plot of the times'
+    )
     return parser.parse_args()
 
 
@@ -45,9 +64,12 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     bandwidth = op_benchmark.copy_bandwidth(device, args.rounds)
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else \
-        f'{platform.machine()}, {torch.get_num_threads()} threads, ' \
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == 'cuda'
+        else f'{platform.machine()}, {torch.get_num_threads()} threads, '
         f'{torch.backends.cpu.get_cpu_capability()}'
+    )
     title = f'{name}, torch {torch.__version__}, {args.dtype}, {args.layout}'
     print(f'{title}, copy bandwidth {bandwidth * 1e-9:.1f} GB/s', flush=True)
     print(op_benchmark.HEADER)
@@ -55,8 +77,15 @@ def main() -> None:
     for batch in args.batch:
         for size in args.sizes:
             measured = op_benchmark.measure(
-                batch, size, args.rounds, args.device, DTYPES[args.dtype],
-                LAYOUTS[args.layout], bandwidth)
+                batch,
+                size,
+                args.rounds,
+                args.device,
+                DTYPES[args.dtype],
+                LAYOUTS[args.layout],
+                bandwidth,
+                args.composed,
+            )
             print(op_benchmark.to_markdown(measured), flush=True)
             rows += measured
     out = Path(args.out)

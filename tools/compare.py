@@ -1,4 +1,5 @@
 """Train, test and compare: python tools/compare.py CONFIG... [--seeds 0]."""
+
 import argparse
 import sys
 import time
@@ -10,12 +11,21 @@ from dlu_mmdet.analysis import comparison
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Train and test several configs, and print one table. '
-        'Interrupted, the same command goes on.')
+        'Interrupted, the same command goes on.'
+    )
     parser.add_argument('configs', nargs='+', metavar='CONFIG')
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0],
-                        help='every config is trained with each')
-    parser.add_argument('--work-dir', default='work_dirs/comparison',
-                        help='folder of the runs and of comparison.md')
+    parser.add_argument(
+        '--seeds',
+        nargs='+',
+        type=int,
+        default=[0],
+        help='every config is trained with each',
+    )
+    parser.add_argument(
+        '--work-dir',
+        default='work_dirs/comparison',
+        help='folder of the runs and of comparison.md',
+    )
     return parser.parse_args()
 
 
@@ -33,8 +43,7 @@ def main() -> int:
             failed.append(run)
             print(label, error, file=sys.stderr, flush=True)
         else:
-            print(f'{label} done in {time.monotonic() - start:.0f} s',
-                  flush=True)
+            print(f'{label} done in {time.monotonic() - start:.0f} s', flush=True)
 
     rows = comparison.results(runs)
     if rows:
@@ -43,8 +52,7 @@ def main() -> int:
         Path(args.work_dir, 'comparison.md').write_text(table + '\n')
         print(f'\n{table}\n\nbest AP: {best["name"]}, {best["AP"]:.3f}')
     if failed:
-        print(f'failed: {", ".join(run.name for run in failed)}',
-              file=sys.stderr)
+        print(f'failed: {", ".join(run.name for run in failed)}', file=sys.stderr)
     return 1 if failed else 0
 
 

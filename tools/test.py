@@ -1,4 +1,5 @@
 """Evaluate a detector: python tools/test.py CONFIG CHECKPOINT ..."""
+
 import argparse
 from copy import deepcopy
 
@@ -13,14 +14,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='path of the config')
     parser.add_argument('checkpoint', help='path of the checkpoint')
     parser.add_argument('--out', help='.pkl file for the predictions')
-    parser.add_argument('--show', action='store_true',
-                        help='show the predictions in a window')
-    parser.add_argument('--show-dir', help='folder, inside the run\'s own, '
-                        'for images with the predictions')
-    parser.add_argument('--wait-time', type=float, default=2,
-                        help='seconds for which --show shows an image')
-    parser.add_argument('--tta', action='store_true',
-                        help='average over test-time augmentation')
+    parser.add_argument(
+        '--show', action='store_true', help='show the predictions in a window'
+    )
+    parser.add_argument(
+        '--show-dir',
+        help="folder, inside the run's own, for images with the predictions",
+    )
+    parser.add_argument(
+        '--wait-time',
+        type=float,
+        default=2,
+        help='seconds for which --show shows an image',
+    )
+    parser.add_argument(
+        '--tta', action='store_true', help='average over test-time augmentation'
+    )
     add_config_arguments(parser)
     args = parser.parse_args()
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
@@ -32,12 +41,14 @@ def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
     """Switch on the hook that draws the predictions."""
     hooks = cfg.get('default_hooks', {})
     if 'visualization' not in hooks:
-        raise ValueError(f'--show and --show-dir need '
-                         f'default_hooks.visualization, which {args.config} '
-                         f'does not set; inherit mmdet\'s default_runtime.py')
-    hooks.visualization.update(draw=True, show=args.show,
-                               wait_time=args.wait_time,
-                               test_out_dir=args.show_dir)
+        raise ValueError(
+            f'--show and --show-dir need '
+            f'default_hooks.visualization, which {args.config} '
+            f"does not set; inherit mmdet's default_runtime.py"
+        )
+    hooks.visualization.update(
+        draw=True, show=args.show, wait_time=args.wait_time, test_out_dir=args.show_dir
+    )
 
 
 def enable_tta(cfg: Config) -> None:
@@ -45,18 +56,33 @@ def enable_tta(cfg: Config) -> None:
     if 'tta_model' not in cfg:
         cfg.tta_model = dict(
             type='DetTTAModel',
-            tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5),
-                         max_per_img=100))
+            tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+        )
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
         dataset = dataset.dataset
     if 'tta_pipeline' not in cfg:
         cfg.tta_pipeline = deepcopy(dataset.pipeline)
-        cfg.tta_pipeline[-1] = dict(type='TestTimeAug', transforms=[
-            [dict(type='RandomFlip', prob=1.), dict(type='RandomFlip', prob=0.)],
-            [dict(type='PackDetInputs',
-                  meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
-                             'scale_factor', 'flip', 'flip_direction'))]])
+        cfg.tta_pipeline[-1] = dict(
+            type='TestTimeAug',
+            transforms=[
+                [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
+                [
+                    dict(
+                        type='PackDetInputs',
+                        meta_keys=(
+                            'img_id',
+                            'img_path',
+                            'ori_shape',
+                            'img_shape',
+                            'scale_factor',
+                            'flip',
+                            'flip_direction',
+                        ),
+                    )
+                ],
+            ],
+        )
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     dataset.pipeline = cfg.tta_pipeline
 
@@ -71,8 +97,7 @@ def main() -> None:
         enable_tta(cfg)
     runner = build_runner(cfg, 'test')
     if args.out:
-        runner.test_evaluator.metrics.append(
-            DumpDetResults(out_file_path=args.out))
+        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
     runner.test()
 
 

@@ -1,4 +1,5 @@
 """Train a detector: python tools/train.py CONFIG [--resume] ..."""
+
 import argparse
 
 from dlu_mmdet.engine import add_config_arguments, build_runner, load_config
@@ -7,13 +8,21 @@ from dlu_mmdet.engine import add_config_arguments, build_runner, load_config
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a detector')
     parser.add_argument('config', help='path of the config')
-    parser.add_argument('--amp', action='store_true',
-                        help='train in automatic mixed precision')
-    parser.add_argument('--auto-scale-lr', action='store_true',
-                        help='scale the learning rate with the batch size')
-    parser.add_argument('--resume', nargs='?', const='auto',
-                        help='go on from this checkpoint or, without a path, '
-                        'from the last one in the work directory')
+    parser.add_argument(
+        '--amp', action='store_true', help='train in automatic mixed precision'
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the batch size',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='go on from this checkpoint or, without a path, '
+        'from the last one in the work directory',
+    )
     add_config_arguments(parser)
     return parser.parse_args()
 
@@ -26,9 +35,11 @@ def main() -> None:
         cfg.optim_wrapper.loss_scale = 'dynamic'
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise ValueError(f'--auto-scale-lr needs '
-                             f'auto_scale_lr.base_batch_size, which '
-                             f'{args.config} does not set')
+            raise ValueError(
+                f'--auto-scale-lr needs '
+                f'auto_scale_lr.base_batch_size, which '
+                f'{args.config} does not set'
+            )
         cfg.auto_scale_lr.enable = True
     if args.resume:
         cfg.resume = True

@@ -101,9 +101,7 @@ def load_models(args: argparse.Namespace) -> dict:
     for config, checkpoint in args.models:
         print(f'loading {checkpoint}')
         loaded.append(
-            load_detector(
-                config, checkpoint, args.device, cfg_options=args.cfg_options
-            )
+            load_detector(config, checkpoint, args.device, cfg_options=args.cfg_options)
         )
     names = [
         upsampler_name(model.cfg, config)

@@ -3,6 +3,7 @@
 Takes COCO's layout from the folder named by the environment variable COCO_ROOT,
 'data/coco' without it.
 """
+
 _base_ = '../_base_/faster-rcnn_r18_fpn.py'
 model = dict(neck=dict(upsample_cfg=dict(type='dlu')))
 
@@ -13,7 +14,7 @@ train_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='Resize', scale=(384, 384), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs')
+    dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -21,8 +22,8 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
-                   'scale_factor'))
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
 ]
 train_dataloader = dict(
     batch_size=4,
@@ -36,7 +37,9 @@ train_dataloader = dict(
         ann_file=ann_file,
         data_prefix=dict(img='train2017/'),
         filter_cfg=dict(filter_empty_gt=True),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=4,
     num_workers=1,
@@ -49,22 +52,36 @@ val_dataloader = dict(
         ann_file=ann_file,
         data_prefix=dict(img='train2017/'),
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(
     type='CocoMetric',
     ann_file=data_root + ann_file,
     metric='bbox',
     metric_items=[
-        'mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l', 'AR@100',
-        'AR@300', 'AR@1000', 'AR_s@1000', 'AR_m@1000', 'AR_l@1000'
+        'mAP',
+        'mAP_50',
+        'mAP_75',
+        'mAP_s',
+        'mAP_m',
+        'mAP_l',
+        'AR@100',
+        'AR@300',
+        'AR@1000',
+        'AR_s@1000',
+        'AR_m@1000',
+        'AR_l@1000',
     ],
-    format_only=False)
+    format_only=False,
+)
 test_evaluator = val_evaluator
 
 max_epochs = 120
 train_cfg = dict(
-    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
+    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs
+)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 # an epoch is two iterations
@@ -78,5 +95,6 @@ param_scheduler = [
         begin=10,
         end=max_epochs,
         T_max=max_epochs - 10,
-        eta_min_ratio=0.01)
+        eta_min_ratio=0.01,
+    ),
 ]

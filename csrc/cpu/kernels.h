@@ -63,7 +63,8 @@ struct Loops {
 };
 
 namespace generic { extern const Loops loops; }
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(DLU_MMDET_GENERIC_ONLY)
+#define DLU_MMDET_X86 1
 namespace avx2 { extern const Loops loops; }
 namespace avx512 { extern const Loops loops; }
 #endif

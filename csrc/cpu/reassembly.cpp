@@ -21,7 +21,7 @@ namespace {
 
 // The widest loops that this processor runs; DLU_MMDET_ISA names narrower ones.
 const Loops& choose_loops() {
-#if defined(__x86_64__)
+#if defined(DLU_MMDET_X86)
   const char* wish = std::getenv("DLU_MMDET_ISA");
   const auto wanted = [&](const Loops& loops) {
     return !wish || !*wish || std::strcmp(wish, loops.name) == 0;

@@ -358,7 +358,9 @@ __global__ void __launch_bounds__(kThreads<A>)
 #pragma unroll
     for (int m = 0; m < kHold; ++m) {
 #pragma unroll
-      for (int q = 0; q < P; ++q) dk[((share * kHold + m) * P + q) * kStrip + lane] = sum[q][m];
+      for (int q = 0; q < P; ++q) {
+        dk[((share * kHold + m) * P + q) * kStrip + lane] = sum[q][m];
+      }
     }
     __syncthreads();
     if (x >= p.W) continue;

@@ -1,4 +1,5 @@
 """Train, test and tabulate several configs side by side."""
+
 from __future__ import annotations
 
 import json
@@ -15,8 +16,14 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-METRICS = dict(AP='bbox_mAP', AP50='bbox_mAP_50', AP75='bbox_mAP_75',
-               APs='bbox_mAP_s', APm='bbox_mAP_m', APl='bbox_mAP_l')
+METRICS = dict(
+    AP='bbox_mAP',
+    AP50='bbox_mAP_50',
+    AP75='bbox_mAP_75',
+    APs='bbox_mAP_s',
+    APm='bbox_mAP_m',
+    APl='bbox_mAP_l',
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Run:
         seed (int): Of weights and data order.
         work_dir (Path): Folder of this run alone.
     """
+
     config: Path
     seed: int
     work_dir: Path
@@ -47,8 +55,9 @@ class Run:
         return Config.fromfile(self.config).pretty_text
 
 
-def plan(configs: Sequence[str | Path], seeds: Sequence[int],
-         work_dir: str | Path) -> list[Run]:
+def plan(
+    configs: Sequence[str | Path], seeds: Sequence[int], work_dir: str | Path
+) -> list[Run]:
     """List the runs of a comparison.
 
     Args:
@@ -67,30 +76,39 @@ def plan(configs: Sequence[str | Path], seeds: Sequence[int],
     for values, what in ((configs, 'config'), (seeds, 'seed')):
         repeated = sorted({str(v) for v in values if values.count(v) > 1})
         if repeated:
-            raise ValueError(f'{what} {", ".join(repeated)} is given twice; '
-                             f'give it once')
+            raise ValueError(
+                f'{what} {", ".join(repeated)} is given twice; give it once'
+            )
     runs = []
     for config in map(Path, configs):
         if not config.is_file():
-            raise FileNotFoundError(f'config {config} does not exist; the '
-                                    f'configs are in configs/')
+            raise FileNotFoundError(
+                f'config {config} does not exist; the configs are in configs/'
+            )
         for seed in seeds:
-            run = Run(config, seed,
-                      Path(work_dir, config.stem, f'seed{seed}'))
+            run = Run(config, seed, Path(work_dir, config.stem, f'seed{seed}'))
             started = run.work_dir / 'settings.py'
             if started.exists() and started.read_text() != run.settings():
                 raise ValueError(
                     f'{run.work_dir} belongs to another version of {config}; '
-                    f'remove it, or name another --work-dir')
+                    f'remove it, or name another --work-dir'
+                )
             runs.append(run)
     return runs
 
 
 def _follow(command: list[str], log: Path) -> Iterator[str]:
     """Run a command, keep its output in a log, yield the lines of progress."""
-    with log.open('w') as file, subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors='replace') as process:
+    with (
+        log.open('w') as file,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+        ) as process,
+    ):
         for line in process.stdout:
             file.write(line)
             file.flush()
@@ -99,8 +117,10 @@ def _follow(command: list[str], log: Path) -> Iterator[str]:
                 yield ' '.join(found.group(1).split())
     if process.returncode:
         tail = ''.join(log.read_text().splitlines(keepends=True)[-20:])
-        raise RuntimeError(f'{" ".join(command)} failed with status '
-                           f'{process.returncode}; the end of {log}:\n{tail}')
+        raise RuntimeError(
+            f'{" ".join(command)} failed with status '
+            f'{process.returncode}; the end of {log}:\n{tail}'
+        )
 
 
 def execute(run: Run, tools: Path) -> Iterator[str]:
@@ -124,16 +144,28 @@ def execute(run: Run, tools: Path) -> Iterator[str]:
         return
     run.work_dir.mkdir(parents=True, exist_ok=True)
     (run.work_dir / 'settings.py').write_text(run.settings())
-    common = ['--work-dir', str(run.work_dir), '--cfg-options',
-              f'randomness.seed={run.seed}']
+    common = [
+        '--work-dir',
+        str(run.work_dir),
+        '--cfg-options',
+        f'randomness.seed={run.seed}',
+    ]
     yield from _follow(
-        [sys.executable, str(tools / 'train.py'), str(run.config), '--resume',
-         *common], run.work_dir / 'train.log')
+        [sys.executable, str(tools / 'train.py'), str(run.config), '--resume', *common],
+        run.work_dir / 'train.log',
+    )
     yield from _follow(
-        [sys.executable, str(tools / 'test.py'), str(run.config),
-         str(checkpoint_of(run)), '--out',
-         str(run.work_dir / 'predictions.pkl'), *common],
-        run.work_dir / 'test.log')
+        [
+            sys.executable,
+            str(tools / 'test.py'),
+            str(run.config),
+            str(checkpoint_of(run)),
+            '--out',
+            str(run.work_dir / 'predictions.pkl'),
+            *common,
+        ],
+        run.work_dir / 'test.log',
+    )
     partial = run.result_file.with_suffix('.partial')
     partial.write_text(json.dumps(_collect(run), indent=2))
     os.replace(partial, run.result_file)
@@ -147,7 +179,8 @@ def checkpoint_of(run: Run) -> Path:
 def _scalars(run: Run) -> Iterator[dict]:
     """What mmengine logged while training, then while testing."""
     for file in sorted(run.work_dir.glob('*/vis_data/scalars.json')) + sorted(
-            run.work_dir.glob('*/*.json')):
+        run.work_dir.glob('*/*.json')
+    ):
         for line in file.read_text().splitlines():
             yield json.loads(line)
 
@@ -157,29 +190,39 @@ def _collect(run: Run) -> dict:
     for entry in _scalars(run):
         if 'loss' in entry:
             times.append(entry['time'])
-        metrics.update({k.removeprefix('coco/'): v for k, v in entry.items()
-                        if k.startswith('coco/')})
+        metrics.update(
+            {
+                k.removeprefix('coco/'): v
+                for k, v in entry.items()
+                if k.startswith('coco/')
+            }
+        )
     cfg = Config.fromfile(run.config)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = MODELS.build(cfg.model)
     upsamplers = getattr(model.neck, 'upsample_modules', [])
     return dict(
-        name=run.name, config=str(run.config), seed=run.seed,
+        name=run.name,
+        config=str(run.config),
+        seed=run.seed,
         metrics=metrics,
         # mmdet reports nothing where nothing was detected: an AP of 0
-        **{k: metrics.get(v, 0.) for k, v in METRICS.items()},
-        upsampler_parameters=sum(
-            p.numel() for m in upsamplers for p in m.parameters()),
+        **{k: metrics.get(v, 0.0) for k, v in METRICS.items()},
+        upsampler_parameters=sum(p.numel() for m in upsamplers for p in m.parameters()),
         parameters=sum(p.numel() for p in model.parameters()),
         # the median: the first iterations of a process warm up
         seconds_per_iteration=float(np.median(times)),
-        checkpoint=str(checkpoint_of(run)))
+        checkpoint=str(checkpoint_of(run)),
+    )
 
 
 def results(runs: Sequence[Run]) -> list[dict]:
     """Results of the finished runs among these."""
-    return [json.loads(run.result_file.read_text()) for run in runs
-            if run.result_file.exists()]
+    return [
+        json.loads(run.result_file.read_text())
+        for run in runs
+        if run.result_file.exists()
+    ]
 
 
 def to_markdown(rows: Sequence[dict]) -> str:
@@ -193,17 +236,33 @@ def to_markdown(rows: Sequence[dict]) -> str:
         and of the whole detector, seconds an iteration of training.
     """
     seeds = len({row['seed'] for row in rows}) > 1
-    head = ['upsampler', *(['seed'] if seeds else []), *METRICS,
-            'upsampler params', 'all params', 's/iter']
+    head = [
+        'upsampler',
+        *(['seed'] if seeds else []),
+        *METRICS,
+        'upsampler params',
+        'all params',
+        's/iter',
+    ]
     lines = [head, ['---'] + ['--:'] * (len(head) - 1)]
     for row in sorted(rows, key=lambda r: -r['AP']):
-        lines.append([
-            row['name'], *([str(row['seed'])] if seeds else []),
-            *(f'{row[m]:.3f}' for m in METRICS),
-            f'{row["upsampler_parameters"]:,}', f'{row["parameters"]:,}',
-            f'{row["seconds_per_iteration"]:.2f}'])
+        lines.append(
+            [
+                row['name'],
+                *([str(row['seed'])] if seeds else []),
+                *(f'{row[m]:.3f}' for m in METRICS),
+                f'{row["upsampler_parameters"]:,}',
+                f'{row["parameters"]:,}',
+                f'{row["seconds_per_iteration"]:.2f}',
+            ]
+        )
     widths = [max(map(len, column)) for column in zip(*lines)]
     return '\n'.join(
-        '| ' + ' | '.join(c.ljust(w) if i == 0 else c.rjust(w)
-                          for i, (c, w) in enumerate(zip(line, widths))) + ' |'
-        for line in lines)
+        '| '
+        + ' | '.join(
+            c.ljust(w) if i == 0 else c.rjust(w)
+            for i, (c, w) in enumerate(zip(line, widths))
+        )
+        + ' |'
+        for line in lines
+    )

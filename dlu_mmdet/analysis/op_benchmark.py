@@ -3,6 +3,7 @@
 Every contender runs once a round and medians are taken over rounds, so that a
 busy machine slows all of them alike: read the ratios.
 """
+
 from __future__ import annotations
 
 import statistics
@@ -19,7 +20,8 @@ from dlu_mmdet.ops import library, reference
 # source maps of an FPN's three upsamplings, for an image of 800 x 1344
 SIZES = ((25, 42), (50, 84), (100, 168))
 CHANNELS, KERNEL, SCALE = 256, 5, 2
-SLOW = 0.5  # seconds; what takes longer runs once
+COMPOSED = ('dlu, reference', 'dlu, unfold + einsum')
+SLOW = 1.0  # seconds; what takes longer runs once
 UNFOLDED_LIMIT = 1 << 30  # bytes; larger unfolded maps are left out
 
 
@@ -33,6 +35,7 @@ class Contender:
         inputs (tuple[Tensor, ...]): What is read, the features first.
         flops (int): Of a forward, 2 a multiply-add; 0 where it is not the point.
     """
+
     name: str
     run: Callable[..., Tensor]
     inputs: tuple[Tensor, ...]
@@ -58,6 +61,7 @@ class Row:
         bandwidth (float): Bytes read and written once, per second at the least
             time, as a fraction of the bandwidth of a copy; 0 with the backward.
     """
+
     batch: int
     size: tuple[int, int]
     direction: str
@@ -71,8 +75,13 @@ class Row:
     bandwidth: float
 
 
-def unfold_dlu(features: Tensor, kernels: Tensor, offsets: Tensor,
-               kernel_size: int, scale_factor: int) -> Tensor:
+def unfold_dlu(
+    features: Tensor,
+    kernels: Tensor,
+    offsets: Tensor,
+    kernel_size: int,
+    scale_factor: int,
+) -> Tensor:
     """DLU of one group from grid_sample, unfold and einsum.
 
     Args:
@@ -90,20 +99,25 @@ def unfold_dlu(features: Tensor, kernels: Tensor, offsets: Tensor,
     dx, dy = offsets.reshape(n, 2, s, s, h, w).permute(1, 0, 4, 2, 5, 3)
     xs = torch.arange(w, device=features.device).reshape(w, 1)
     ys = torch.arange(h, device=features.device).reshape(h, 1, 1, 1)
-    grid = torch.stack([(xs + dx) * 2 / (w - 1) - 1, (ys + dy) * 2 / (h - 1) - 1],
-                       dim=-1).reshape(n, h * s, w * s, 2)
-    sampled = F.grid_sample(kernels, grid, mode='bilinear',
-                            padding_mode='border', align_corners=True)
+    grid = torch.stack(
+        [(xs + dx) * 2 / (w - 1) - 1, (ys + dy) * 2 / (h - 1) - 1], dim=-1
+    ).reshape(n, h * s, w * s, 2)
+    sampled = F.grid_sample(
+        kernels, grid, mode='bilinear', padding_mode='border', align_corners=True
+    )
     sampled = sampled.reshape(n, k * k, h, s, w, s)
     unfolded = F.unfold(features, k, padding=k // 2).reshape(n, c, k * k, h, w)
     out = torch.einsum('nthiwj,ncthw->nchiwj', sampled, unfolded)
     return out.reshape(n, c, h * s, w * s)
 
 
-def contenders(batch: int, size: tuple[int, int], device: str = 'cpu',
-               dtype: torch.dtype = torch.float32,
-               memory_format: torch.memory_format = torch.contiguous_format,
-               ) -> list[Contender]:
+def contenders(
+    batch: int,
+    size: tuple[int, int],
+    device: str = 'cpu',
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> list[Contender]:
     """What is compared at one size, with C 256, K 5, s 2 and one group.
 
     Args:
@@ -132,24 +146,39 @@ def contenders(batch: int, size: tuple[int, int], device: str = 'cpu',
     sizes = (k, 1, s)
     dlu_inputs, dlu_flops = (x, kernels, offsets), flops + sampling
     listed = [
-        Contender('bilinear', lambda x: F.interpolate(
-            x, scale_factor=s, mode='bilinear', align_corners=False), (x,), 0),
+        Contender(
+            'bilinear',
+            lambda x: F.interpolate(
+                x, scale_factor=s, mode='bilinear', align_corners=False
+            ),
+            (x,),
+            0,
+        ),
         Contender('nearest', lambda x: F.interpolate(x, scale_factor=s), (x,), 0),
     ]
     if library.is_available(x.device.type):
         listed += [
-            Contender('dlu, fused', lambda *t: library.dlu(*t, *sizes),
-                      dlu_inputs, dlu_flops),
-            Contender('carafe, fused', lambda *t: library.carafe(*t, *sizes),
-                      (x, masks), flops),
+            Contender(
+                'dlu, fused', lambda *t: library.dlu(*t, *sizes), dlu_inputs, dlu_flops
+            ),
+            Contender(
+                'carafe, fused',
+                lambda *t: library.carafe(*t, *sizes),
+                (x, masks),
+                flops,
+            ),
         ]
-    listed.append(Contender('dlu, reference',
-                            lambda *t: reference.dlu(*t, *sizes), dlu_inputs,
-                            dlu_flops))
+    listed.append(
+        Contender(
+            COMPOSED[0], lambda *t: reference.dlu(*t, *sizes), dlu_inputs, dlu_flops
+        )
+    )
     if x.nbytes * k * k <= UNFOLDED_LIMIT:
-        listed.append(Contender('dlu, unfold + einsum',
-                                lambda *t: unfold_dlu(*t, k, s), dlu_inputs,
-                                dlu_flops))
+        listed.append(
+            Contender(
+                COMPOSED[1], lambda *t: unfold_dlu(*t, k, s), dlu_inputs, dlu_flops
+            )
+        )
     return listed
 
 
@@ -158,11 +187,12 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def interleaved(actions: Sequence[Callable[[], object]], rounds: int,
-                device: torch.device) -> list[tuple[float, float]]:
+def interleaved(
+    actions: Sequence[Callable[[], object]], rounds: int, device: torch.device
+) -> list[tuple[float, float]]:
     """Median and least seconds of each action, one run of each a round.
 
-    A round goes before, to warm up. What takes over half a second runs once.
+    A round goes before, to warm up. What takes over a second runs once.
     """
     times: list[list[float]] = [[] for _ in actions]
     for _ in range(rounds + 1):
@@ -182,7 +212,7 @@ def copy_bandwidth(device: torch.device, rounds: int) -> float:
     """Bytes a second, read and written, of copying 256 MiB to touched memory."""
     source = torch.ones(64 << 20, device=device)
     target = torch.zeros_like(source)
-    (_, least), = interleaved([lambda: target.copy_(source)], rounds, device)
+    ((_, least),) = interleaved([lambda: target.copy_(source)], rounds, device)
     return 2 * source.nbytes / least
 
 
@@ -198,11 +228,13 @@ def peak_memory(action: Callable[[], object], device: torch.device) -> int:
         del kept
         return peak
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities,
-                                profile_memory=True) as profile:
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         kept = action()
-    events = [event for event in profile.profiler.kineto_results.events()
-              if event.name() == '[memory]']
+    events = [
+        event
+        for event in profile.profiler.kineto_results.events()
+        if event.name() == '[memory]'
+    ]
     live = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         live += event.nbytes()
@@ -226,28 +258,39 @@ def _differentiate(contender: Contender) -> tuple[Callable, Callable]:
     return both, backward
 
 
-def measure(batch: int, size: tuple[int, int], rounds: int = 15,
-            device: str = 'cpu', dtype: torch.dtype = torch.float32,
-            memory_format: torch.memory_format = torch.contiguous_format,
-            bandwidth: float = 0.) -> list[Row]:
+def measure(
+    batch: int,
+    size: tuple[int, int],
+    rounds: int = 15,
+    device: str = 'cpu',
+    dtype: torch.dtype = torch.float32,
+    memory_format: torch.memory_format = torch.contiguous_format,
+    bandwidth: float = 0.0,
+    composed: bool = True,
+) -> list[Row]:
     """Measure every contender at one size, forward and forward + backward.
 
     Args:
         batch (int): Images.
         size (tuple[int, int]): Height and width of the source map.
-        rounds (int): Runs of each contender; one of those that take over 0.5 s.
+        rounds (int): Runs of each contender; one of those that take over a second.
         device (str): Where.
         dtype (torch.dtype): Of every tensor.
         memory_format (torch.memory_format): Of every tensor.
         bandwidth (float): Bytes a second of a copy; measured if 0.
+        composed (bool): Whether to run what is composed of PyTorch calls too,
+            which is slow.
 
     Returns:
         list[Row]: By direction, then by contender.
     """
     where = torch.device(device)
     bandwidth = bandwidth or copy_bandwidth(where, rounds)
-    listed = contenders(batch, size, device=device, dtype=dtype,
-                        memory_format=memory_format)
+    listed = contenders(
+        batch, size, device=device, dtype=dtype, memory_format=memory_format
+    )
+    if not composed:
+        listed = [c for c in listed if c.name not in COMPOSED]
     rows = []
     with torch.no_grad():
         actions = [lambda c=c: c.run(*c.inputs) for c in listed]
@@ -256,30 +299,48 @@ def measure(batch: int, size: tuple[int, int], rounds: int = 15,
     for contender, peak, taken in zip(listed, peaks, seconds):
         out_bytes = contender.inputs[0].nbytes * SCALE**2
         moved = out_bytes + sum(t.nbytes for t in contender.inputs)
-        rows.append(Row(batch, size, 'forward', contender.name,
-                        *_times(taken, seconds[0]), peak / out_bytes - 1,
-                        contender.flops / taken[1] * 1e-9,
-                        moved / taken[1] / bandwidth))
+        rows.append(
+            Row(
+                batch,
+                size,
+                'forward',
+                contender.name,
+                *_times(taken, seconds[0]),
+                peak / out_bytes - 1,
+                contender.flops / taken[1] * 1e-9,
+                moved / taken[1] / bandwidth,
+            )
+        )
     pairs = [_differentiate(contender) for contender in listed]
     peaks = [peak_memory(backward, where) for _, backward in pairs]
     seconds = interleaved([both for both, _ in pairs], rounds, where)
     for contender, peak, taken in zip(listed, peaks, seconds):
         grad_bytes = sum(t.nbytes for t in contender.inputs)
-        rows.append(Row(batch, size, 'forward + backward', contender.name,
-                        *_times(taken, seconds[0]), peak / grad_bytes - 1,
-                        3 * contender.flops / taken[1] * 1e-9, 0.))
+        rows.append(
+            Row(
+                batch,
+                size,
+                'forward + backward',
+                contender.name,
+                *_times(taken, seconds[0]),
+                peak / grad_bytes - 1,
+                3 * contender.flops / taken[1] * 1e-9,
+                0.0,
+            )
+        )
     return rows
 
 
 def _times(taken: tuple[float, float], bilinear: tuple[float, float]) -> tuple:
     (median, least), (bilinear_median, bilinear_least) = taken, bilinear
-    return (median * 1e3, median / bilinear_median, least * 1e3,
-            least / bilinear_least)
+    return (median * 1e3, median / bilinear_median, least * 1e3, least / bilinear_least)
 
 
-HEADER = ('| batch | source map | direction | upsampler | median ms | to bilinear | '
-          'least ms | to bilinear | extra memory | GFLOP/s | of copy bandwidth |\n'
-          '|--:|---|---|---|--:|--:|--:|--:|--:|--:|--:|')
+HEADER = (
+    '| batch | source map | direction | upsampler | median ms | to bilinear | '
+    'least ms | to bilinear | extra memory | GFLOP/s | of copy bandwidth |\n'
+    '|--:|---|---|---|--:|--:|--:|--:|--:|--:|--:|'
+)
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
@@ -292,7 +353,8 @@ def to_markdown(rows: Sequence[Row]) -> str:
             f'| {row.batch} | {row.size[0]} x {row.size[1]} | {row.direction} | '
             f'{row.name} | {row.milliseconds:.2f} | {row.ratio:.2f} | '
             f'{row.least:.2f} | {row.least_ratio:.2f} | {row.extra:.1%} | '
-            f'{gflops} | {bandwidth} |')
+            f'{gflops} | {bandwidth} |'
+        )
     return '\n'.join(lines)
 
 
@@ -305,6 +367,7 @@ def plot(rows: Sequence[Row], path: str, title: str) -> None:
         title (str): Over the drawing.
     """
     import matplotlib
+
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
@@ -313,21 +376,26 @@ def plot(rows: Sequence[Row], path: str, title: str) -> None:
     directions = list(dict.fromkeys(row.direction for row in rows))
     sizes = list(dict.fromkeys(row.size for row in rows))
     names = list(dict.fromkeys(row.name for row in rows))
-    figure, axes = plt.subplots(1, len(directions), figsize=(12, 4.5), sharey=True,
-                                squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(directions), figsize=(12, 4.5), sharey=True, squeeze=False
+    )
     for axis, direction in zip(axes[0], directions):
         for index, name in enumerate(names):
-            found = {row.size: row.milliseconds for row in rows
-                     if (row.name, row.direction) == (name, direction)}
-            width = .8 / len(names)
-            places = [sizes.index(size) + (index - len(names) / 2) * width
-                      for size in found]
+            found = {
+                row.size: row.milliseconds
+                for row in rows
+                if (row.name, row.direction) == (name, direction)
+            }
+            width = 0.8 / len(names)
+            places = [
+                sizes.index(size) + (index - len(names) / 2) * width for size in found
+            ]
             axis.bar(places, list(found.values()), width, label=name, align='edge')
         axis.set_xticks(range(len(sizes)), [f'{h} x {w}' for h, w in sizes])
         axis.set_xlabel('source map, height x width')
         axis.set_title(f'{direction}, batch {batch}')
         axis.set_yscale('log')
-        axis.grid(axis='y', alpha=.3)
+        axis.grid(axis='y', alpha=0.3)
     axes[0][0].set_ylabel('milliseconds, median')
     axes[0][-1].legend(fontsize=8)
     figure.suptitle(title)

@@ -1,4 +1,5 @@
 """Data sets and their checks."""
+
 from .checks import check_data
 from .shapes import ShapesDataset
 from .transforms import LoadImageFromFile

@@ -94,7 +94,14 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
             start = float(rng.uniform(0, 360))
             sweep = float(rng.uniform(60, 200))
             cv2.ellipse(
-                canvas, first, axes, 0, start, start + sweep, colour, thickness,
+                canvas,
+                first,
+                axes,
+                0,
+                start,
+                start + sweep,
+                colour,
+                thickness,
                 cv2.LINE_AA,
             )
         else:
@@ -115,9 +122,7 @@ def _coverage(
     contours = [c * (1, squeeze) @ turn for c in _unit_contours(name)]
     areas = [cv2.contourArea(c.astype(np.float32)) for c in contours]
     # Outer outline first, then the hole; a thin shape may not fit at its full area.
-    radius = min(
-        object_size / math.sqrt(areas[0] - sum(areas[1:])), 0.48 * image_size
-    )
+    radius = min(object_size / math.sqrt(areas[0] - sum(areas[1:])), 0.48 * image_size)
     centre = rng.uniform(radius, image_size - radius, 2)
     # OpenCV takes points as integers with `shift` fractional bits.
     shift = 4
@@ -318,7 +323,10 @@ def make_shapes(
         'max_size': float(max_size),
     }
     manifest = {
-        'version': _VERSION, 'num_train': num_train, 'num_val': num_val, **options
+        'version': _VERSION,
+        'num_train': num_train,
+        'num_val': num_val,
+        **options,
     }
     out = Path(out).resolve()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

@@ -1,4 +1,5 @@
 """The shapes data set; ``make_shapes`` makes its images."""
+
 from __future__ import annotations
 
 from mmdet.datasets import CocoDataset
@@ -13,8 +14,14 @@ class ShapesDataset(CocoDataset):
 
     METAINFO = {
         'classes': CLASSES,
-        'palette': [(230, 85, 60), (60, 130, 230), (80, 180, 90),
-                    (240, 180, 40), (150, 90, 200), (40, 190, 190)],
+        'palette': [
+            (230, 85, 60),
+            (60, 130, 230),
+            (80, 180, 90),
+            (240, 180, 40),
+            (150, 90, 200),
+            (40, 190, 190),
+        ],
     }
 
     @staticmethod

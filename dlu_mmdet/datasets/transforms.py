@@ -1,4 +1,5 @@
 """Loading of images, with errors that name the file."""
+
 from __future__ import annotations
 
 import mmcv.transforms
@@ -23,9 +24,11 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f'image {path} does not exist, though the annotations list '
-                f'it; fetch it again, or remove it from them') from error
+                f'it; fetch it again, or remove it from them'
+            ) from error
         except Exception as error:
             reason = ' '.join(str(error).split())
             raise ValueError(
                 f'image {path} cannot be read ({reason}); fetch it again, or '
-                f'remove it from the annotations') from error
+                f'remove it from the annotations'
+            ) from error

@@ -4,6 +4,7 @@ Importing this module replaces mmengine's loader of local files. Training
 stores more than tensors (mmengine's message hub), which ``torch.load`` with
 ``weights_only`` refuses; here exactly those types are allowed.
 """
+
 from __future__ import annotations
 
 import builtins
@@ -30,11 +31,9 @@ except ImportError:  # numpy 1
 
 
 def _history_buffer_attribute(owner: object, name: str) -> object:
-    """Stand in for ``getattr``: a HistoryBuffer pickles its methods by name.
-    """
+    """Stand in for ``getattr``: a HistoryBuffer pickles its methods by name."""
     if owner is not HistoryBuffer or name.startswith('_'):
-        raise pickle.UnpicklingError(
-            f'getattr({owner!r}, {name!r}) is not allowed')
+        raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed')
     return getattr(HistoryBuffer, name)
 
 
@@ -45,22 +44,30 @@ _history_buffer_attribute.__qualname__ = getattr.__qualname__
 
 #: What mmengine's message hub stores besides tensors and plain containers.
 SAFE_TYPES = [
-    HistoryBuffer, _history_buffer_attribute, np.ndarray, np.dtype,
-    multiarray._reconstruct, multiarray.scalar,
-    *(type(np.dtype(t)) for t in '?bBhHiIlLqQefdUS')
+    HistoryBuffer,
+    _history_buffer_attribute,
+    np.ndarray,
+    np.dtype,
+    multiarray._reconstruct,
+    multiarray.scalar,
+    *(type(np.dtype(t)) for t in '?bBhHiIlLqQefdUS'),
 ]
 torch.serialization.add_safe_globals(SAFE_TYPES)
 if torch.__version__ >= torch.torch_version.TorchVersion('2.6'):
     # checkpoints written under the other major version of numpy
     torch.serialization.add_safe_globals(
-        [(f, f'numpy.{core}.multiarray.{f.__name__}')
-         for f in (multiarray._reconstruct, multiarray.scalar)
-         for core in ('core', '_core')])
+        [
+            (f, f'numpy.{core}.multiarray.{f.__name__}')
+            for f in (multiarray._reconstruct, multiarray.scalar)
+            for core in ('core', '_core')
+        ]
+    )
 
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)
-def load_from_local(filename: str | os.PathLike,
-                    map_location: str | torch.device | None = None) -> dict:
+def load_from_local(
+    filename: str | os.PathLike, map_location: str | torch.device | None = None
+) -> dict:
     """Load a local checkpoint without running code that it may hold.
 
     Args:
@@ -77,8 +84,10 @@ def load_from_local(filename: str | os.PathLike,
     """
     path = Path(filename).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f'checkpoint {path} does not exist; check the '
-                                f'path, or train one with tools/train.py')
+        raise FileNotFoundError(
+            f'checkpoint {path} does not exist; check the '
+            f'path, or train one with tools/train.py'
+        )
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -88,12 +97,14 @@ def load_from_local(filename: str | os.PathLike,
             f'checkpoint {path} is refused, since loading it could run code: '
             f'{detail.strip()} If its source is trusted, keep only the '
             f'weights and what they were trained on: '
-            f'torch.save(dict(state_dict=..., meta=...), file).') from error
+            f'torch.save(dict(state_dict=..., meta=...), file).'
+        ) from error
     except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(
             f'checkpoint {path} ({path.stat().st_size} bytes) cannot be read: '
             f'it is truncated or no checkpoint ({error}). Use an earlier one '
-            f'or copy it again.') from error
+            f'or copy it again.'
+        ) from error
 
 
 #: ImageNet weights of ``torchvision://NAME``, for when torchvision is absent.
@@ -102,12 +113,13 @@ TORCHVISION_WEIGHTS = dict(
     resnet34='resnet34-b627a593',
     resnet50='resnet50-0676ba61',
     resnet101='resnet101-63fe2227',
-    resnet152='resnet152-394f9c45')
+    resnet152='resnet152-394f9c45',
+)
 
 
-def load_from_torchvision(filename: str,
-                          map_location: str | torch.device | None = None
-                          ) -> dict:
+def load_from_torchvision(
+    filename: str, map_location: str | torch.device | None = None
+) -> dict:
     """Load ``torchvision://NAME`` without torchvision.
 
     Args:
@@ -124,9 +136,11 @@ def load_from_torchvision(filename: str,
     """
     name = filename.split('://', 1)[1]
     if name not in TORCHVISION_WEIGHTS:
-        raise ValueError(f'{filename} is not known here, only '
-                         f'{", ".join(TORCHVISION_WEIGHTS)}; others need '
-                         f'torchvision')
+        raise ValueError(
+            f'{filename} is not known here, only '
+            f'{", ".join(TORCHVISION_WEIGHTS)}; others need '
+            f'torchvision'
+        )
     file = f'{TORCHVISION_WEIGHTS[name]}.pth'
     cached = Path(torch.hub.get_dir()) / 'checkpoints' / file
     if cached.is_file():
@@ -138,7 +152,8 @@ def load_from_torchvision(filename: str,
         raise FileNotFoundError(
             f'{filename} cannot be downloaded ({error}). Put {url} at '
             f'{cached}, or train from scratch with --cfg-options '
-            f'model.backbone.init_cfg=None') from error
+            f'model.backbone.init_cfg=None'
+        ) from error
 
 
 try:
@@ -146,7 +161,9 @@ try:
 except ImportError:
     CheckpointLoader.register_scheme(
         prefixes=('modelzoo://', 'torchvision://'),
-        loader=load_from_torchvision, force=True)
+        loader=load_from_torchvision,
+        force=True,
+    )
 
 
 def check_state_dict(model: nn.Module, state_dict: dict) -> None:
@@ -163,18 +180,25 @@ def check_state_dict(model: nn.Module, state_dict: dict) -> None:
     given = {k.removeprefix('module.'): v for k, v in state_dict.items()}
     problems = []
     for title, keys in (
-            ('missing', [k for k in own if k not in given]),
-            ('unexpected', [k for k in given if k not in own]),
-            ('of another shape',
-             [f'{k} {tuple(given[k].shape)} instead of {tuple(own[k].shape)}'
-              for k in own if k in given and own[k].shape != given[k].shape])):
+        ('missing', [k for k in own if k not in given]),
+        ('unexpected', [k for k in given if k not in own]),
+        (
+            'of another shape',
+            [
+                f'{k} {tuple(given[k].shape)} instead of {tuple(own[k].shape)}'
+                for k in own
+                if k in given and own[k].shape != given[k].shape
+            ],
+        ),
+    ):
         if keys:
             shown = ', '.join(keys[:5]) + (', ...' if len(keys) > 5 else '')
             problems.append(f'{len(keys)} {title}: {shown}')
     if problems:
-        raise ValueError('the checkpoint is of another architecture than the '
-                         'config, use the config it was trained with; keys '
-                         + '; '.join(problems))
+        raise ValueError(
+            'the checkpoint is of another architecture than the '
+            'config, use the config it was trained with; keys ' + '; '.join(problems)
+        )
 
 
 @HOOKS.register_module()
@@ -193,10 +217,12 @@ class CheckpointGuardHook(Hook):
         check_state_dict(model, checkpoint.get('state_dict', checkpoint))
 
 
-def load_detector(config: str | os.PathLike | Config,
-                  checkpoint: str | os.PathLike,
-                  device: str = 'cpu',
-                  cfg_options: dict | None = None) -> nn.Module:
+def load_detector(
+    config: str | os.PathLike | Config,
+    checkpoint: str | os.PathLike,
+    device: str = 'cpu',
+    cfg_options: dict | None = None,
+) -> nn.Module:
     """Load a trained detector for inference.
 
     Args:
@@ -215,16 +241,17 @@ def load_detector(config: str | os.PathLike | Config,
             architecture.
     """
     from mmdet.apis import init_detector
+
     if not isinstance(config, Config):
         if not Path(config).is_file():
-            raise FileNotFoundError(f'config {config} does not exist; the '
-                                    f'configs are in configs/')
+            raise FileNotFoundError(
+                f'config {config} does not exist; the configs are in configs/'
+            )
         config = Config.fromfile(config)
     config = config.copy()
     config.merge_from_dict(cfg_options or {})
     config.model.backbone.init_cfg = None  # the checkpoint has these weights
     state = load_from_local(checkpoint, 'cpu')
-    model = init_detector(config, str(checkpoint), device=device,
-                          cfg_options={})
+    model = init_detector(config, str(checkpoint), device=device, cfg_options={})
     check_state_dict(model, state.get('state_dict', state))
     return model

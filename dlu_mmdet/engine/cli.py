@@ -1,4 +1,5 @@
 """The flags that training and testing share: mmdet's."""
+
 from __future__ import annotations
 
 import argparse
@@ -10,19 +11,31 @@ from mmengine.config import Config, DictAction
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--work-dir``, ``--cfg-options`` and ``--launcher``."""
-    parser.add_argument('--work-dir', help='folder of logs and checkpoints; '
-                        'defaults to work_dirs/ and the name of the config')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction,
-                        default={}, metavar='KEY=VALUE',
-                        help='override settings of the config, as in '
-                        'model.neck.upsample_cfg.type=carafe; a list is '
-                        'key="[a,b]"')
-    parser.add_argument('--launcher', default='none',
-                        choices=['none', 'pytorch', 'slurm', 'mpi'],
-                        help='job launcher')
+    parser.add_argument(
+        '--work-dir',
+        help='folder of logs and checkpoints; '
+        'defaults to work_dirs/ and the name of the config',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override settings of the config, as in '
+        'model.neck.upsample_cfg.type=carafe; a list is '
+        'key="[a,b]"',
+    )
+    parser.add_argument(
+        '--launcher',
+        default='none',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        help='job launcher',
+    )
     # torch.distributed.launch passes it; torchrun sets the variable instead
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
-                        help=argparse.SUPPRESS)
+    parser.add_argument(
+        '--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS
+    )
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -39,12 +52,16 @@ def load_config(args: argparse.Namespace) -> Config:
         FileNotFoundError: If there is no such config.
     """
     if not Path(args.config).is_file():
-        raise FileNotFoundError(f'config {args.config} does not exist; the '
-                                f'configs are in configs/')
+        raise FileNotFoundError(
+            f'config {args.config} does not exist; the configs are in configs/'
+        )
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = Config.fromfile(args.config)
     cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(
-        Path('work_dirs', Path(args.config).stem))
+    cfg.work_dir = (
+        args.work_dir
+        or cfg.get('work_dir')
+        or str(Path('work_dirs', Path(args.config).stem))
+    )
     return cfg

@@ -1,4 +1,5 @@
 """From a config to a runner, with everything checked that can be."""
+
 from __future__ import annotations
 
 import torch.distributed
@@ -26,13 +27,15 @@ def build_runner(cfg: Config, mode: str) -> Runner:
     """
     check_data(cfg, ('train', 'val') if mode == 'train' else ('test',))
     if mode == 'test' or cfg.get('resume'):
-        cfg.custom_hooks = [*cfg.get('custom_hooks', []),
-                            dict(type='CheckpointGuardHook')]
+        cfg.custom_hooks = [
+            *cfg.get('custom_hooks', []),
+            dict(type='CheckpointGuardHook'),
+        ]
     if cfg.get('launcher', 'none') == 'pytorch' and get_device() == 'cpu':
         # mmengine's own set-up for this launcher calls CUDA
         torch.distributed.init_process_group('gloo')
         cfg.env_cfg.dist_cfg = dict(backend='gloo')
         cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', device_ids=None,
-            broadcast_buffers=False)
+            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
+        )
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

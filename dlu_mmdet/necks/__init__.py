@@ -1,4 +1,5 @@
 """Feature pyramids whose upsampler a config chooses."""
+
 from .unified_fpn import UnifiedFPN
 from .upsample_fpn import UpsampleFPN
 

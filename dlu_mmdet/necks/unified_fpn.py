@@ -1,4 +1,5 @@
 """The pyramid of the CARAFE and DLU papers, with any upsampler."""
+
 from __future__ import annotations
 
 from mmdet.models.necks import FPN_CARAFE
@@ -32,18 +33,27 @@ class UnifiedFPN(TopDownMixin, FPN_CARAFE):
         ValueError: If ``upsample_cfg.type`` is missing or unknown.
     """
 
-    def __init__(self,
-                 in_channels: list[int],
-                 out_channels: int,
-                 num_outs: int,
-                 *args,
-                 upsample_cfg: dict = dict(type='carafe'),  # noqa: B006
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        in_channels: list[int],
+        out_channels: int,
+        num_outs: int,
+        *args,
+        upsample_cfg: dict = dict(type='carafe'),  # noqa: B006
+        **kwargs,
+    ) -> None:
         # nearest has no weights: it stands in until ours are built
-        super().__init__(in_channels, out_channels, num_outs, *args,
-                         upsample_cfg=dict(type='nearest'), **kwargs)
-        self.build_upsample_modules(upsample_cfg, out_channels,
-                                    len(self.lateral_convs) - 1)
+        super().__init__(
+            in_channels,
+            out_channels,
+            num_outs,
+            *args,
+            upsample_cfg=dict(type='nearest'),
+            **kwargs,
+        )
+        self.build_upsample_modules(
+            upsample_cfg, out_channels, len(self.lateral_convs) - 1
+        )
 
     def forward(self, inputs: tuple[Tensor]) -> tuple[Tensor]:
         """Build the pyramid.
@@ -55,12 +65,11 @@ class UnifiedFPN(TopDownMixin, FPN_CARAFE):
         Returns:
             tuple[Tensor]: ``num_outs`` maps (N, out_channels, H_i, W_i).
         """
-        sources = list(inputs[self.start_level:self.backbone_end_level])
+        sources = list(inputs[self.start_level : self.backbone_end_level])
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, sources)]
         x = sources[-1]
-        for conv in self.lateral_convs[len(sources):]:
+        for conv in self.lateral_convs[len(sources) :]:
             x = conv(x)
             laterals.append(x)
         add_top_down(laterals, self.upsample_modules)
-        return tuple(conv(lateral)
-                     for conv, lateral in zip(self.fpn_convs, laterals))
+        return tuple(conv(lateral) for conv, lateral in zip(self.fpn_convs, laterals))

@@ -1,4 +1,5 @@
 """mmdet's FPN with any upsampler in its top-down path."""
+
 from __future__ import annotations
 
 import torch.nn.functional as F
@@ -33,16 +34,19 @@ class UpsampleFPN(TopDownMixin, FPN):
         ValueError: If ``upsample_cfg.type`` is missing or unknown.
     """
 
-    def __init__(self,
-                 in_channels: list[int],
-                 out_channels: int,
-                 num_outs: int,
-                 *args,
-                 upsample_cfg: dict = dict(type='nearest'),  # noqa: B006
-                 **kwargs) -> None:
+    def __init__(
+        self,
+        in_channels: list[int],
+        out_channels: int,
+        num_outs: int,
+        *args,
+        upsample_cfg: dict = dict(type='nearest'),  # noqa: B006
+        **kwargs,
+    ) -> None:
         super().__init__(in_channels, out_channels, num_outs, *args, **kwargs)
-        self.build_upsample_modules(upsample_cfg, out_channels,
-                                    len(self.lateral_convs) - 1)
+        self.build_upsample_modules(
+            upsample_cfg, out_channels, len(self.lateral_convs) - 1
+        )
 
     def forward(self, inputs: tuple[Tensor]) -> tuple[Tensor]:
         """Build the pyramid.
@@ -54,21 +58,24 @@ class UpsampleFPN(TopDownMixin, FPN):
         Returns:
             tuple[Tensor]: ``num_outs`` maps (N, out_channels, H_i, W_i).
         """
-        laterals = [conv(inputs[i + self.start_level])
-                    for i, conv in enumerate(self.lateral_convs)]
+        laterals = [
+            conv(inputs[i + self.start_level])
+            for i, conv in enumerate(self.lateral_convs)
+        ]
         add_top_down(laterals, self.upsample_modules)
-        outs = [conv(lateral)
-                for conv, lateral in zip(self.fpn_convs, laterals)]
+        outs = [conv(lateral) for conv, lateral in zip(self.fpn_convs, laterals)]
 
         extra = self.num_outs - len(outs)
         if extra and not self.add_extra_convs:
             for _ in range(extra):
                 outs.append(F.max_pool2d(outs[-1], 1, stride=2))
         elif extra:
-            x = dict(on_input=inputs[self.backbone_end_level - 1],
-                     on_lateral=laterals[-1],
-                     on_output=outs[-1])[self.add_extra_convs]
-            for conv in self.fpn_convs[len(laterals):]:
+            x = dict(
+                on_input=inputs[self.backbone_end_level - 1],
+                on_lateral=laterals[-1],
+                on_output=outs[-1],
+            )[self.add_extra_convs]
+            for conv in self.fpn_convs[len(laterals) :]:
                 outs.append(conv(x))
                 x = outs[-1]
                 if self.relu_before_extra_convs:

@@ -1,4 +1,5 @@
 """Reassembly operators; see :mod:`dlu_mmdet.ops.functional`."""
+
 from . import reference
 from .functional import carafe, dlu
 

@@ -1,4 +1,5 @@
 """The argument checks of every reassembly operator, in one place."""
+
 from __future__ import annotations
 
 from torch import Tensor
@@ -6,14 +7,16 @@ from torch import Tensor
 
 def _check_number(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f'{name} must be an int, got {value!r} of type '
-                        f'{type(value).__name__}')
+        raise TypeError(
+            f'{name} must be an int, got {value!r} of type {type(value).__name__}'
+        )
     if value < least:
         raise ValueError(f'{name} must be at least {least}, got {value}')
 
 
-def check_geometry(channels: int, kernel_size: int, group_size: int,
-                   scale_factor: int) -> None:
+def check_geometry(
+    channels: int, kernel_size: int, group_size: int, scale_factor: int
+) -> None:
     """Check the sizes that define a reassembly, without any tensor.
 
     Args:
@@ -30,43 +33,61 @@ def check_geometry(channels: int, kernel_size: int, group_size: int,
     _check_number('group_size', group_size, 1)
     _check_number('scale_factor', scale_factor, 1)
     if kernel_size % 2 == 0:
-        raise ValueError(f'kernel_size must be odd, so that a kernel has a '
-                         f'centre, got {kernel_size}; use {kernel_size - 1} '
-                         f'or {kernel_size + 1}')
+        raise ValueError(
+            f'kernel_size must be odd, so that a kernel has a '
+            f'centre, got {kernel_size}; use {kernel_size - 1} '
+            f'or {kernel_size + 1}'
+        )
     if channels % group_size:
-        raise ValueError(f'group_size must divide the channels, got '
-                         f'group_size={group_size} for {channels} channels')
+        raise ValueError(
+            f'group_size must divide the channels, got '
+            f'group_size={group_size} for {channels} channels'
+        )
 
 
-def _check_tensor(name: str, tensor: Tensor, layout: str,
-                  expected: tuple[int, ...] | None) -> None:
+def _check_tensor(
+    name: str, tensor: Tensor, layout: str, expected: tuple[int, ...] | None
+) -> None:
     if not isinstance(tensor, Tensor):
-        raise TypeError(f'{name} must be a Tensor, got '
-                        f'{type(tensor).__name__}')
+        raise TypeError(f'{name} must be a Tensor, got {type(tensor).__name__}')
     if not tensor.is_floating_point():
-        raise TypeError(f'{name} must be a floating-point tensor, got '
-                        f'{tensor.dtype}; convert it first')
+        raise TypeError(
+            f'{name} must be a floating-point tensor, got '
+            f'{tensor.dtype}; convert it first'
+        )
     if tensor.dim() != 4:
-        raise ValueError(f'{name} must have 4 dimensions {layout}, got shape '
-                         f'{tuple(tensor.shape)}')
+        raise ValueError(
+            f'{name} must have 4 dimensions {layout}, got shape {tuple(tensor.shape)}'
+        )
     if expected is not None and tuple(tensor.shape) != expected:
-        raise ValueError(f'{name} must have shape {layout} = {expected}, got '
-                         f'{tuple(tensor.shape)}')
+        raise ValueError(
+            f'{name} must have shape {layout} = {expected}, got {tuple(tensor.shape)}'
+        )
 
 
 def _check_features(features: Tensor, **others: Tensor) -> None:
     _check_tensor('features', features, '(N, C, H, W)', None)
     if 0 in features.shape[1:]:
-        raise ValueError(f'features must have C, H and W of at least 1, got '
-                         f'shape {tuple(features.shape)}')
+        raise ValueError(
+            f'features must have C, H and W of at least 1, got '
+            f'shape {tuple(features.shape)}'
+        )
     for name, tensor in others.items():
         if isinstance(tensor, Tensor) and tensor.device != features.device:
-            raise ValueError(f'{name} must be on the device of features, '
-                             f'{features.device}, got {tensor.device}')
+            raise ValueError(
+                f'{name} must be on the device of features, '
+                f'{features.device}, got {tensor.device}'
+            )
 
 
-def check_dlu(features: Tensor, kernels: Tensor, offsets: Tensor,
-              kernel_size: int, group_size: int, scale_factor: int) -> None:
+def check_dlu(
+    features: Tensor,
+    kernels: Tensor,
+    offsets: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> None:
     """Check the arguments of :func:`dlu_mmdet.ops.dlu`.
 
     Raises:
@@ -76,14 +97,24 @@ def check_dlu(features: Tensor, kernels: Tensor, offsets: Tensor,
     _check_features(features, kernels=kernels, offsets=offsets)
     n, c, h, w = features.shape
     check_geometry(c, kernel_size, group_size, scale_factor)
-    _check_tensor('kernels', kernels, '(N, G*K*K, H, W)',
-                  (n, group_size * kernel_size**2, h, w))
-    _check_tensor('offsets', offsets, '(N, G*2*s*s, H, W)',
-                  (n, group_size * 2 * scale_factor**2, h, w))
+    _check_tensor(
+        'kernels', kernels, '(N, G*K*K, H, W)', (n, group_size * kernel_size**2, h, w)
+    )
+    _check_tensor(
+        'offsets',
+        offsets,
+        '(N, G*2*s*s, H, W)',
+        (n, group_size * 2 * scale_factor**2, h, w),
+    )
 
 
-def check_carafe(features: Tensor, masks: Tensor, kernel_size: int,
-                 group_size: int, scale_factor: int) -> None:
+def check_carafe(
+    features: Tensor,
+    masks: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> None:
     """Check the arguments of :func:`dlu_mmdet.ops.carafe`.
 
     Raises:
@@ -93,6 +124,9 @@ def check_carafe(features: Tensor, masks: Tensor, kernel_size: int,
     _check_features(features, masks=masks)
     n, c, h, w = features.shape
     check_geometry(c, kernel_size, group_size, scale_factor)
-    _check_tensor('masks', masks, '(N, G*K*K, s*H, s*W)',
-                  (n, group_size * kernel_size**2, h * scale_factor,
-                   w * scale_factor))
+    _check_tensor(
+        'masks',
+        masks,
+        '(N, G*K*K, s*H, s*W)',
+        (n, group_size * kernel_size**2, h * scale_factor, w * scale_factor),
+    )

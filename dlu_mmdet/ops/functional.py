@@ -1,4 +1,5 @@
 """The operators that modules and users call."""
+
 from __future__ import annotations
 
 from torch import Tensor
@@ -7,8 +8,14 @@ from . import library, reference
 from .checks import check_carafe, check_dlu
 
 
-def dlu(features: Tensor, kernels: Tensor, offsets: Tensor, kernel_size: int,
-        group_size: int, scale_factor: int) -> Tensor:
+def dlu(
+    features: Tensor,
+    kernels: Tensor,
+    offsets: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> Tensor:
     r"""Dynamic lightweight upsampling: sample kernels, reassemble features.
 
     For output pixel (Y, X) = (y s + i, x s + j), with r = K // 2 and all
@@ -51,8 +58,13 @@ def dlu(features: Tensor, kernels: Tensor, offsets: Tensor, kernel_size: int,
     return backend.dlu(*args)
 
 
-def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int,
-           scale_factor: int) -> Tensor:
+def carafe(
+    features: Tensor,
+    masks: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> Tensor:
     r"""Content-aware reassembly of features, on any device.
 
     For output pixel (Y, X) in the s x s block of source pixel (y, x)::

@@ -8,6 +8,7 @@ from an autocast softmax meet half-precision features without a cast.
 Environment: ``DLU_MMDET_NO_EXT=1`` ignores a built extension, ``DLU_MMDET_ISA``
 (``avx512``, ``avx2`` or ``generic``) names the CPU loops to run.
 """
+
 from __future__ import annotations
 
 import os
@@ -29,7 +30,9 @@ def _load() -> frozenset[str]:
         warnings.warn(
             'dlu_mmdet runs on its plain PyTorch operators, which are much '
             'slower: the extension is not built; reinstall with a C++ compiler '
-            'present', stacklevel=2)
+            'present',
+            stacklevel=2,
+        )
         return frozenset()
     try:
         torch.ops.load_library(found[0])
@@ -38,12 +41,13 @@ def _load() -> frozenset[str]:
             f'dlu_mmdet runs on its plain PyTorch operators: the extension was '
             f'built for another torch than {torch.__version__}; rebuild it with '
             f'pip install --no-build-isolation --force-reinstall --no-deps',
-            stacklevel=2)
+            stacklevel=2,
+        )
         return frozenset()
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return frozenset(
-        key.lower() for key in ('CPU', 'CUDA')
-        if has_kernel('dlu_mmdet::dlu', key))
+        key.lower() for key in ('CPU', 'CUDA') if has_kernel('dlu_mmdet::dlu', key)
+    )
 
 
 _DEVICE_TYPES = _load()
@@ -61,12 +65,21 @@ def handles(features: Tensor) -> bool:
     They do where they were built for the device, except in an export, whose
     result has to run without this package.
     """
-    return (features.device.type in _DEVICE_TYPES
-            and not torch.onnx.is_in_onnx_export() and not _is_exporting())
+    return (
+        features.device.type in _DEVICE_TYPES
+        and not torch.onnx.is_in_onnx_export()
+        and not _is_exporting()
+    )
 
 
-def dlu(features: Tensor, kernels: Tensor, offsets: Tensor, kernel_size: int,
-        group_size: int, scale_factor: int) -> Tensor:
+def dlu(
+    features: Tensor,
+    kernels: Tensor,
+    offsets: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> Tensor:
     """Compiled :func:`dlu_mmdet.ops.dlu`: same arguments, same result.
 
     Differentiable once. CPU results do not depend on the number of threads; on
@@ -76,12 +89,18 @@ def dlu(features: Tensor, kernels: Tensor, offsets: Tensor, kernel_size: int,
         ValueError: If a shape, a size or a device does not fit.
         TypeError: If a dtype is not float32, float64, float16 or bfloat16.
     """
-    return torch.ops.dlu_mmdet.dlu(features, kernels, offsets, kernel_size,
-                                   group_size, scale_factor)
+    return torch.ops.dlu_mmdet.dlu(
+        features, kernels, offsets, kernel_size, group_size, scale_factor
+    )
 
 
-def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int,
-           scale_factor: int) -> Tensor:
+def carafe(
+    features: Tensor,
+    masks: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> Tensor:
     """Compiled :func:`dlu_mmdet.ops.carafe`: same arguments, same result.
 
     Differentiable once. CPU results do not depend on the number of threads.
@@ -90,8 +109,9 @@ def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int,
         ValueError: If a shape, a size or a device does not fit.
         TypeError: If a dtype is not float32, float64, float16 or bfloat16.
     """
-    return torch.ops.dlu_mmdet.carafe(features, masks, kernel_size, group_size,
-                                      scale_factor)
+    return torch.ops.dlu_mmdet.carafe(
+        features, masks, kernel_size, group_size, scale_factor
+    )
 
 
 # ---- shapes, for fake tensors --------------------------------------------------
@@ -100,10 +120,14 @@ def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int,
 def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
     """New tensor in the dtype and layout of another; channels last if only that."""
     last = not like.is_contiguous() and like.is_contiguous(
-        memory_format=torch.channels_last)
+        memory_format=torch.channels_last
+    )
     return torch.empty(
-        shape, dtype=like.dtype, device=like.device,
-        memory_format=torch.channels_last if last else torch.contiguous_format)
+        shape,
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
 
 
 def _fake_forward(features: Tensor, *args) -> Tensor:
@@ -116,8 +140,9 @@ def _fake_features(grad: Tensor, features: Tensor, *args) -> Tensor:
     return _empty(features, features.shape)
 
 
-def _fake_kernels(grad: Tensor, features: Tensor, kernels: Tensor,
-                  offsets: Tensor, *args) -> tuple[Tensor, Tensor]:
+def _fake_kernels(
+    grad: Tensor, features: Tensor, kernels: Tensor, offsets: Tensor, *args
+) -> tuple[Tensor, Tensor]:
     return _empty(kernels, kernels.shape), _empty(offsets, offsets.shape)
 
 
@@ -156,30 +181,40 @@ def _carafe_backward(ctx, grad: Tensor) -> tuple:
 def _no_second_derivative(ctx, *grads: Tensor) -> None:
     raise RuntimeError(
         'dlu_mmdet: the compiled operators have first derivatives only; for '
-        'second ones use dlu_mmdet.ops.reference or set DLU_MMDET_NO_EXT=1')
+        'second ones use dlu_mmdet.ops.reference or set DLU_MMDET_NO_EXT=1'
+    )
 
 
 # ---- FLOPs ---------------------------------------------------------------------
 
 
-def _multiply_adds(features: Sequence[int], kernel_size: int, group_size: int,
-                   scale_factor: int, sampling: bool) -> tuple[int, int]:
+def _multiply_adds(
+    features: Sequence[int],
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+    sampling: bool,
+) -> tuple[int, int]:
     """Multiply-adds of the reassembly and, 4 a value, of sampling its kernels."""
     n, c, h, w = features
     values = n * h * w * scale_factor**2 * kernel_size**2
     return values * c, 4 * values * group_size if sampling else 0
 
 
-def _dlu_flops(features, kernels, offsets, kernel_size, group_size,
-               scale_factor, *args, **kwargs) -> int:
-    return 2 * sum(_multiply_adds(features, kernel_size, group_size,
-                                  scale_factor, True))
+def _dlu_flops(
+    features, kernels, offsets, kernel_size, group_size, scale_factor, *args, **kwargs
+) -> int:
+    return 2 * sum(
+        _multiply_adds(features, kernel_size, group_size, scale_factor, True)
+    )
 
 
-def _carafe_flops(features, masks, kernel_size, group_size, scale_factor, *args,
-                  **kwargs) -> int:
-    return 2 * sum(_multiply_adds(features, kernel_size, group_size,
-                                  scale_factor, False))
+def _carafe_flops(
+    features, masks, kernel_size, group_size, scale_factor, *args, **kwargs
+) -> int:
+    return 2 * sum(
+        _multiply_adds(features, kernel_size, group_size, scale_factor, False)
+    )
 
 
 def _backward_flops(forward: Callable[..., int]) -> Callable[..., int]:
@@ -192,28 +227,32 @@ def _mmengine_flops(sampling: bool) -> Callable[..., int]:
 
     def count(inputs: list, outputs: list) -> int:
         kernel_size, group_size, scale_factor = (
-            value.toIValue() for value in inputs[-3:])
+            value.toIValue() for value in inputs[-3:]
+        )
         features = inputs[0].type().sizes()
-        return sum(_multiply_adds(features, kernel_size, group_size,
-                                  scale_factor, sampling))
+        return sum(
+            _multiply_adds(features, kernel_size, group_size, scale_factor, sampling)
+        )
 
     return count
 
 
 def _register() -> None:
     fakes = dict(
-        dlu=_fake_forward, dlu_backward_features=_fake_features,
-        dlu_backward_kernels=_fake_kernels, carafe=_fake_forward,
+        dlu=_fake_forward,
+        dlu_backward_features=_fake_features,
+        dlu_backward_kernels=_fake_kernels,
+        carafe=_fake_forward,
         carafe_backward_features=_fake_features,
-        carafe_backward_masks=_fake_masks)
+        carafe_backward_masks=_fake_masks,
+    )
     derivatives = dict(dlu=_dlu_backward, carafe=_carafe_backward)
     for name, fake in fakes.items():
         op = f'dlu_mmdet::{name}'
         forward = _dlu_flops if name.startswith('dlu') else _carafe_flops
         torch.library.register_fake(op, fake)
         if name in derivatives:
-            torch.library.register_autograd(op, derivatives[name],
-                                            setup_context=_save)
+            torch.library.register_autograd(op, derivatives[name], setup_context=_save)
             flops = forward
         else:
             torch.library.register_autograd(op, _no_second_derivative)

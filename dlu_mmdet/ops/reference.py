@@ -4,6 +4,7 @@ They run on any device, export, and differentiate through autograd. Neither
 the unfolded feature map nor the upsampled kernels ever exist: one of the K*K
 taps is handled at a time.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -19,8 +20,13 @@ def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _reassemble(features: Tensor, taps: Iterator[Tensor], kernel_size: int,
-                group_size: int, scale_factor: int) -> Tensor:
+def _reassemble(
+    features: Tensor,
+    taps: Iterator[Tensor],
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> Tensor:
     """out = sum over taps (a, b) of  k~[a, b] * x[y + a, x + b].
 
     Args:
@@ -34,17 +40,20 @@ def _reassemble(features: Tensor, taps: Iterator[Tensor], kernel_size: int,
     n, c, h, w = features.shape
     s, r = scale_factor, kernel_size // 2
     x = features.to(_accumulation_dtype(features.dtype))
-    x = F.pad(x, (r, r, r, r)).reshape(n, group_size, c // group_size, 1, 1,
-                                       h + 2 * r, w + 2 * r)
+    x = F.pad(x, (r, r, r, r)).reshape(
+        n, group_size, c // group_size, 1, 1, h + 2 * r, w + 2 * r
+    )
     out = 0
     for t, k in enumerate(taps):
         a, b = divmod(t, kernel_size)
-        out = out + k.unsqueeze(2) * x[..., a:a + h, b:b + w]
+        out = out + k.unsqueeze(2) * x[..., a : a + h, b : b + w]
     # (N, G, C/G, i, j, y, x) -> (N, C, y, i, x, j)
     out = out.permute(0, 1, 2, 5, 3, 6, 4).reshape(n, c, h * s, w * s)
     out = out.to(features.dtype)
-    if features.is_contiguous(memory_format=torch.channels_last) and \
-            not features.is_contiguous():
+    if (
+        features.is_contiguous(memory_format=torch.channels_last)
+        and not features.is_contiguous()
+    ):
         out = out.contiguous(memory_format=torch.channels_last)
     return out
 
@@ -56,28 +65,33 @@ def _clamped_position(coordinate: Tensor, offset: Tensor, size: int) -> Tensor:
     """
     position = coordinate + offset
     inside = (position > 0) & (position < size - 1)
-    position = torch.where(inside, position,
-                           position.detach().clamp(0, size - 1))
-    return torch.where(offset.isfinite(), position,
-                       torch.full_like(position, float('nan')))
+    position = torch.where(inside, position, position.detach().clamp(0, size - 1))
+    return torch.where(
+        offset.isfinite(), position, torch.full_like(position, float('nan'))
+    )
 
 
 def _floor_index(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Lower neighbour, upper neighbour, and the weight of the upper one."""
     lower = position.detach().floor()
     weight = position - lower
-    lower = lower.nan_to_num(0.).long()  # the weight carries the NaN
+    lower = lower.nan_to_num(0.0).long()  # the weight carries the NaN
     return lower, (lower + 1).clamp(max=size - 1), weight
 
 
-def dlu(features: Tensor, kernels: Tensor, offsets: Tensor, kernel_size: int,
-        group_size: int, scale_factor: int) -> Tensor:
+def dlu(
+    features: Tensor,
+    kernels: Tensor,
+    offsets: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> Tensor:
     """Reassemble features with kernels sampled from a small kernel space.
 
     Same arguments and results as :func:`dlu_mmdet.ops.dlu`, in plain PyTorch.
     """
-    check_dlu(features, kernels, offsets, kernel_size, group_size,
-              scale_factor)
+    check_dlu(features, kernels, offsets, kernel_size, group_size, scale_factor)
     n, _, h, w = features.shape
     g, s = group_size, scale_factor
     dtype = _accumulation_dtype(features.dtype)
@@ -100,15 +114,19 @@ def dlu(features: Tensor, kernels: Tensor, offsets: Tensor, kernel_size: int,
 
     def sampled_taps() -> Iterator[Tensor]:
         for plane in planes.unbind(2):
-            k = sum(plane.gather(2, index) * weight
-                    for index, weight in corners)
+            k = sum(plane.gather(2, index) * weight for index, weight in corners)
             yield k.to(dtype).reshape(n, g, s, s, h, w)
 
     return _reassemble(features, sampled_taps(), kernel_size, g, s)
 
 
-def carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int,
-           scale_factor: int) -> Tensor:
+def carafe(
+    features: Tensor,
+    masks: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> Tensor:
     """Reassemble features with kernels given at output resolution.
 
     Same arguments and results as :func:`dlu_mmdet.ops.carafe`, in plain

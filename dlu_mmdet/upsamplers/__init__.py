@@ -1,4 +1,5 @@
 """Upsamplers that ``upsample_cfg`` can name; a new one is one file here."""
+
 import importlib
 import pkgutil
 

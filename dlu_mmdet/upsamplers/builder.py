@@ -1,4 +1,5 @@
 """From an ``upsample_cfg`` to a module, for every registered upsampler."""
+
 from __future__ import annotations
 
 import inspect
@@ -13,8 +14,7 @@ from torch import nn
 UPSAMPLERS = Registry('upsampler', parent=MODELS, scope='dlu_mmdet')
 
 
-def build_upsampler(cfg: dict, channels: int, scale_factor: int = 2
-                    ) -> nn.Module:
+def build_upsampler(cfg: dict, channels: int, scale_factor: int = 2) -> nn.Module:
     """Build the upsampler that a config names.
 
     Args:
@@ -33,27 +33,32 @@ def build_upsampler(cfg: dict, channels: int, scale_factor: int = 2
         ValueError: If ``type`` is missing or unknown.
     """
     if not isinstance(cfg, dict):
-        raise TypeError(f'upsample_cfg must be a dict, got {cfg!r} of type '
-                        f'{type(cfg).__name__}')
+        raise TypeError(
+            f'upsample_cfg must be a dict, got {cfg!r} of type {type(cfg).__name__}'
+        )
     kwargs = dict(cfg)
     known = ', '.join(sorted(UPSAMPLERS.module_dict))
     if 'type' not in kwargs:
-        raise ValueError(f'upsample_cfg needs a "type", got {dict(cfg)}; '
-                         f'known types: {known}')
+        raise ValueError(
+            f'upsample_cfg needs a "type", got {dict(cfg)}; known types: {known}'
+        )
     name = kwargs.pop('type')
     cls = name if inspect.isclass(name) else UPSAMPLERS.get(name)
     if cls is None:
-        raise ValueError(f'upsample_cfg.type={name!r} is not registered; '
-                         f'known types: {known}')
+        raise ValueError(
+            f'upsample_cfg.type={name!r} is not registered; known types: {known}'
+        )
 
     parameters = inspect.signature(cls).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        accepted = [p.name for p in parameters
-                    if p.name not in ('channels', 'scale_factor')]
+        accepted = [
+            p.name for p in parameters if p.name not in ('channels', 'scale_factor')
+        ]
         for argument in kwargs:
             if argument not in accepted:
                 raise TypeError(
                     f'upsample_cfg.{argument}={kwargs[argument]!r} is not an '
                     f'argument of {name!r}; accepted: '
-                    f'{", ".join(accepted) or "none"}')
+                    f'{", ".join(accepted) or "none"}'
+                )
     return cls(channels=channels, scale_factor=scale_factor, **kwargs)

@@ -1,4 +1,5 @@
 """CARAFE on every device."""
+
 from __future__ import annotations
 
 import mmengine
@@ -37,20 +38,29 @@ class CARAFEPack(_CARAFEPack):
         ValueError: If a size is out of range.
     """
 
-    def __init__(self,
-                 channels: int,
-                 scale_factor: int = 2,
-                 up_kernel: int = 5,
-                 up_group: int = 1,
-                 encoder_kernel: int = 3,
-                 encoder_dilation: int = 1,
-                 compressed_channels: int = 64) -> None:
+    def __init__(
+        self,
+        channels: int,
+        scale_factor: int = 2,
+        up_kernel: int = 5,
+        up_group: int = 1,
+        encoder_kernel: int = 3,
+        encoder_dilation: int = 1,
+        compressed_channels: int = 64,
+    ) -> None:
         check_geometry(channels, up_kernel, up_group, scale_factor)
-        super().__init__(channels, scale_factor, up_kernel, up_group,
-                         encoder_kernel, encoder_dilation,
-                         compressed_channels)
+        super().__init__(
+            channels,
+            scale_factor,
+            up_kernel,
+            up_group,
+            encoder_kernel,
+            encoder_dilation,
+            compressed_channels,
+        )
 
     def feature_reassemble(self, x: Tensor, mask: Tensor) -> Tensor:
         """Reassemble x (N, C, H, W) with masks (N, G*K*K, s*H, s*W)."""
-        return carafe(x, mask.to(x.dtype), self.up_kernel, self.up_group,
-                      self.scale_factor)
+        return carafe(
+            x, mask.to(x.dtype), self.up_kernel, self.up_group, self.scale_factor
+        )

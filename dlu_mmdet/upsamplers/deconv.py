@@ -1,4 +1,5 @@
 """Transposed convolution."""
+
 from __future__ import annotations
 
 from mmengine.model import xavier_init
@@ -23,22 +24,30 @@ class Deconv(nn.ConvTranspose2d):
             output pixels that nothing reaches, or even at a ratio of 1.
     """
 
-    def __init__(self, channels: int, scale_factor: int = 2,
-                 upsample_kernel: int | None = None) -> None:
+    def __init__(
+        self, channels: int, scale_factor: int = 2, upsample_kernel: int | None = None
+    ) -> None:
         if upsample_kernel is None:
             upsample_kernel = max(3, scale_factor)
         if upsample_kernel < scale_factor:
             raise ValueError(
                 f'upsample_kernel must be at least scale_factor, got '
                 f'upsample_kernel={upsample_kernel} for a ratio of '
-                f'{scale_factor}')
+                f'{scale_factor}'
+            )
         overlap = upsample_kernel - scale_factor
         if scale_factor == 1 and overlap % 2:
-            raise ValueError(f'upsample_kernel must be odd at scale_factor 1, '
-                             f'got {upsample_kernel}')
-        super().__init__(channels, channels, upsample_kernel,
-                         stride=scale_factor, padding=(overlap + 1) // 2,
-                         output_padding=overlap % 2)
+            raise ValueError(
+                f'upsample_kernel must be odd at scale_factor 1, got {upsample_kernel}'
+            )
+        super().__init__(
+            channels,
+            channels,
+            upsample_kernel,
+            stride=scale_factor,
+            padding=(overlap + 1) // 2,
+            output_padding=overlap % 2,
+        )
 
     def init_weights(self) -> None:
         """Xavier uniform, as mmdet's ``FPN_CARAFE`` starts it."""

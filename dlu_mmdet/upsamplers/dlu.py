@@ -1,4 +1,5 @@
 """Dynamic Lightweight Upsampling."""
+
 from __future__ import annotations
 
 import mmengine
@@ -39,19 +40,22 @@ class DLUPack(nn.Module):
         ValueError: If a size is out of range.
     """
 
-    def __init__(self,
-                 channels: int,
-                 scale_factor: int = 2,
-                 up_kernel: int = 5,
-                 up_group: int = 1,
-                 encoder_kernel: int = 3,
-                 encoder_dilation: int = 1,
-                 compressed_channels: int = 64) -> None:
+    def __init__(
+        self,
+        channels: int,
+        scale_factor: int = 2,
+        up_kernel: int = 5,
+        up_group: int = 1,
+        encoder_kernel: int = 3,
+        encoder_dilation: int = 1,
+        compressed_channels: int = 64,
+    ) -> None:
         super().__init__()
         check_geometry(channels, up_kernel, up_group, scale_factor)
         if encoder_kernel < 1 or encoder_kernel % 2 == 0:
-            raise ValueError(f'encoder_kernel must be odd and positive, got '
-                             f'{encoder_kernel}')
+            raise ValueError(
+                f'encoder_kernel must be odd and positive, got {encoder_kernel}'
+            )
         self.channels = channels
         self.scale_factor = scale_factor
         self.up_kernel = up_kernel
@@ -61,12 +65,17 @@ class DLUPack(nn.Module):
         self.compressed_channels = compressed_channels
 
         self.channel_compressor = nn.Conv2d(channels, compressed_channels, 1)
-        head = dict(kernel_size=encoder_kernel, dilation=encoder_dilation,
-                    padding=(encoder_kernel - 1) * encoder_dilation // 2)
+        head = dict(
+            kernel_size=encoder_kernel,
+            dilation=encoder_dilation,
+            padding=(encoder_kernel - 1) * encoder_dilation // 2,
+        )
         self.kernel_space_generator = nn.Conv2d(
-            compressed_channels, up_group * up_kernel**2, **head)
+            compressed_channels, up_group * up_kernel**2, **head
+        )
         self.conv_offset = nn.Conv2d(
-            compressed_channels, up_group * 2 * scale_factor**2, **head)
+            compressed_channels, up_group * 2 * scale_factor**2, **head
+        )
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -96,9 +105,17 @@ class DLUPack(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Upsample (N, C, H, W) to (N, C, s*H, s*W)."""
         kernels, offsets = self.predict(x)
-        return dlu(x, kernels.to(x.dtype), offsets, self.up_kernel,
-                   self.up_group, self.scale_factor)
+        return dlu(
+            x,
+            kernels.to(x.dtype),
+            offsets,
+            self.up_kernel,
+            self.up_group,
+            self.scale_factor,
+        )
 
     def extra_repr(self) -> str:
-        return (f'channels={self.channels}, scale_factor={self.scale_factor}, '
-                f'up_kernel={self.up_kernel}, up_group={self.up_group}')
+        return (
+            f'channels={self.channels}, scale_factor={self.scale_factor}, '
+            f'up_kernel={self.up_kernel}, up_group={self.up_group}'
+        )

@@ -1,4 +1,5 @@
 """Interpolation without parameters."""
+
 from torch import nn
 
 from .builder import UPSAMPLERS
@@ -28,7 +29,9 @@ class Bilinear(nn.Upsample):
             Defaults to False.
     """
 
-    def __init__(self, channels: int, scale_factor: int = 2,
-                 align_corners: bool = False) -> None:
-        super().__init__(scale_factor=scale_factor, mode='bilinear',
-                         align_corners=align_corners)
+    def __init__(
+        self, channels: int, scale_factor: int = 2, align_corners: bool = False
+    ) -> None:
+        super().__init__(
+            scale_factor=scale_factor, mode='bilinear', align_corners=align_corners
+        )

@@ -1,4 +1,5 @@
 """Sub-pixel convolution."""
+
 from mmcv.cnn.bricks.upsample import PixelShufflePack
 
 from .builder import UPSAMPLERS
@@ -17,6 +18,7 @@ class PixelShuffle(PixelShufflePack):
             to 3.
     """
 
-    def __init__(self, channels: int, scale_factor: int = 2,
-                 upsample_kernel: int = 3) -> None:
+    def __init__(
+        self, channels: int, scale_factor: int = 2, upsample_kernel: int = 3
+    ) -> None:
         super().__init__(channels, channels, scale_factor, upsample_kernel)

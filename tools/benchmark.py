@@ -48,6 +48,12 @@ def parse_args() -> argparse.Namespace:
         action='store_false',
         help='leave out the slow ones made of PyTorch calls',
     )
+    parser.add_argument(
+        '--no-neck',
+        dest='neck',
+        action='store_false',
+        help='leave out the whole UnifiedFPN at 800 x 1344',
+    )
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--dtype', choices=DTYPES, default='float32')
     parser.add_argument('--layout', choices=LAYOUTS, default='nchw')
@@ -88,6 +94,8 @@ def main() -> None:
             )
             print(op_benchmark.to_markdown(measured), flush=True)
             rows += measured
+    if args.neck:
+        print(op_benchmark.measure_neck(args.rounds, args.device), flush=True)
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     op_benchmark.plot(rows, str(out), title)

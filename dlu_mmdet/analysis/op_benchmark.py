@@ -21,7 +21,7 @@ from dlu_mmdet.ops import library, reference
 SIZES = ((25, 42), (50, 84), (100, 168))
 CHANNELS, KERNEL, SCALE = 256, 5, 2
 COMPOSED = ('dlu, reference', 'dlu, unfold + einsum')
-SLOW = 1.0  # seconds; what takes longer runs once
+SLOW = 5.0  # seconds; what takes longer runs once
 UNFOLDED_LIMIT = 1 << 30  # bytes; larger unfolded maps are left out
 
 
@@ -192,7 +192,7 @@ def interleaved(
 ) -> list[tuple[float, float]]:
     """Median and least seconds of each action, one run of each a round.
 
-    A round goes before, to warm up. What takes over a second runs once.
+    A round goes before, to warm up. What takes over ``SLOW`` seconds runs once.
     """
     times: list[list[float]] = [[] for _ in actions]
     for _ in range(rounds + 1):
@@ -273,7 +273,7 @@ def measure(
     Args:
         batch (int): Images.
         size (tuple[int, int]): Height and width of the source map.
-        rounds (int): Runs of each contender; one of those that take over a second.
+        rounds (int): Runs of each contender; one of those that take over 5 s.
         device (str): Where.
         dtype (torch.dtype): Of every tensor.
         memory_format (torch.memory_format): Of every tensor.
@@ -331,9 +331,50 @@ def measure(
     return rows
 
 
-def _times(taken: tuple[float, float], bilinear: tuple[float, float]) -> tuple:
-    (median, least), (bilinear_median, bilinear_least) = taken, bilinear
-    return (median * 1e3, median / bilinear_median, least * 1e3, least / bilinear_least)
+def _times(taken: tuple[float, float], base: tuple[float, float]) -> tuple:
+    (median, least), (base_median, base_least) = taken, base
+    return (median * 1e3, median / base_median, least * 1e3, least / base_least)
+
+
+def measure_neck(rounds: int = 15, device: str = 'cpu') -> str:
+    """Time a whole UnifiedFPN of R50 widths at 800 x 1344, inference, batch 1.
+
+    Args:
+        rounds (int): Runs with each upsampler, interleaved.
+        device (str): Where.
+
+    Returns:
+        str: A Markdown table; ratios are to nearest.
+    """
+    # the operators' part of this module runs without mmdet
+    from dlu_mmdet.necks import UnifiedFPN
+
+    where = torch.device(device)
+    generator = torch.Generator().manual_seed(0)
+    widths = (256, 512, 1024, 2048)
+    inputs = tuple(
+        torch.randn(1, width, 200 >> level, 336 >> level, generator=generator).to(where)
+        for level, width in enumerate(widths)
+    )
+    names = ('nearest', 'bilinear', 'carafe', 'dlu')
+    necks = [
+        UnifiedFPN(list(widths), 256, 5, upsample_cfg=dict(type=name)).to(where).eval()
+        for name in names
+    ]
+    with torch.no_grad():
+        times = interleaved(
+            [lambda neck=neck: neck(inputs) for neck in necks], rounds, where
+        )
+    lines = [
+        '| UnifiedFPN, 800 x 1344 | median ms | to nearest | least ms | to nearest |',
+        '|---|--:|--:|--:|--:|',
+    ]
+    for name, taken in zip(names, times):
+        median, ratio, least, least_ratio = _times(taken, times[0])
+        lines.append(
+            f'| {name} | {median:.0f} | {ratio:.3f} | {least:.0f} | {least_ratio:.3f} |'
+        )
+    return '\n'.join(lines)
 
 
 HEADER = (

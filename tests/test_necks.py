@@ -1,8 +1,12 @@
 import pytest
 import torch
+from mmcv.ops import CARAFEPack
 from mmdet.models.necks import FPN, FPN_CARAFE
 from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
 from mmengine.config import ConfigDict
+from mmengine.hub import get_config
+from mmengine.registry import init_default_scope
 
 import dlu_mmdet
 from dlu_mmdet.necks import UnifiedFPN, UpsampleFPN
@@ -137,6 +141,28 @@ def test_fpn_carafe_of_mmdet_runs_on_cpu():
     neck = MODELS.build(dict(type='FPN_CARAFE', **ARGS))
     neck.init_weights()
     assert neck(inputs())[0].shape == (2, 8, 19, 27)
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'carafe/faster-rcnn_r50_fpn-carafe_1x_coco.py',
+        'carafe/mask-rcnn_r50_fpn-carafe_1x_coco.py',
+    ],
+)
+def test_carafe_configs_of_mmdet_run_on_cpu(name):
+    """Neck and, for Mask R-CNN, mask head: mmcv's operator needs CUDA."""
+    cfg = get_config(f'mmdet::{name}')
+    init_default_scope('mmdet')
+    cfg.model.backbone.init_cfg = None
+    model = MODELS.build(cfg.model)
+    inputs = demo_mm_inputs(1, [(3, 64, 64)], num_items=[1], with_mask=True)
+    losses = model(**model.data_preprocessor(inputs, True), mode='loss')
+    total, _ = model.parse_losses(losses)
+    total.backward()
+    for module in model.modules():
+        if isinstance(module, CARAFEPack):
+            assert module.content_encoder.weight.grad is not None
 
 
 @pytest.mark.parametrize('neck', ['UpsampleFPN', 'UnifiedFPN'])

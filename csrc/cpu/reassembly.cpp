@@ -144,10 +144,10 @@ at::Tensor backward_features(const at::Tensor& grad, const at::Tensor& features,
   return out;
 }
 
-// Rows of a pass: as many as keep its buffer at an eighth of the gradients' size.
-int64_t rows_of_pass(const Problem& p, int64_t gradient_bytes) {
+// Rows of a pass: as many as fit a buffer of so many bytes.
+int64_t rows_of_pass(const Problem& p, int64_t bytes) {
   if (p.carafe) return p.H;
-  return std::clamp<int64_t>(gradient_bytes / 8 / (p.N * loops().row_bytes(p)), 1, p.H);
+  return std::clamp<int64_t>(bytes / (p.N * loops().row_bytes(p)), 1, p.H);
 }
 
 std::tuple<at::Tensor, at::Tensor> backward_kernels(
@@ -169,8 +169,9 @@ std::tuple<at::Tensor, at::Tensor> backward_kernels(
   p.grad_kernels = map_of(grad_kernels);
   p.grad_offsets = map_of(grad_offsets);
   if (p.N == 0) return {grad_kernels.to(kernels.scalar_type()), grad_offsets};
-  const int64_t step =
-      rows_of_pass(p, features.nbytes() + kernels.nbytes());
+  // an eighth of the gradients; half of that beside sums in float32
+  const int64_t step = rows_of_pass(
+      p, (features.nbytes() + kernels.nbytes()) / (is_half ? 16 : 8));
   const at::Tensor buffer =
       at::empty({p.carafe ? 0 : p.N * step * loops().row_bytes(p)}, at::kByte);
   Pass pass{};

@@ -438,7 +438,7 @@ def plot(rows: Sequence[Row], path: str, title: str) -> None:
         axis.set_yscale('log')
         axis.grid(axis='y', alpha=0.3)
     axes[0][0].set_ylabel('milliseconds, median')
-    axes[0][-1].legend(fontsize=8)
+    axes[0][0].legend(fontsize=8, loc='upper left')
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

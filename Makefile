@@ -23,7 +23,7 @@ demo: $(READY)
 	$(VENV)/bin/python tools/visualize.py detections \
 	    $(foreach name,$(DEMO),$(call config,$(name)) \
 	    $$(cat $(call last_checkpoint,$(name)))) \
-	    --out $(DEMO_DIR)/detections.png
+	    --score-thr 0.6 --out $(DEMO_DIR)/detections.png
 
 test: lint
 	$(VENV)/bin/python -m pytest

@@ -8,6 +8,10 @@ import torch
 
 from dlu_mmdet.analysis import op_benchmark
 
+CONFIG = (
+    Path(__file__).resolve().parents[1]
+    / 'configs/shapes/faster-rcnn_r18_fpn-dlu_shapes.py'
+)
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 LAYOUTS = dict(nchw=torch.contiguous_format, channels_last=torch.channels_last)
 
@@ -49,10 +53,11 @@ def parse_args() -> argparse.Namespace:
         help='leave out the slow ones made of PyTorch calls',
     )
     parser.add_argument(
-        '--no-neck',
-        dest='neck',
+        '--no-detector',
+        dest='detector',
         action='store_false',
-        help='leave out the whole UnifiedFPN at 800 x 1344',
+        help='leave out the whole UnifiedFPN at 800 x 1344 and the training of a '
+        'small detector',
     )
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--dtype', choices=DTYPES, default='float32')
@@ -94,8 +99,9 @@ def main() -> None:
             )
             print(op_benchmark.to_markdown(measured), flush=True)
             rows += measured
-    if args.neck:
+    if args.detector:
         print(op_benchmark.measure_neck(args.rounds, args.device), flush=True)
+        print(op_benchmark.measure_training(str(CONFIG), args.rounds), flush=True)
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     op_benchmark.plot(rows, str(out), title)

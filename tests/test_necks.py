@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from mmcv.ops import CARAFEPack
 from mmdet.models.necks import FPN, FPN_CARAFE
 from mmdet.registry import MODELS
@@ -27,10 +28,13 @@ def keys(module):
     return {k: tuple(v.shape) for k, v in module.state_dict().items()}
 
 
+@pytest.mark.parametrize('top_down', ['cascade', 'direct'])
 @pytest.mark.parametrize('neck', ['UpsampleFPN', 'UnifiedFPN', 'UNIFIED_FPN'])
 @pytest.mark.parametrize('name', sorted(UPSAMPLERS.module_dict))
-def test_odd_sizes_with_every_upsampler(neck, name):
-    module = MODELS.build(dict(type=neck, upsample_cfg=dict(type=name), **ARGS))
+def test_odd_sizes_with_every_upsampler(neck, name, top_down):
+    module = MODELS.build(
+        dict(type=neck, upsample_cfg=dict(type=name), top_down=top_down, **ARGS)
+    )
     module.init_weights()
     outs = module(inputs())
     assert [tuple(o.shape) for o in outs] == [(2, 8, h, w) for h, w in SIZES + [(2, 2)]]
@@ -104,6 +108,40 @@ def test_unified_fpn_is_mmdets_fpn_carafe(variant, upsample_cfg):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize('neck, levels', [(UpsampleFPN, 4), (UnifiedFPN, 5)])
+def test_direct_takes_the_top_to_every_level(neck, levels):
+    module = neck(upsample_cfg=dict(type='bilinear'), top_down='direct', **ARGS)
+    xs = inputs()
+    sources = xs + xs[-1:] if levels == 5 else xs  # C5 gives P6's lateral too
+    laterals = [conv(x) for conv, x in zip(module.lateral_convs, sources, strict=True)]
+    outs = module(xs)
+    top = laterals[-1]
+    torch.testing.assert_close(outs[levels - 1], module.fpn_convs[levels - 1](top))
+    for i, ratio in enumerate([16, 8, 4, 2][5 - levels :]):
+        h, w = SIZES[i]
+        from_top = F.interpolate(top, scale_factor=ratio, mode='bilinear')
+        expected = module.fpn_convs[i](laterals[i] + from_top[:, :, :h, :w])
+        torch.testing.assert_close(outs[i], expected)
+
+
+@pytest.mark.parametrize(
+    'name, parameters',
+    [
+        ('carafe', [3709248, 939648, 247248, 74148]),
+        ('dlu', [326297, 104729, 49337, 35489]),
+    ],
+)
+def test_direct_modules_have_the_whole_ratio(name, parameters):
+    """Parameters at 256 channels and ratios of 16, 8, 4 and 2."""
+    args = dict(ARGS, out_channels=256, upsample_cfg=dict(type=name), top_down='direct')
+    for neck, expected in ((UnifiedFPN, parameters), (UpsampleFPN, parameters[1:])):
+        counts = [
+            sum(p.numel() for p in module.parameters())
+            for module in neck(**args).upsample_modules
+        ]
+        assert counts == expected
+
+
 def test_dlu_neck_has_the_authors_keys():
     neck = UnifiedFPN(upsample_cfg=dict(type='dlu'), **ARGS)
     expected = {
@@ -171,3 +209,5 @@ def test_wrong_name_and_argument(neck):
         MODELS.build(dict(type=neck, upsample_cfg=dict(type='bicubic'), **ARGS))
     with pytest.raises(TypeError, match='scale=3.*up_kernel'):
         MODELS.build(dict(type=neck, upsample_cfg=dict(type='dlu', scale=3), **ARGS))
+    with pytest.raises(ValueError, match="top_down.*'cascade'.*'direct'.*'bottom'"):
+        MODELS.build(dict(type=neck, top_down='bottom', **ARGS))

@@ -6,7 +6,7 @@ from mmdet.models.necks import FPN_CARAFE
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from .top_down import TopDownMixin, add_top_down
+from .top_down import TopDownMixin
 
 
 @MODELS.register_module(name=['UnifiedFPN', 'UNIFIED_FPN'])
@@ -25,12 +25,17 @@ class UnifiedFPN(TopDownMixin, FPN_CARAFE):
         upsample_cfg (dict): Upsampler between two levels, see
             :func:`dlu_mmdet.upsamplers.build_upsampler`. Defaults to
             ``dict(type='carafe')``.
+        top_down (str): 'cascade' doubles level by level, as the papers do;
+            'direct' is this project's experiment, which takes the top level
+            to each lower one in one step of its whole ratio, see
+            :class:`TopDownMixin`. Defaults to 'cascade'.
         **kwargs: As mmdet's ``FPN_CARAFE``.
 
     Raises:
         TypeError: If ``upsample_cfg`` holds an argument that the upsampler
             does not accept.
-        ValueError: If ``upsample_cfg.type`` is missing or unknown.
+        ValueError: If ``upsample_cfg.type`` is missing or unknown, or if
+            ``top_down`` is neither of the two.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class UnifiedFPN(TopDownMixin, FPN_CARAFE):
         num_outs: int,
         *args,
         upsample_cfg: dict = dict(type='carafe'),  # noqa: B006
+        top_down: str = 'cascade',
         **kwargs,
     ) -> None:
         # nearest has no weights: it stands in until ours are built
@@ -52,7 +58,7 @@ class UnifiedFPN(TopDownMixin, FPN_CARAFE):
             **kwargs,
         )
         self.build_upsample_modules(
-            upsample_cfg, out_channels, len(self.lateral_convs) - 1
+            upsample_cfg, out_channels, len(self.lateral_convs) - 1, top_down
         )
 
     def forward(self, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -71,5 +77,5 @@ class UnifiedFPN(TopDownMixin, FPN_CARAFE):
         for conv in self.lateral_convs[len(sources) :]:
             x = conv(x)
             laterals.append(x)
-        add_top_down(laterals, self.upsample_modules)
+        self.add_top_down(laterals)
         return tuple(conv(lateral) for conv, lateral in zip(self.fpn_convs, laterals))

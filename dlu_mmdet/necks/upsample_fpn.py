@@ -7,7 +7,7 @@ from mmdet.models.necks import FPN
 from mmdet.registry import MODELS
 from torch import Tensor
 
-from .top_down import TopDownMixin, add_top_down
+from .top_down import TopDownMixin
 
 
 @MODELS.register_module()
@@ -26,12 +26,17 @@ class UpsampleFPN(TopDownMixin, FPN):
         upsample_cfg (dict): Upsampler between two levels, see
             :func:`dlu_mmdet.upsamplers.build_upsampler`. Defaults to
             ``dict(type='nearest')``.
+        top_down (str): 'cascade' doubles level by level, as the papers do;
+            'direct' is this project's experiment, which takes the top level
+            to each lower one in one step of its whole ratio, see
+            :class:`TopDownMixin`. Defaults to 'cascade'.
         **kwargs: As mmdet's ``FPN``.
 
     Raises:
         TypeError: If ``upsample_cfg`` holds an argument that the upsampler
             does not accept.
-        ValueError: If ``upsample_cfg.type`` is missing or unknown.
+        ValueError: If ``upsample_cfg.type`` is missing or unknown, or if
+            ``top_down`` is neither of the two.
     """
 
     def __init__(
@@ -41,11 +46,12 @@ class UpsampleFPN(TopDownMixin, FPN):
         num_outs: int,
         *args,
         upsample_cfg: dict = dict(type='nearest'),  # noqa: B006
+        top_down: str = 'cascade',
         **kwargs,
     ) -> None:
         super().__init__(in_channels, out_channels, num_outs, *args, **kwargs)
         self.build_upsample_modules(
-            upsample_cfg, out_channels, len(self.lateral_convs) - 1
+            upsample_cfg, out_channels, len(self.lateral_convs) - 1, top_down
         )
 
     def forward(self, inputs: tuple[Tensor]) -> tuple[Tensor]:
@@ -62,7 +68,7 @@ class UpsampleFPN(TopDownMixin, FPN):
             conv(inputs[i + self.start_level])
             for i, conv in enumerate(self.lateral_convs)
         ]
-        add_top_down(laterals, self.upsample_modules)
+        self.add_top_down(laterals)
         outs = [conv(lateral) for conv, lateral in zip(self.fpn_convs, laterals)]
 
         extra = self.num_outs - len(outs)

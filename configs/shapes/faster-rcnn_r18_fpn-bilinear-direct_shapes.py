@@ -1,0 +1,2 @@
+_base_ = './faster-rcnn_r18_fpn-bilinear_shapes.py'
+model = dict(neck=dict(top_down='direct'))

@@ -1,6 +1,6 @@
 """Dynamic Lightweight Upsampling for MMDetection 3.x.
 
-Importing the package registers its upsamplers, necks, data sets and
+Importing the package registers its upsamplers, necks, heads, data sets and
 transforms; configs do so with ``custom_imports = dict(imports=['dlu_mmdet'])``.
 """
 
@@ -18,6 +18,6 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from None
 
-from . import datasets, engine, necks, ops, upsamplers
+from . import datasets, engine, heads, necks, ops, upsamplers
 
-__all__ = ['datasets', 'engine', 'necks', 'ops', 'upsamplers']
+__all__ = ['datasets', 'engine', 'heads', 'necks', 'ops', 'upsamplers']

@@ -268,34 +268,3 @@ def test_coco_config_on_real_photos(coco_root, tmp_path):
     assert losses(tmp_path / 'work')
     assert 'Evaluating bbox' in output
     assert (tmp_path / 'work' / 'epoch_1.pth').exists()
-
-
-def test_swapping_by_one_option():
-    for file in CONFIGS.glob('[!_]*/*.py'):
-        cfg = Config.fromfile(file)
-        cfg.merge_from_dict({'model.neck.upsample_cfg.type': 'carafe'})
-        from mmdet.registry import MODELS
-
-        neck = MODELS.build(cfg.model.neck)
-        kinds = {type(m).__name__ for m in neck.upsample_modules}
-        assert kinds == {'CARAFEPack'}, file
-
-
-def test_coco_configs_differ_in_the_upsampler_only():
-    texts = {}
-    for file in (CONFIGS / 'faster_rcnn').glob('*_1x_coco.py'):
-        assert len(file.read_text().splitlines()) <= 10
-        cfg = Config.fromfile(file)
-        assert cfg.model.data_preprocessor.pad_size_divisor == 64
-        assert cfg.model.neck.type == 'UnifiedFPN'
-        name = cfg.model.neck.upsample_cfg.pop('type')
-        texts[name] = cfg.pretty_text
-    assert sorted(texts) == [
-        'bilinear',
-        'carafe',
-        'deconv',
-        'dlu',
-        'nearest',
-        'pixel_shuffle',
-    ]
-    assert len(set(texts.values())) == 1

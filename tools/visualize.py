@@ -9,13 +9,14 @@ import mmcv
 import numpy as np
 from mmdet.apis import inference_detector
 from mmdet.registry import DATASETS
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.dataset import BaseDataset
 from mmengine.structures import InstanceData
 from mmengine.utils import track_iter_progress
 
 from dlu_mmdet.analysis.matching import match_detections
 from dlu_mmdet.engine import load_detector
+from dlu_mmdet.necks import upsampler_name
 from dlu_mmdet.visualization.detections import (
     describe_counts,
     draw_detections,
@@ -95,7 +96,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def load_models(args: argparse.Namespace) -> dict:
-    """Load every detector under the name of its upsampler."""
+    """Load every detector under its upsampler's name, or else its config's."""
     models = {}
     loaded = []
     for config, checkpoint in args.models:
@@ -104,7 +105,7 @@ def load_models(args: argparse.Namespace) -> dict:
             load_detector(config, checkpoint, args.device, cfg_options=args.cfg_options)
         )
     names = [
-        upsampler_name(model.cfg, config)
+        upsampler_name(model.cfg.model.get('neck')) or Path(config).stem
         for model, (config, _) in zip(loaded, args.models, strict=True)
     ]
     for index, (name, model) in enumerate(zip(names, loaded, strict=True)):
@@ -112,13 +113,6 @@ def load_models(args: argparse.Namespace) -> dict:
             name = f'{name} ({names[: index + 1].count(name)})'
         models[name] = model
     return models
-
-
-def upsampler_name(cfg: Config, config: str) -> str:
-    """Name a detector by its neck's upsampler, or else by its config file."""
-    neck = cfg.model.get('neck') or {}
-    upsample_cfg = neck.get('upsample_cfg') if isinstance(neck, dict) else None
-    return (upsample_cfg or {}).get('type') or Path(config).stem
 
 
 def load_dataset(models: dict, configs: Sequence[str]) -> BaseDataset:

@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
+from mmengine.config import ConfigDict
 from mmengine.model import ModuleList
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..upsamplers import build_upsampler
+
+
+def upsampling_part(
+    neck: ConfigDict | list[ConfigDict] | nn.Module | None,
+) -> ConfigDict | nn.Module | None:
+    """Find what a neck upsamples with.
+
+    Args:
+        neck (ConfigDict | list[ConfigDict] | nn.Module, optional): A
+            detector's neck, in its config or built: one part, or several in a
+            row, as in Libra R-CNN.
+
+    Returns:
+        ConfigDict | nn.Module | None: The first part with an
+        ``upsample_cfg``; built, it has ``upsample_modules`` too if it is one of
+        this package or mmdet's ``FPN_CARAFE``. None without such a part.
+    """
+    parts = neck if isinstance(neck, (list, nn.Sequential)) else [neck]
+    return next((part for part in parts if hasattr(part, 'upsample_cfg')), None)
+
+
+def upsampler_name(neck: ConfigDict | list[ConfigDict] | None) -> str | None:
+    """Name a neck's upsampler as the files in configs/ do: 'dlu', 'dlu-direct'.
+
+    Args:
+        neck (ConfigDict | list[ConfigDict], optional): A detector's neck, in
+            its config.
+
+    Returns:
+        str | None: None if ``upsample_cfg`` names none.
+    """
+    part = upsampling_part(neck)
+    name = part and part.upsample_cfg.get('type')
+    return f'{name}-direct' if name and part.get('top_down') == 'direct' else name
 
 
 class TopDownMixin:
@@ -39,13 +74,13 @@ class TopDownMixin:
                 f"top_down must be 'cascade' or 'direct', got {top_down!r}"
             )
         self.top_down = top_down
-        self.upsample_cfg = dict(upsample_cfg)
         self.upsample_modules = ModuleList(
             build_upsampler(
                 upsample_cfg, channels, 2 if top_down == 'cascade' else 2 ** (num - i)
             )
             for i in range(num)
         )
+        self.upsample_cfg = dict(upsample_cfg)
 
     def add_top_down(self, laterals: list[Tensor]) -> None:
         """Add what comes from above, cropped, to every level, in place.

@@ -1,0 +1,63 @@
+import pytest
+import torch
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmdet.registry import MODELS
+
+from dlu_mmdet.heads import UpsampleMaskHead
+from dlu_mmdet.upsamplers import UPSAMPLERS
+
+ARGS = dict(num_convs=1, in_channels=6, conv_out_channels=8, num_classes=3)
+
+
+def features():
+    return torch.randn(2, 6, 7, 7, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize('scale_factor', [2, 3])
+@pytest.mark.parametrize('name', ['nearest', 'bilinear', 'deconv', 'carafe'])
+def test_upsample_mask_head_is_mmdets(name, scale_factor):
+    """Checkpoints of mmdet's zoo must load and score the same."""
+    cfg = dict(type=name, scale_factor=scale_factor)
+    theirs = FCNMaskHead(upsample_cfg=cfg, **ARGS)
+    ours = UpsampleMaskHead(upsample_cfg=cfg, **ARGS)
+    theirs.init_weights()
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(ours(features()), theirs(features()))
+    assert cfg == dict(type=name, scale_factor=scale_factor)
+
+
+def test_defaults_are_mmdets():
+    shapes = [
+        {k: v.shape for k, v in head(**ARGS).state_dict().items()}
+        for head in (FCNMaskHead, UpsampleMaskHead)
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize('name', sorted(UPSAMPLERS.module_dict))
+def test_every_upsampler_in_the_mask_head(name):
+    head = MODELS.build(
+        dict(type='UpsampleMaskHead', upsample_cfg=dict(type=name), **ARGS)
+    )
+    head.init_weights()
+    masks = head(features())
+    assert masks.shape == (2, 3, 14, 14)
+    masks.square().sum().backward()
+    for key, parameter in head.named_parameters():
+        assert parameter.grad is not None, f'{key} takes no part'
+
+
+def test_initialisation_leaves_dlu_a_box_filter():
+    head = UpsampleMaskHead(upsample_cfg=dict(type='dlu'), **ARGS)
+    head.init_weights()
+    assert not head.upsample.conv_offset.weight.any()
+    assert 0 < head.upsample.kernel_space_generator.weight.std() < 0.002
+
+
+def test_wrong_name_and_argument():
+    with pytest.raises(ValueError, match='bicubic.*bilinear.*dlu'):
+        UpsampleMaskHead(upsample_cfg=dict(type='bicubic'), **ARGS)
+    with pytest.raises(ValueError, match='needs a "type"'):
+        UpsampleMaskHead(upsample_cfg=dict(scale_factor=2), **ARGS)
+    with pytest.raises(TypeError, match='scale=3.*up_kernel'):
+        UpsampleMaskHead(upsample_cfg=dict(type='dlu', scale=3), **ARGS)

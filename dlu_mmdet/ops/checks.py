@@ -29,6 +29,7 @@ def check_geometry(
         TypeError: If a size is not an int.
         ValueError: If a size is out of range.
     """
+    _check_number('channels', channels, 1)
     _check_number('kernel_size', kernel_size, 1)
     _check_number('group_size', group_size, 1)
     _check_number('scale_factor', scale_factor, 1)

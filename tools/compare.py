@@ -1,17 +1,25 @@
-"""Train, test and compare: python tools/compare.py CONFIG... [--seeds 0]."""
+"""Train, test and compare: python tools/compare.py CONFIG... [--seeds 0 1 2]."""
 
 import argparse
+import errno
+import shlex
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
-from dlu_mmdet.analysis import comparison
+from mmengine.config import DictAction
+
+from dlu_mmdet.analysis import comparison, report, runs
+
+TOOLS = Path(__file__).resolve().parent
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description='Train and test several configs, and print one table. '
-        'Interrupted, the same command goes on.'
+        description='Train and test every config with every seed, and say which '
+        'upsampler is better, by how much, and at what cost. Interrupted, the same '
+        'command goes on; configs and seeds may be added to it.'
     )
     parser.add_argument('configs', nargs='+', metavar='CONFIG')
     parser.add_argument(
@@ -19,40 +27,174 @@ def parse_args() -> argparse.Namespace:
         nargs='+',
         type=int,
         default=[0],
-        help='every config is trained with each',
+        help='every config is trained with each (default: 0)',
     )
     parser.add_argument(
         '--work-dir',
         default='work_dirs/comparison',
-        help='folder of the runs and of comparison.md',
+        help='folder of the runs and of comparison.{json,csv,md} and report.html '
+        '(default: %(default)s)',
+    )
+    parser.add_argument(
+        '--baseline',
+        help='what others are compared with: an upsampler, or a config file without '
+        '.py where two configs have the same (default: bilinear, or the first)',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override settings of every config',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm'],
+        default='none',
+        help='pytorch: torchrun on this machine; slurm: srun, which takes '
+        'GPUS_PER_NODE, CPUS_PER_TASK and SRUN_ARGS from the environment',
+    )
+    parser.add_argument(
+        '--processes',
+        type=int,
+        default=8,
+        help='of each run with a launcher, one a GPU (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='train in automatic mixed precision'
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the batch size',
+    )
+    parser.add_argument(
+        '--resamples',
+        type=int,
+        default=1000,
+        help='of the test images, for the intervals (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--dry-run',
+        action='store_true',
+        help='time a few iterations, print what would run and for how long',
     )
     return parser.parse_args()
 
 
+def hours(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def dry_run(planned: list[runs.Run], flags: tuple[str, ...]) -> None:
+    """Print the runs, how long they should take here, and their commands."""
+    estimates = {}
+    total = 0.0
+    for run in planned:
+        if run.name not in estimates:
+            print(f'timing {run.source} ...', flush=True)
+            estimates[run.name] = runs.estimate(run)
+        took = estimates[run.name]
+        if run.state != 'finished':
+            total += sum(took.values())
+        print(
+            f'{run.name} seed {run.seed}: {run.state}, training '
+            f'{hours(took["train"])}, testing {hours(took["test"])}'
+        )
+    print(
+        f'\nto do, as if nothing had begun: {hours(total)} on this machine, one '
+        f'process a run, without start-up and evaluation'
+    )
+    example = planned[0]
+    for title, launcher in (('8 GPUs', 'pytorch'), ('a Slurm cluster', 'slurm')):
+        launch = runs.Launch(launcher, 8, flags)
+        whole = [a for a in sys.argv[1:] if a != '--dry-run']
+        print(
+            f'\non {title}, all of it, then the commands of one run:\n  '
+            + shlex.join(['python', sys.argv[0], *whole, '--launcher', launcher])
+        )
+        for command in (launch.train(example, TOOLS), launch.test(example, TOOLS)):
+            print(f'  {shlex.join(command)}')
+
+
 def main() -> int:
     args = parse_args()
-    runs = comparison.plan(args.configs, args.seeds, args.work_dir)
-    failed = []
-    for number, run in enumerate(runs, 1):
-        label = f'[{number}/{len(runs)} {run.name} seed {run.seed}]'
+    if args.processes < 1 or args.resamples < 100:
+        raise ValueError(
+            f'--processes must be at least 1 and --resamples at least 100, got '
+            f'{args.processes} and {args.resamples}'
+        )
+    planned = runs.plan(args.configs, args.seeds, args.work_dir, args.cfg_options)
+    names = list(dict.fromkeys(run.name for run in planned))
+    if args.baseline and args.baseline not in names:
+        raise ValueError(
+            f'--baseline {args.baseline} is none of the configs given: '
+            f'{", ".join(names)}'
+        )
+    given = [('--amp', args.amp), ('--auto-scale-lr', args.auto_scale_lr)]
+    flags = tuple(flag for flag, wanted in given if wanted)
+    if args.dry_run:
+        dry_run(planned, flags)
+        return 0
+
+    launch = runs.Launch(args.launcher, args.processes, flags)
+    runs.begin(args.work_dir, planned)
+    failed, took = [], []
+    for number, run in enumerate(planned, 1):
+        label = f'[{number}/{len(planned)} {run.name} seed {run.seed}]'
         start = time.monotonic()
+        to_do = [later for later in planned[number:] if later.state != 'finished']
+        done_before = run.state == 'finished'
         try:
-            for line in comparison.execute(run, Path(__file__).parent):
-                print(label, line, flush=True)
+            for line in runs.execute(run, TOOLS, launch):
+                left = ''
+                if took:
+                    passed = time.monotonic() - start
+                    mean = sum(took) / len(took)
+                    left = max(mean - passed, 0) + mean * len(to_do)
+                    left = f' {hours(left)} left for all:'
+                print(f'{label}{left}', line, flush=True)
         except RuntimeError as error:
             failed.append(run)
             print(label, error, file=sys.stderr, flush=True)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            print(
+                f'{label} no space left on the device of {run.work_dir}; what is '
+                f'finished is kept: free some, and the same command goes on',
+                file=sys.stderr,
+            )
+            return 1
+        except KeyboardInterrupt:
+            print(f'\n{label} interrupted; the same command goes on', file=sys.stderr)
+            return 130
         else:
-            print(f'{label} done in {time.monotonic() - start:.0f} s', flush=True)
+            passed = time.monotonic() - start
+            if not done_before:
+                took.append(passed)
+            print(f'{label} done in {hours(passed)}', flush=True)
 
-    rows = comparison.results(runs)
-    if rows:
-        table = comparison.to_markdown(rows)
-        best = max(rows, key=lambda row: row['AP'])
-        Path(args.work_dir, 'comparison.md').write_text(table + '\n')
-        print(f'\n{table}\n\nbest AP: {best["name"]}, {best["AP"]:.3f}')
+    if any(run.state == 'finished' for run in planned):
+        print('comparing: necks timed, test images resampled', flush=True)
+        summary = comparison.summarise(
+            planned,
+            args.baseline,
+            args.resamples,
+            progress=lambda done, total: print(
+                f'\rresampled {done}/{total}', end='', flush=True
+            ),
+        )
+        text = comparison.save(summary, args.work_dir)
+        page = report.save(summary, args.work_dir)
+        best = summary['rows'][0]
+        print(f'\n\n{text}\nbest AP: {best["name"]}, {best["AP"]:.3f}\nreport: {page}')
     if failed:
-        print(f'failed: {", ".join(run.name for run in failed)}', file=sys.stderr)
+        print(
+            f'failed: {", ".join(f"{run.name} seed {run.seed}" for run in failed)}',
+            file=sys.stderr,
+        )
     return 1 if failed else 0
 
 

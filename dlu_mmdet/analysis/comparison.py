@@ -1,268 +1,339 @@
-"""Train, test and tabulate several configs side by side."""
+"""What a comparison's runs come to: accuracy, cost, and which differences are real."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-import os
-import re
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+import platform
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 
+import mmcv
+import mmdet
+import mmengine
 import numpy as np
+import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-METRICS = dict(
-    AP='bbox_mAP',
-    AP50='bbox_mAP_50',
-    AP75='bbox_mAP_75',
-    APs='bbox_mAP_s',
-    APm='bbox_mAP_m',
-    APl='bbox_mAP_l',
+from ..ops import library
+from .bootstrap import METRICS, Evaluation, paired_differences
+from .complexity import detector_complexity
+from .op_benchmark import interleaved, peak_memory
+from .runs import Run, results, write
+
+#: Box AP of Faster R-CNN R50 FPN 1x on COCO 2017 val, measured by others.
+PUBLISHED = dict(
+    nearest=(37.5, 'DySample'),
+    bilinear=(37.5, 'DLU'),
+    carafe=(38.6, 'mmdet, DLU'),
+    dlu=(38.6, 'DLU'),
+)
+PUBLISHED_NOTE = (
+    'Published: box AP in percent of Faster R-CNN R50 FPN 1x on COCO 2017 val, not '
+    'measured here; from the repositories of DLU and DySample and the model zoo of '
+    'mmdet.'
 )
 
 
-@dataclass(frozen=True)
-class Run:
-    """One config, trained and tested with one seed.
+def image_size(cfg: Config) -> tuple[int, int]:
+    """Height and width of a test image of 3:2 or so, padded as the config pads.
 
     Args:
-        config (Path): The config file.
-        seed (int): Of weights and data order.
-        work_dir (Path): Folder of this run alone.
-    """
-
-    config: Path
-    seed: int
-    work_dir: Path
-
-    @property
-    def name(self) -> str:
-        """What ``upsample_cfg`` names, or the config's own name."""
-        neck = Config.fromfile(self.config).model.get('neck') or {}
-        return neck.get('upsample_cfg', {}).get('type', self.config.stem)
-
-    @property
-    def result_file(self) -> Path:
-        return self.work_dir / 'result.json'
-
-    def settings(self) -> str:
-        """The complete config as text: what a finished result stands for."""
-        return Config.fromfile(self.config).pretty_text
-
-
-def plan(
-    configs: Sequence[str | Path], seeds: Sequence[int], work_dir: str | Path
-) -> list[Run]:
-    """List the runs of a comparison.
-
-    Args:
-        configs (Sequence[str | Path]): Config files, each once.
-        seeds (Sequence[int]): Seeds, each once.
-        work_dir (str | Path): Folder of the comparison.
+        cfg (Config): With a ``Resize`` to a scale (long, short) in the test
+            pipeline; without one it is taken to be 800 x 1333.
 
     Returns:
-        list[Run]: Every config with every seed.
-
-    Raises:
-        FileNotFoundError: If a config does not exist.
-        ValueError: If one is given twice, or if a finished result in
-            ``work_dir`` belongs to another version of a config.
+        tuple[int, int]: Pixels, height first.
     """
-    for values, what in ((configs, 'config'), (seeds, 'seed')):
-        repeated = sorted({str(v) for v in values if values.count(v) > 1})
-        if repeated:
-            raise ValueError(
-                f'{what} {", ".join(repeated)} is given twice; give it once'
-            )
-    runs = []
-    for config in map(Path, configs):
-        if not config.is_file():
-            raise FileNotFoundError(
-                f'config {config} does not exist; the configs are in configs/'
-            )
-        for seed in seeds:
-            run = Run(config, seed, Path(work_dir, config.stem, f'seed{seed}'))
-            started = run.work_dir / 'settings.py'
-            if started.exists() and started.read_text() != run.settings():
-                raise ValueError(
-                    f'{run.work_dir} belongs to another version of {config}; '
-                    f'remove it, or name another --work-dir'
-                )
-            runs.append(run)
-    return runs
+    pipeline = cfg.test_dataloader.dataset.get('pipeline', [])
+    scale = next((t['scale'] for t in pipeline if t.get('scale')), (1333, 800))
+    divisor = cfg.model.get('data_preprocessor', {}).get('pad_size_divisor', 1)
+    return tuple(math.ceil(side / divisor) * divisor for side in sorted(scale))
 
 
-def _follow(command: list[str], log: Path) -> Iterator[str]:
-    """Run a command, keep its output in a log, yield the lines of progress."""
-    with (
-        log.open('w') as file,
-        subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors='replace',
-        ) as process,
-    ):
-        for line in process.stdout:
-            file.write(line)
-            file.flush()
-            found = re.search(r'((Epoch|Iter)\((train|val|test)\).*)', line)
-            if found:
-                yield ' '.join(found.group(1).split())
-    if process.returncode:
-        tail = ''.join(log.read_text().splitlines(keepends=True)[-20:])
-        raise RuntimeError(
-            f'{" ".join(command)} failed with status '
-            f'{process.returncode}; the end of {log}:\n{tail}'
-        )
+def measure_costs(
+    runs: Sequence[Run], device: str | None = None, rounds: int = 10
+) -> dict[str, dict]:
+    """Parameters, FLOPs, and time and memory of the necks, measured now.
 
-
-def execute(run: Run, tools: Path) -> Iterator[str]:
-    """Train and test one run, in processes of their own.
-
-    A finished run is left as it is, a half-finished one goes on from its last
-    checkpoint.
+    Latency is that of the neck alone in inference, for one image of the size
+    that the config tests at; the necks take turns, so that a busy machine slows all
+    alike. Weights play no part: the detectors are new.
 
     Args:
-        run (Run): The run.
-        tools (Path): Folder of train.py and test.py.
+        runs (Sequence[Run]): Runs of a comparison; each config counts once.
+        device (str, optional): Defaults to the GPU if there is one.
+        rounds (int): Timed runs of each neck.
 
-    Yields:
-        str: Lines of progress.
+    Returns:
+        dict[str, dict]: By name of the run: what
+        :func:`~dlu_mmdet.analysis.complexity.detector_complexity` counts,
+        ``neck_ms`` (median), ``neck_mb`` (peak of what the neck's forward adds,
+        outputs included, in 1e6 bytes), ``image_size`` and ``device``.
+    """
+    where = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    costs, actions = {}, []
+    for run in {run.name: run for run in runs}.values():
+        size = image_size(run.cfg)
+        costs[run.name] = dict(
+            detector_complexity(run.cfg, size),
+            image_size=list(size),
+            device=torch.cuda.get_device_name(where)
+            if where.type == 'cuda'
+            else f'{platform.machine()}, {torch.get_num_threads()} threads',
+        )
+        init_default_scope(run.cfg.get('default_scope', 'mmdet'))
+        model = MODELS.build(run.cfg.model).to(where).eval()
+        with torch.no_grad():
+            inputs = model.backbone(torch.zeros(1, 3, *size, device=where))
+        actions.append(lambda neck=model.neck, inputs=inputs: neck(inputs))
+    with torch.no_grad():
+        for cost, action in zip(costs.values(), actions):
+            action()
+            cost['neck_mb'] = peak_memory(action, where) / 1e6
+        times = interleaved(actions, rounds, where)
+    for cost, (median, _) in zip(costs.values(), times):
+        cost['neck_ms'] = median * 1e3
+    return costs
+
+
+def summarise(
+    runs: Sequence[Run],
+    baseline: str | None = None,
+    resamples: int = 1000,
+    rounds: int = 10,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict:
+    """Bring a comparison's finished runs together.
+
+    Args:
+        runs (Sequence[Run]): What :func:`~dlu_mmdet.analysis.runs.plan` listed.
+        baseline (str, optional): Name of the run that others are compared with.
+            Defaults to 'bilinear', or else the first.
+        resamples (int): Of the bootstrap.
+        rounds (int): Timed runs of each neck.
+        progress (Callable): Called with evaluations resampled and their number.
+
+    Returns:
+        dict: ``rows``, one for each config, best AP first: ``name``, ``seeds``,
+        mean and ``_std`` over seeds (None for one seed) of each metric, and the
+        costs; ``differences`` to ``baseline``, see
+        :func:`~dlu_mmdet.analysis.bootstrap.paired_differences`; ``runs``, every
+        result; ``environment``.
 
     Raises:
-        RuntimeError: If a process fails; with the end of its log.
+        ValueError: If no run is finished, or the baseline is none of them.
     """
-    if run.result_file.exists():
-        yield f'finished already: {run.result_file}'
-        return
-    run.work_dir.mkdir(parents=True, exist_ok=True)
-    (run.work_dir / 'settings.py').write_text(run.settings())
-    common = [
-        '--work-dir',
-        str(run.work_dir),
-        '--cfg-options',
-        f'randomness.seed={run.seed}',
-    ]
-    yield from _follow(
-        [sys.executable, str(tools / 'train.py'), str(run.config), '--resume', *common],
-        run.work_dir / 'train.log',
-    )
-    yield from _follow(
-        [
-            sys.executable,
-            str(tools / 'test.py'),
-            str(run.config),
-            str(checkpoint_of(run)),
-            '--out',
-            str(run.work_dir / 'predictions.pkl'),
-            *common,
-        ],
-        run.work_dir / 'test.log',
-    )
-    partial = run.result_file.with_suffix('.partial')
-    partial.write_text(json.dumps(_collect(run), indent=2))
-    os.replace(partial, run.result_file)
-
-
-def checkpoint_of(run: Run) -> Path:
-    """The last checkpoint of a run."""
-    return Path((run.work_dir / 'last_checkpoint').read_text().strip())
-
-
-def _scalars(run: Run) -> Iterator[dict]:
-    """What mmengine logged while training, then while testing."""
-    for file in sorted(run.work_dir.glob('*/vis_data/scalars.json')) + sorted(
-        run.work_dir.glob('*/*.json')
-    ):
-        for line in file.read_text().splitlines():
-            yield json.loads(line)
-
-
-def _collect(run: Run) -> dict:
-    times, metrics = [], {}
-    for entry in _scalars(run):
-        if 'loss' in entry:
-            times.append(entry['time'])
-        metrics.update(
-            {
-                k.removeprefix('coco/'): v
-                for k, v in entry.items()
-                if k.startswith('coco/')
-            }
+    finished = [run for run in runs if run.state == 'finished']
+    if not finished:
+        raise ValueError('no run is finished; there is nothing to compare')
+    names = list(dict.fromkeys(run.name for run in finished))
+    if baseline is None:
+        baseline = 'bilinear' if 'bilinear' in names else names[0]
+    elif baseline not in names:
+        raise ValueError(
+            f'baseline {baseline!r} is none of the finished: {", ".join(names)}'
         )
-    cfg = Config.fromfile(run.config)
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
-    model = MODELS.build(cfg.model)
-    upsamplers = getattr(model.neck, 'upsample_modules', [])
+    listed = results(finished)
+    costs = measure_costs(finished, rounds=rounds)
+    rows = []
+    for name in names:
+        own = [result for result in listed if result['name'] == name]
+        row = dict(
+            name=name, config=own[0]['config'], seeds=[result['seed'] for result in own]
+        )
+        for key in (*METRICS, 'training_seconds', 'seconds_per_iteration'):
+            values = [result[key] for result in own if result[key] is not None]
+            row[key] = float(np.mean(values)) if values else None
+            row[f'{key}_std'] = (
+                float(np.std(values, ddof=1)) if len(values) > 1 else None
+            )
+        row.update(costs[name])
+        row['published_ap'], row['published_by'] = PUBLISHED.get(name, (None, ''))
+        rows.append(row)
+
+    common = set.intersection(*({*row['seeds']} for row in rows))
+    evaluations = {
+        name: [
+            Evaluation.load(run.matches_file)
+            for run in finished
+            if run.name == name and run.seed in common
+        ]
+        for name in names
+    }
+    differences = {}
+    if len(names) > 1 and common:
+        differences = paired_differences(
+            evaluations, baseline, resamples, progress=progress
+        )
     return dict(
-        name=run.name,
-        config=str(run.config),
-        seed=run.seed,
-        metrics=metrics,
-        # mmdet reports nothing where nothing was detected: an AP of 0
-        **{k: metrics.get(v, 0.0) for k, v in METRICS.items()},
-        upsampler_parameters=sum(p.numel() for m in upsamplers for p in m.parameters()),
-        parameters=sum(p.numel() for p in model.parameters()),
-        # the median: the first iterations of a process warm up
-        seconds_per_iteration=float(np.median(times)),
-        checkpoint=str(checkpoint_of(run)),
+        baseline=baseline,
+        seeds=sorted(common),
+        resamples=resamples,
+        num_images=next(iter(evaluations.values()))[0].num_images if common else 0,
+        rows=sorted(rows, key=lambda row: -row['AP']),
+        differences=differences,
+        runs=listed,
+        environment=dict(
+            date=datetime.now(timezone.utc).strftime('%Y-%m-%d'),
+            machine=f'{platform.system()} {platform.machine()}',
+            device=next(iter(costs.values()))['device'],
+            python=platform.python_version(),
+            torch=torch.__version__,
+            mmcv=mmcv.__version__,
+            mmdet=mmdet.__version__,
+            mmengine=mmengine.__version__,
+            fused_operators=library.is_available('cpu'),
+        ),
     )
 
 
-def results(runs: Sequence[Run]) -> list[dict]:
-    """Results of the finished runs among these."""
-    return [
-        json.loads(run.result_file.read_text())
-        for run in runs
-        if run.result_file.exists()
+def _spread(row: dict, key: str, digits: int) -> str:
+    """'mean ± standard deviation', without the latter for one seed."""
+    if row[key] is None:
+        return '-'
+    text = f'{row[key]:.{digits}f}'
+    if row[f'{key}_std'] is not None:
+        text += f' ± {row[f"{key}_std"]:.{digits}f}'
+    return text
+
+
+def _giga(flops: int | None) -> str:
+    return '-' if flops is None else f'{flops / 1e9:.2f}'
+
+
+def accuracy_table(summary: dict) -> list[list[str]]:
+    """Header and lines: accuracy, size and training time of every upsampler."""
+    table = [
+        ['upsampler', *METRICS, 'upsampler params', 'all params', 's/iter']
+        + ['training s', 'published AP']
     ]
-
-
-def to_markdown(rows: Sequence[dict]) -> str:
-    """The table of a comparison, best first.
-
-    Args:
-        rows (Sequence[dict]): What :func:`results` returns.
-
-    Returns:
-        str: A Markdown table; AP as a fraction, parameters of the upsamplers
-        and of the whole detector, seconds an iteration of training.
-    """
-    seeds = len({row['seed'] for row in rows}) > 1
-    head = [
-        'upsampler',
-        *(['seed'] if seeds else []),
-        *METRICS,
-        'upsampler params',
-        'all params',
-        's/iter',
-    ]
-    lines = [head, ['---'] + ['--:'] * (len(head) - 1)]
-    for row in sorted(rows, key=lambda r: -r['AP']):
-        lines.append(
+    for row in summary['rows']:
+        published = row['published_ap']
+        table.append(
             [
                 row['name'],
-                *([str(row['seed'])] if seeds else []),
-                *(f'{row[m]:.3f}' for m in METRICS),
+                *(_spread(row, name, 3) for name in METRICS),
                 f'{row["upsampler_parameters"]:,}',
                 f'{row["parameters"]:,}',
                 f'{row["seconds_per_iteration"]:.2f}',
+                f'{row["training_seconds"]:.0f}',
+                '' if published is None else f'{published:.1f} ({row["published_by"]})',
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines)]
+    return table
+
+
+def cost_table(summary: dict) -> list[list[str]]:
+    """Header and lines: FLOPs, latency and memory of every upsampler."""
+    table = [
+        ['upsampler', 'upsamplers GFLOPs', 'detector GFLOPs', 'neck ms', 'neck MB']
+    ]
+    for row in summary['rows']:
+        table.append(
+            [
+                row['name'],
+                _giga(row['upsampler_flops']),
+                _giga(row['flops']),
+                f'{row["neck_ms"]:.1f}',
+                f'{row["neck_mb"]:.1f}',
+            ]
+        )
+    return table
+
+
+def difference_table(summary: dict) -> list[list[str]]:
+    """Header and lines: differences to the baseline, with their intervals."""
+    table = [
+        ['upsampler', 'metric', f'minus {summary["baseline"]}', '95 % interval', 'real']
+        + ['each seed']
+    ]
+    for name, metrics in summary['differences'].items():
+        for metric, found in metrics.items():
+            table.append(
+                [
+                    name,
+                    metric,
+                    f'{found["difference"]:+.3f}',
+                    f'{found["low"]:+.3f} to {found["high"]:+.3f}',
+                    'yes' if found['real'] else 'no',
+                    ', '.join(f'{value:+.3f}' for value in found['seeds']),
+                ]
+            )
+    return table
+
+
+def to_markdown(table: Sequence[Sequence[str]]) -> str:
+    """A table of strings, header first, as Markdown."""
+    widths = [max(3, *map(len, column)) for column in zip(*table)]
+    rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
     return '\n'.join(
         '| '
         + ' | '.join(
-            c.ljust(w) if i == 0 else c.rjust(w)
-            for i, (c, w) in enumerate(zip(line, widths))
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths))
         )
         + ' |'
-        for line in lines
+        for line in (table[0], rule, *table[1:])
     )
+
+
+def notes(summary: dict) -> list[str]:
+    """What a reader of the tables has to know, a sentence or two each."""
+    environment, row = summary['environment'], summary['rows'][0]
+    height, width = row['image_size']
+    found = [
+        f'AP of pycocotools as a fraction, mean ± standard deviation over '
+        f'{len(row["seeds"])} seed{"s" * (len(row["seeds"]) != 1)}, '
+        f'{summary["num_images"]} test images.',
+        f'FLOPs of one image of {height} x {width}, 2 a multiply-add; neck: inference '
+        f'on {environment["device"]}, batch 1, median, and the most memory that its '
+        f'forward holds at once.',
+        PUBLISHED_NOTE,
+        f'{environment["date"]}, {environment["machine"]}, Python '
+        f'{environment["python"]}, torch {environment["torch"]}, mmcv '
+        f'{environment["mmcv"]}, mmdet {environment["mmdet"]}, mmengine '
+        f'{environment["mmengine"]}.',
+    ]
+    if summary['differences']:
+        found.insert(
+            1,
+            f'Differences: mean over seeds '
+            f'{", ".join(map(str, summary["seeds"]))}; interval from '
+            f'{summary["resamples"]} paired resamples of the test images, real where '
+            f'it leaves out 0. It says what other images would change; what another '
+            f'seed would change shows in the last column.',
+        )
+    return found
+
+
+def save(summary: dict, work_dir: str | Path) -> str:
+    """Write comparison.json, .csv and .md.
+
+    Args:
+        summary (dict): What :func:`summarise` returned.
+        work_dir (str | Path): Folder, which exists.
+
+    Returns:
+        str: The text of comparison.md.
+    """
+    work_dir = Path(work_dir)
+    write(work_dir / 'comparison.json', json.dumps(summary, indent=2))
+    columns = [key for key in summary['rows'][0] if key != 'image_size']
+    lines = io.StringIO(newline='')
+    writer = csv.DictWriter(lines, columns, extrasaction='ignore')
+    writer.writeheader()
+    for row in summary['rows']:
+        writer.writerow({**row, 'seeds': ' '.join(map(str, row['seeds']))})
+    write(work_dir / 'comparison.csv', lines.getvalue())
+    tables = [accuracy_table(summary), cost_table(summary)]
+    if summary['differences']:
+        tables.append(difference_table(summary))
+    text = '\n\n'.join([to_markdown(t) for t in tables] + notes(summary)) + '\n'
+    write(work_dir / 'comparison.md', text)
+    return text

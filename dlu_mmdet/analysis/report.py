@@ -1,0 +1,215 @@
+"""A comparison as pictures and as one page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from .comparison import accuracy_table, cost_table, difference_table, notes
+from .runs import write
+
+# Okabe and Ito's colours, which the colour-blind can tell apart
+COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<title>{{ title }}</title>
+<style>
+body { font: 15px/1.5 sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }
+table { border-collapse: collapse; margin: 1em 0 }
+td, th { padding: .2em .7em; border-bottom: 1px solid #ddd; text-align: right }
+td:first-child, th:first-child { text-align: left }
+img { max-width: 100% }
+.wide { overflow-x: auto }
+</style>
+<h1>{{ title }}</h1>
+<p>Best AP: <b>{{ best.name }}</b>, {{ '%.3f' | format(best.AP) }}.</p>
+{% for heading, picture, table in parts %}
+<h2>{{ heading }}</h2>
+{% if picture %}<img alt="{{ heading }}" src="data:image/png;base64,{{ picture }}">
+{% endif %}
+{% if table %}
+<div class="wide"><table>
+<tr>{% for cell in table[0] %}<th>{{ cell }}</th>{% endfor %}</tr>
+{% for line in table[1:] %}
+<tr>{% for cell in line %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table></div>
+{% endif %}
+{% endfor %}
+{% for note in notes %}<p>{{ note }}</p>
+{% endfor %}
+</html>
+"""
+
+
+def _figure(columns: int, height: float = 4.2) -> tuple[Figure, np.ndarray]:
+    figure = Figure((5.5 * columns, height), dpi=110, layout='constrained')
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def _colours(summary: dict) -> dict[str, str]:
+    """One colour for each upsampler, the same in every picture."""
+    names = sorted(row['name'] for row in summary['rows'])
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+
+
+def plot_accuracy(summary: dict) -> Figure:
+    """AP against the upsamplers' parameters and against the neck's latency.
+
+    Args:
+        summary (dict): What :func:`~dlu_mmdet.analysis.comparison.summarise`
+            returned.
+
+    Returns:
+        Figure: Bars are one standard deviation over seeds.
+    """
+    figure, axes = _figure(2)
+    colours = _colours(summary)
+    for axis, key, label in (
+        (axes[0], 'upsampler_parameters', 'parameters of the upsamplers'),
+        (axes[1], 'neck_ms', 'latency of the neck, ms'),
+    ):
+        for row in summary['rows']:
+            axis.errorbar(
+                row[key],
+                row['AP'],
+                yerr=row['AP_std'],
+                fmt='o',
+                capsize=3,
+                color=colours[row['name']],
+                label=row['name'],
+            )
+        axis.set_xlabel(label)
+        axis.set_ylabel('AP')
+        axis.grid(alpha=0.3)
+        axis.margins(0.12)
+    # some upsamplers have no parameters
+    axes[0].set_xscale('symlog', linthresh=1e4)
+    axes[0].set_xlim(left=-2e3)
+    axes[1].legend(fontsize=8)
+    return figure
+
+
+def plot_differences(summary: dict) -> Figure:
+    """Differences to the baseline with their 95 % intervals.
+
+    Args:
+        summary (dict): As for :func:`plot_accuracy`, with differences.
+
+    Returns:
+        Figure: A panel for each of AP, AP50 and AP75, small dots for the seeds.
+    """
+    figure, axes = _figure(3, 1.6 + 0.4 * len(summary['differences']))
+    colours = _colours(summary)
+    names = [
+        row['name']
+        for row in reversed(summary['rows'])
+        if row['name'] in summary['differences']
+    ]
+    for axis, metric in zip(axes, ('AP', 'AP50', 'AP75')):
+        for place, name in enumerate(names):
+            found = summary['differences'][name][metric]
+            axis.plot([found['low'], found['high']], [place] * 2, color=colours[name])
+            axis.plot(found['difference'], place, 'o', color=colours[name])
+            axis.plot(
+                found['seeds'],
+                [place - 0.22] * len(found['seeds']),
+                '.',
+                markersize=4,
+                color='#777777',
+            )
+        axis.axvline(0, color='black', linewidth=0.8)
+        axis.set_yticks(
+            range(len(names)), names if axis is axes[0] else [''] * len(names)
+        )
+        axis.set_xlabel(f'{metric} minus that of {summary["baseline"]}')
+        axis.set_ylim(-0.6, len(names) - 0.4)
+        axis.grid(axis='x', alpha=0.3)
+    return figure
+
+
+def plot_learning(summary: dict) -> Figure:
+    """Loss against iterations and, where runs were validated on the way, AP.
+
+    Args:
+        summary (dict): As for :func:`plot_accuracy`.
+
+    Returns:
+        Figure: Means over seeds; a band of one standard deviation around the loss.
+    """
+    colours = _colours(summary)
+    curves = {row['name']: {'loss': [], 'validation': []} for row in summary['rows']}
+    for run in summary['runs']:
+        for key in ('loss', 'validation'):
+            curves[run['name']][key].append(dict(map(tuple, run[key])))
+    validated = any(
+        len(curve) > 1 for each in curves.values() for curve in each['validation']
+    )
+    figure, axes = _figure(1 + validated)
+    for axis, key, label in zip(axes, ('loss', 'validation'), ('training loss', 'AP')):
+        for name, each in curves.items():
+            steps = sorted(set.intersection(*(set(curve) for curve in each[key])))
+            if not steps:
+                continue
+            values = np.array([[curve[step] for step in steps] for curve in each[key]])
+            mean, std = values.mean(axis=0), values.std(axis=0)
+            axis.plot(steps, mean, color=colours[name], label=name)
+            if key == 'loss' and len(values) > 1:
+                axis.fill_between(
+                    steps, mean - std, mean + std, color=colours[name], alpha=0.12
+                )
+        axis.set_xlabel('iteration' if key == 'loss' else 'epoch')
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def save(summary: dict, work_dir: str | Path) -> Path:
+    """Write the pictures and report.html, which holds them all.
+
+    Args:
+        summary (dict): As for :func:`plot_accuracy`.
+        work_dir (str | Path): Folder, which exists.
+
+    Returns:
+        Path: The page.
+    """
+    work_dir = Path(work_dir)
+    parts = [
+        ('Accuracy', 'accuracy', plot_accuracy, accuracy_table(summary)),
+        ('Cost', None, None, cost_table(summary)),
+        ('Learning curves', 'learning', plot_learning, None),
+    ]
+    if summary['differences']:
+        title = 'Which differences are real'
+        parts.insert(
+            1, (title, 'differences', plot_differences, difference_table(summary))
+        )
+    shown = []
+    for heading, name, plot, table in parts:
+        picture = None
+        if plot:
+            buffer = io.BytesIO()
+            plot(summary).savefig(buffer, format='png')
+            write(work_dir / f'comparison_{name}.png', buffer.getvalue())
+            picture = base64.b64encode(buffer.getvalue()).decode()
+        shown.append((heading, picture, table))
+    page = Environment(autoescape=True).from_string(_PAGE)
+    text = page.render(
+        title=f'{len(summary["rows"])} detectors compared',
+        best=summary['rows'][0],
+        parts=shown,
+        notes=notes(summary),
+    )
+    write(work_dir / 'report.html', text)
+    return work_dir / 'report.html'

@@ -1,0 +1,519 @@
+"""The runs of a comparison: planned, estimated, executed, taken up again."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import mmengine
+import numpy as np
+from mmdet.registry import DATASETS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from pycocotools.coco import COCO
+
+from ..engine import build_runner
+from ..necks import upsampler_name
+from .bootstrap import METRICS, Evaluation
+
+#: What must be equal for two numbers to be comparable.
+COMPARED = (
+    'train_dataloader.dataset',
+    'val_dataloader.dataset',
+    'test_dataloader.dataset',
+    'val_evaluator',
+    'test_evaluator',
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One config, trained and tested with one seed.
+
+    Args:
+        name (str): Of the config within the comparison.
+        source (Path): The config file as it was given.
+        cfg (Config): Complete, with the seed and every option in it.
+        seed (int): Of weights and data order.
+        work_dir (Path): Folder of this run alone.
+    """
+
+    name: str
+    source: Path
+    cfg: Config
+    seed: int
+    work_dir: Path
+
+    @property
+    def config(self) -> Path:
+        """The complete config that is run, written to the work directory."""
+        return self.work_dir / 'config.py'
+
+    @property
+    def result_file(self) -> Path:
+        """Written last: a run that has it is finished."""
+        return self.work_dir / 'result.json'
+
+    @property
+    def matches_file(self) -> Path:
+        """The :class:`Evaluation` of its detections."""
+        return self.work_dir / 'matches.npz'
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The last checkpoint, if there is one."""
+        file = self.work_dir / 'last_checkpoint'
+        path = Path(file.read_text().strip()) if file.exists() else None
+        return path if path and path.exists() else None
+
+    @property
+    def state(self) -> str:
+        """'finished', 'half-finished' or 'not started'."""
+        if self.result_file.exists():
+            return 'finished'
+        return 'half-finished' if self.checkpoint else 'not started'
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run's processes are started, with mmengine's launchers.
+
+    Args:
+        launcher (str): 'none', 'pytorch' (torchrun on this machine) or
+            'slurm' (srun).
+        processes (int): Number of processes, one a GPU.
+        train_flags (tuple[str, ...]): More flags for tools/train.py.
+    """
+
+    launcher: str = 'none'
+    processes: int = 1
+    train_flags: tuple[str, ...] = ()
+
+    def command(self, script: Path, *arguments: object) -> list[str]:
+        """The command line of one script."""
+        start = [sys.executable]
+        if self.launcher == 'pytorch':
+            start += ['-m', 'torch.distributed.run', '--standalone']
+            start += [f'--nproc_per_node={self.processes}']
+        elif self.launcher == 'slurm':
+            per_node = min(self.processes, int(os.environ.get('GPUS_PER_NODE', 8)))
+            start = [
+                'srun',
+                f'--gres=gpu:{per_node}',
+                f'--ntasks={self.processes}',
+                f'--ntasks-per-node={per_node}',
+                f'--cpus-per-task={os.environ.get("CPUS_PER_TASK", 5)}',
+                '--kill-on-bad-exit=1',
+                *shlex.split(os.environ.get('SRUN_ARGS', '')),
+                sys.executable,
+            ]
+        end = [] if self.launcher == 'none' else ['--launcher', self.launcher]
+        return [*start, *map(str, (script, *arguments)), *end]
+
+    def train(self, run: Run, tools: Path) -> list[str]:
+        """The command line that trains a run, from where it is."""
+        return self.command(
+            tools / 'train.py',
+            run.config,
+            '--work-dir',
+            run.work_dir,
+            '--resume',
+            *self.train_flags,
+        )
+
+    def test(self, run: Run, tools: Path) -> list[str]:
+        """The command line that tests a run's last checkpoint."""
+        return self.command(
+            tools / 'test.py',
+            run.config,
+            run.checkpoint or run.work_dir / 'CHECKPOINT',
+            '--work-dir',
+            run.work_dir,
+            '--out',
+            run.work_dir / 'predictions.pkl',
+        )
+
+
+def plan(
+    configs: Sequence[str | Path],
+    seeds: Sequence[int],
+    work_dir: str | Path,
+    options: Mapping | None = None,
+) -> list[Run]:
+    """List the runs of a comparison, seed by seed.
+
+    Args:
+        configs (Sequence[str | Path]): Config files, each once.
+        seeds (Sequence[int]): Seeds, each once.
+        work_dir (str | Path): Folder of the comparison. Configs and seeds may
+            be added to the comparison that it holds.
+        options (Mapping, optional): Settings to override in every config.
+
+    Returns:
+        list[Run]: Every config with every seed.
+
+    Raises:
+        FileNotFoundError: If a config does not exist.
+        ValueError: If a config or seed is given twice, configs differ in data
+            or evaluators, or ``work_dir`` holds another comparison.
+    """
+    configs = [Path(config) for config in configs]
+    for values, what in (
+        (configs, 'config'),
+        ([config.stem for config in configs], 'config name'),
+        (seeds, 'seed'),
+    ):
+        repeated = sorted({str(v) for v in values if list(values).count(v) > 1})
+        if repeated:
+            raise ValueError(
+                f'{what} {", ".join(repeated)} is given twice; give it once'
+            )
+    loaded = []
+    for config in configs:
+        if not config.is_file():
+            raise FileNotFoundError(
+                f'config {config} does not exist; the configs are in configs/'
+            )
+        cfg = Config.fromfile(config)
+        cfg.merge_from_dict(dict(options or {}))
+        _skip_last_validation(cfg)
+        loaded.append(cfg)
+    _check_comparable(configs, loaded)
+    _check_work_dir(Path(work_dir), configs, seeds)
+
+    names = [upsampler_name(cfg.model.get('neck')) for cfg in loaded]
+    runs = []
+    for seed in seeds:
+        for config, cfg, name in zip(configs, loaded, names):
+            cfg = Config(cfg.to_dict())
+            cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
+            # an upsampler names its config where no other config has it
+            unique = name is not None and names.count(name) == 1
+            run = Run(
+                name if unique else config.stem,
+                config,
+                cfg,
+                seed,
+                Path(work_dir, config.stem, f'seed{seed}'),
+            )
+            if run.config.exists() and run.config.read_text() != cfg.pretty_text:
+                raise ValueError(
+                    f'{run.work_dir} belongs to another version of {config}; '
+                    f'remove it, or name another --work-dir'
+                )
+            runs.append(run)
+    return runs
+
+
+def _skip_last_validation(cfg: Config) -> None:
+    """Leave out a validation that the test after training repeats."""
+    loop = cfg.train_cfg
+    last = loop.get('max_epochs') or loop.get('max_iters')
+    if last and loop.get('val_interval', 1) >= last:
+        loop.val_begin = last + 1
+
+
+def _flatten(value: object, prefix: str = '') -> dict[str, object]:
+    """Nested dicts and lists as one dict of dotted keys."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, (list, tuple)) and any(
+        isinstance(v, (dict, list, tuple)) for v in value
+    ):
+        items = enumerate(value)
+    else:
+        return {prefix: value}
+    return {
+        key: leaf
+        for name, inner in items
+        for key, leaf in _flatten(inner, f'{prefix}.{name}'.lstrip('.')).items()
+    }
+
+
+def _check_comparable(configs: Sequence[Path], loaded: Sequence[Config]) -> None:
+    """Refuse configs with different data or evaluators."""
+    missing = 'not set'
+
+    def leaves(cfg: Config) -> dict[str, object]:
+        found = cfg.to_dict()
+        leaves = {}
+        for key in COMPARED:
+            value = found
+            for part in key.split('.'):
+                value = (value or {}).get(part)
+            leaves.update(_flatten(value, key))
+        return leaves
+
+    first = leaves(loaded[0])
+    for config, cfg in zip(configs[1:], loaded[1:]):
+        own = leaves(cfg)
+        differing = [
+            key
+            for key in dict.fromkeys([*first, *own])
+            if first.get(key, missing) != own.get(key, missing)
+        ]
+        if differing:
+            lines = '\n'.join(
+                f'  {key}: {first.get(key, missing)!r} and {own.get(key, missing)!r}'
+                for key in differing[:10]
+            )
+            raise ValueError(
+                f'{configs[0]} and {config} differ in data or evaluators, so their '
+                f'AP cannot be compared; compare configs of the same data. They '
+                f'differ in\n{lines}'
+            )
+
+
+def _check_work_dir(
+    work_dir: Path, configs: Sequence[Path], seeds: Sequence[int]
+) -> None:
+    """Refuse a folder of another comparison; note what this one is."""
+    file = work_dir / 'plan.json'
+    own = dict(configs=[config.stem for config in configs], seeds=list(seeds))
+    if file.exists():
+        held = json.loads(file.read_text())
+        for key, values in held.items():
+            left = [str(value) for value in values if value not in own[key]]
+            if left:
+                raise ValueError(
+                    f'{work_dir} holds a comparison with {key} {", ".join(left)} '
+                    f'too; name them as well, or another --work-dir'
+                )
+    elif work_dir.exists() and any(work_dir.iterdir()):
+        raise ValueError(
+            f'{work_dir} is not empty and holds no comparison; name another --work-dir'
+        )
+
+
+def begin(work_dir: str | Path, runs: Sequence[Run]) -> None:
+    """Note in its folder which configs and seeds a comparison has."""
+    held = dict(
+        configs=list(dict.fromkeys(run.source.stem for run in runs)),
+        seeds=list(dict.fromkeys(run.seed for run in runs)),
+    )
+    Path(work_dir).mkdir(parents=True, exist_ok=True)
+    write(Path(work_dir, 'plan.json'), json.dumps(held, indent=2))
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file that is whole or not there at all."""
+    partial = path.with_name(f'.{path.name}.partial')
+    content = content.encode() if isinstance(content, str) else content
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _follow(command: list[str], log: Path) -> Iterator[str]:
+    """Run a command, keep its output in a log, yield the lines of progress."""
+    with log.open('w') as file:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+        )
+        try:
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                found = re.search(r'((Epoch|Iter)\((train|val|test)\).*)', line)
+                if found:
+                    yield ' '.join(found.group(1).split())
+            process.wait()
+        finally:
+            # stopped from outside, or the log cannot be written
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+            process.stdout.close()
+    if process.returncode:
+        tail = ''.join(log.read_text().splitlines(keepends=True)[-20:])
+        if os.strerror(errno.ENOSPC) in tail:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(log.parent))
+        raise RuntimeError(
+            f'{shlex.join(command)} failed with status '
+            f'{process.returncode}; the end of {log}:\n{tail}'
+        )
+
+
+def execute(run: Run, tools: Path, launch: Launch = Launch()) -> Iterator[str]:
+    """Train and test one run, in processes of their own.
+
+    A finished run is left as it is, a half-finished one goes on from its last
+    checkpoint.
+
+    Args:
+        run (Run): The run.
+        tools (Path): Folder of train.py and test.py.
+        launch (Launch): How its processes are started.
+
+    Yields:
+        str: Lines of progress.
+
+    Raises:
+        OSError: If there is no space left.
+        RuntimeError: If a process fails; with the end of its log.
+    """
+    if run.state == 'finished':
+        yield f'finished already: {run.result_file}'
+        return
+    run.work_dir.mkdir(parents=True, exist_ok=True)
+    write(run.config, run.cfg.pretty_text)
+    if run.checkpoint is None:
+        # mmengine removes the old checkpoint before the new one is written
+        (run.work_dir / 'last_checkpoint').unlink(missing_ok=True)
+    else:
+        yield f'goes on from {run.checkpoint}'
+    yield from _follow(launch.train(run, tools), run.work_dir / 'train.log')
+    yield from _follow(launch.test(run, tools), run.work_dir / 'test.log')
+    result = _collect(run)
+    write(run.result_file, json.dumps(result, indent=2))
+
+
+def _scalars(run: Run) -> Iterator[dict]:
+    """What mmengine logged while training and validating, over all starts."""
+    for file in sorted(run.work_dir.glob('*/vis_data/scalars.json')):
+        for line in file.read_text().splitlines():
+            # the last line of a killed process may be cut off
+            if line.endswith('}'):
+                yield json.loads(line)
+
+
+def _collect(run: Run) -> dict:
+    """Gather what a run's processes left behind."""
+    training, validation = {}, {}
+    for entry in _scalars(run):
+        if 'loss' in entry:
+            training[entry['step']] = entry
+        elif 'coco/bbox_mAP' in entry:
+            validation[entry['step']] = entry['coco/bbox_mAP']
+    steps = sorted(training)
+    times = [training[step]['time'] for step in steps]
+    # mmengine names the file of a test after the time it began at
+    tested = max(run.work_dir.glob('*/*.json'), key=os.path.getmtime)
+    metrics = json.loads(tested.read_text())
+    _evaluate(run).save(run.matches_file)
+    return dict(
+        name=run.name,
+        config=str(run.source),
+        seed=run.seed,
+        metrics=metrics,
+        **{name: _metric(metrics, name) for name in METRICS},
+        # an entry is the mean since the one before
+        training_seconds=float(np.dot(times, np.diff([0, *steps]))),
+        # the median: the first iterations of a process warm up
+        seconds_per_iteration=float(np.median(times)),
+        loss=[[step, training[step]['loss']] for step in steps],
+        validation=sorted(validation.items()),
+        checkpoint=str(run.checkpoint),
+    )
+
+
+def _metric(metrics: dict, name: str) -> float | None:
+    """One of COCO's metrics, None where there is no object to find."""
+    # mmdet reports nothing where nothing was detected: an AP of 0
+    value = metrics.get('coco/bbox_mAP' + (f'_{name[2:]}' if name[2:] else ''), 0.0)
+    return None if value == -1 else value
+
+
+def _evaluate(run: Run) -> Evaluation:
+    """Match a run's predictions with pycocotools."""
+    init_default_scope(run.cfg.get('default_scope', 'mmdet'))
+    category_ids = DATASETS.build(run.cfg.test_dataloader.dataset).cat_ids
+    evaluators = run.cfg.test_evaluator
+    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    detections = []
+    for sample in mmengine.load(run.work_dir / 'predictions.pkl'):
+        found = sample['pred_instances']
+        boxes = found['bboxes'].numpy().astype(float)
+        boxes[:, 2:] -= boxes[:, :2]
+        detections += [
+            dict(
+                image_id=sample['img_id'],
+                category_id=category_ids[label],
+                bbox=box,
+                score=score,
+            )
+            for box, score, label in zip(
+                boxes.tolist(), found['scores'].tolist(), found['labels'].tolist()
+            )
+        ]
+    return Evaluation.from_coco(
+        COCO(evaluators[0]['ann_file']), detections, category_ids
+    )
+
+
+def estimate(run: Run, iterations: int = 5) -> dict[str, float]:
+    """Time a few iterations of a run on this machine, with its own data.
+
+    Args:
+        run (Run): The run; nothing of it is kept.
+        iterations (int): Timed iterations of training and batches of testing,
+            each after two that warm up.
+
+    Returns:
+        dict: ``train`` and ``test``, seconds of the whole run, without
+        start-up and without COCO's evaluation.
+
+    Raises:
+        FileNotFoundError: If data are missing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = Config(run.cfg.to_dict())
+        cfg.update(work_dir=folder, launcher='none', log_level='ERROR')
+        # mmengine hands out logger and visualizer by name, folders and all
+        cfg.experiment_name = f'estimate-{time.monotonic_ns()}'
+        cfg.pop('visualizer', None)
+        runner = build_runner(cfg, 'train')
+        optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
+        runner.model.train()
+        step = _seconds(
+            runner.train_loop.dataloader,
+            lambda data: runner.model.train_step(data, optim_wrapper=optim_wrapper),
+            iterations,
+        )
+        runner.model.eval()
+        batch = _seconds(runner.val_loop.dataloader, runner.model.val_step, iterations)
+        loop = cfg.train_cfg
+        last = loop.get('max_epochs') or loop.max_iters
+        first = loop.get('val_begin', 1)
+        tests = 1 + max(0, math.ceil((last - first + 1) / loop.get('val_interval', 1)))
+        return dict(
+            train=step * runner.train_loop.max_iters,
+            test=batch * len(runner.val_loop.dataloader) * tests,
+        )
+
+
+def _seconds(dataloader, action, iterations: int) -> float:
+    """Seconds of one step, loading included; two go before to warm up."""
+    times = [time.perf_counter()]
+    for data in islice(dataloader, iterations + 2):
+        action(data)
+        times.append(time.perf_counter())
+    steps = np.diff(times)
+    return float(np.mean(steps[2:] if len(steps) > 2 else steps))
+
+
+def results(runs: Sequence[Run]) -> list[dict]:
+    """Results of the finished runs among these."""
+    return [
+        json.loads(run.result_file.read_text())
+        for run in runs
+        if run.result_file.exists()
+    ]

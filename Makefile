@@ -26,7 +26,7 @@ demo: $(READY)
 	    --score-thr 0.6 --out $(DEMO_DIR)/detections.png
 
 test: lint
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

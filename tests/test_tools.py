@@ -184,55 +184,6 @@ def test_two_processes_on_cpu(small, tmp_path):
     assert last_metrics(tmp_path / 'b') == last_metrics(tmp_path / 'c')
 
 
-def test_compare_finishes_what_was_started(small, tmp_path):
-    """A table of two configs; run again, it trains nothing."""
-    configs = []
-    for name in ('nearest', 'dlu'):
-        cfg = Config.fromfile(
-            CONFIGS / 'shapes' / f'faster-rcnn_r18_fpn-{name}_shapes.py'
-        )
-        cfg.merge_from_dict(
-            {**small, 'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1}
-        )
-        configs.append(tmp_path / f'{name}.py')
-        cfg.dump(configs[-1])
-    command = ['tools/compare.py', *configs, '--work-dir', tmp_path / 'work']
-    output = run(*command).stdout
-    table = (tmp_path / 'work' / 'comparison.md').read_text()
-    assert table in output and 'best AP: ' in output
-    assert [row.split('|')[1].strip() for row in table.splitlines()[2:]]
-    for name in ('nearest', 'dlu'):
-        result = json.loads(
-            (tmp_path / 'work' / name / 'seed0' / 'result.json').read_text()
-        )
-        assert result['name'] == name
-        assert (result['upsampler_parameters'] > 0) == (name == 'dlu')
-        assert Path(result['checkpoint']).exists()
-    start = time.monotonic()
-    assert run(*command).stdout.count('finished already') == 2
-    assert time.monotonic() - start < 60
-
-    cfg.merge_from_dict({'optim_wrapper.optimizer.lr': 1.0})
-    cfg.dump(configs[-1])
-    failed = run(*command, check=False)
-    assert failed.returncode and 'another version' in failed.stdout
-
-
-def test_compare_reports_a_failing_run(config, tmp_path):
-    config.train_dataloader.dataset.data_root = str(tmp_path / 'nowhere')
-    config.dump(tmp_path / 'broken.py')
-    failed = run(
-        'tools/compare.py',
-        tmp_path / 'broken.py',
-        '--work-dir',
-        tmp_path / 'work',
-        check=False,
-    )
-    assert failed.returncode == 1
-    assert 'FileNotFoundError' in failed.stdout  # the log's end
-    assert 'failed: dlu' in failed.stdout
-
-
 def test_coco_config_on_real_photos(coco_root, tmp_path):
     """The COCO config as it is, but for the data and the image size. Its
     ImageNet weights cannot be assumed here: random ones take their place

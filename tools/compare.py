@@ -11,6 +11,7 @@ from pathlib import Path
 from mmengine.config import DictAction
 
 from dlu_mmdet.analysis import comparison, report, runs
+from dlu_mmdet.analysis.tables import to_markdown
 
 TOOLS = Path(__file__).resolve().parent
 
@@ -186,10 +187,13 @@ def main() -> int:
                 f'\rresampled {done}/{total}', end='', flush=True
             ),
         )
-        text = comparison.save(summary, args.work_dir)
+        comparison.save(summary, args.work_dir)
         page = report.save(summary, args.work_dir)
         best = summary['rows'][0]
-        print(f'\n\n{text}\nbest AP: {best["name"]}, {best["AP"]:.3f}\nreport: {page}')
+        head, *body = comparison.accuracy_table(summary)
+        print(f'\n\n{to_markdown(head, body)}')
+        print(f'\nbest AP: {best["name"]}, {best["AP"]:.3f}')
+        print(f'costs, differences, pictures: {page} and comparison.md beside it')
     if failed:
         print(
             f'failed: {", ".join(f"{run.name} seed {run.seed}" for run in failed)}',

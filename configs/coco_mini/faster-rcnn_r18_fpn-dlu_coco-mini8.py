@@ -1,89 +1,17 @@
-"""Learns eight COCO images by heart: a check that training works.
+"""Learns eight COCO images by heart: a check that training works."""
 
-Takes COCO's layout from the folder named by the environment variable COCO_ROOT,
-'data/coco' without it.
-"""
+_base_ = './faster-rcnn_r18_fpn-dlu_coco-mini.py'
 
-_base_ = '../_base_/faster-rcnn_r18_fpn.py'
-model = dict(neck=dict(upsample_cfg=dict(type='dlu')))
-
-data_root = '{{$COCO_ROOT:data/coco}}/'
 ann_file = 'annotations/instances_train2017_8.json'
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(384, 384), keep_ratio=True),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(384, 384), keep_ratio=True),
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
-    ),
-]
-train_dataloader = dict(
-    batch_size=4,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    batch_sampler=dict(type='AspectRatioBatchSampler'),
-    dataset=dict(
-        type='CocoDataset',
-        data_root=data_root,
-        ann_file=ann_file,
-        data_prefix=dict(img='train2017/'),
-        filter_cfg=dict(filter_empty_gt=True),
-        pipeline=train_pipeline,
-    ),
-)
-val_dataloader = dict(
-    batch_size=4,
-    num_workers=1,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='CocoDataset',
-        data_root=data_root,
-        ann_file=ann_file,
-        data_prefix=dict(img='train2017/'),
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
-)
-test_dataloader = val_dataloader
-val_evaluator = dict(
-    type='CocoMetric',
-    ann_file=data_root + ann_file,
-    metric='bbox',
-    metric_items=[
-        'mAP',
-        'mAP_50',
-        'mAP_75',
-        'mAP_s',
-        'mAP_m',
-        'mAP_l',
-        'AR@100',
-        'AR@300',
-        'AR@1000',
-        'AR_s@1000',
-        'AR_m@1000',
-        'AR_l@1000',
-    ],
-    format_only=False,
-)
+eight = dict(ann_file=ann_file, data_prefix=dict(img='train2017/'))
+train_dataloader = dict(dataset=eight)
+val_dataloader = dict(dataset=eight)
+test_dataloader = dict(dataset=eight)
+val_evaluator = dict(ann_file='{{$COCO_ROOT:data/coco}}/' + ann_file)
 test_evaluator = val_evaluator
 
 max_epochs = 120
-train_cfg = dict(
-    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs
-)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 # an epoch is two iterations
 default_hooks = dict(checkpoint=dict(interval=max_epochs))
 param_scheduler = [

@@ -25,6 +25,7 @@ from .bootstrap import METRICS, Evaluation, paired_differences
 from .complexity import detector_complexity
 from .op_benchmark import interleaved, peak_memory
 from .runs import Run, results, write
+from .tables import to_markdown
 
 #: Box AP of Faster R-CNN R50 FPN 1x on COCO 2017 val, measured by others.
 PUBLISHED = dict(
@@ -268,21 +269,6 @@ def difference_table(summary: dict) -> list[list[str]]:
     return table
 
 
-def to_markdown(table: Sequence[Sequence[str]]) -> str:
-    """A table of strings, header first, as Markdown."""
-    widths = [max(3, *map(len, column)) for column in zip(*table)]
-    rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
-    return '\n'.join(
-        '| '
-        + ' | '.join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths))
-        )
-        + ' |'
-        for line in (table[0], rule, *table[1:])
-    )
-
-
 def notes(summary: dict) -> list[str]:
     """What a reader of the tables has to know, a sentence or two each."""
     environment, row = summary['environment'], summary['rows'][0]
@@ -312,15 +298,12 @@ def notes(summary: dict) -> list[str]:
     return found
 
 
-def save(summary: dict, work_dir: str | Path) -> str:
+def save(summary: dict, work_dir: str | Path) -> None:
     """Write comparison.json, .csv and .md.
 
     Args:
         summary (dict): What :func:`summarise` returned.
         work_dir (str | Path): Folder, which exists.
-
-    Returns:
-        str: The text of comparison.md.
     """
     work_dir = Path(work_dir)
     write(work_dir / 'comparison.json', json.dumps(summary, indent=2))
@@ -334,6 +317,7 @@ def save(summary: dict, work_dir: str | Path) -> str:
     tables = [accuracy_table(summary), cost_table(summary)]
     if summary['differences']:
         tables.append(difference_table(summary))
-    text = '\n\n'.join([to_markdown(t) for t in tables] + notes(summary)) + '\n'
+    text = (
+        '\n\n'.join([to_markdown(t[0], t[1:]) for t in tables] + notes(summary)) + '\n'
+    )
     write(work_dir / 'comparison.md', text)
-    return text

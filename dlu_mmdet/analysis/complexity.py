@@ -33,6 +33,7 @@ from ..necks import UnifiedFPN
 from ..ops import library
 from ..ops.checks import check_geometry
 from ..upsamplers import UPSAMPLERS, build_upsampler
+from .tables import to_markdown
 
 PAPER = 'arXiv 2410.22139, abstract'
 # the ratio and the channels that the paper's claims are for
@@ -363,22 +364,6 @@ def _fewer(value: float | None, base: float | None) -> str:
     return f'{100 * (1 - value / base):.1f} %' if value is not None and base else '-'
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]], texts: int) -> str:
-    """A Markdown table, aligned; all but the first columns are numbers."""
-    rule = ['---'] * texts + ['--:'] * (len(head) - texts)
-    lines = [head, rule, *body]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return '\n'.join(
-        '| '
-        + ' | '.join(
-            cell.ljust(width) if i < texts else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths))
-        )
-        + ' |'
-        for line in lines
-    )
-
-
 def complexity_table(rows: Sequence[Row]) -> str:
     """Parameters and FLOPs per source pixel beside CARAFE's, as Markdown."""
     carafe = {row.scale: row for row in rows if row.name == 'carafe'}
@@ -394,7 +379,7 @@ def complexity_table(rows: Sequence[Row]) -> str:
                 base = getattr(carafe.get(row.scale), quantity, None)
                 cells.append(_change(value, base))
         body.append(cells)
-    return _table(head, body, texts=1)
+    return to_markdown(head, body, texts=1)
 
 
 def terms_table(rows: Sequence[Row]) -> str:
@@ -413,7 +398,7 @@ def terms_table(rows: Sequence[Row]) -> str:
         for row in rows
         if row.terms is not None
     ]
-    return _table(head, body, texts=1)
+    return to_markdown(head, body, texts=1)
 
 
 def claims_table() -> str:
@@ -445,7 +430,7 @@ def claims_table() -> str:
         'here',
         f'published ({PAPER})',
     ]
-    return _table(head, body, texts=1)
+    return to_markdown(head, body, texts=1)
 
 
 def neck_table(channels: int = 256) -> str:
@@ -465,7 +450,7 @@ def neck_table(channels: int = 256) -> str:
         'here',
         "published by DLU's authors",
     ]
-    return _table(head, body, texts=1)
+    return to_markdown(head, body, texts=1)
 
 
 def report(rows: Sequence[Row]) -> str:
@@ -532,8 +517,8 @@ def write_csv(rows: Sequence[Row], path: str | Path) -> None:
 
 # the palette of Okabe and Ito, which colour-blind readers can tell apart; markers
 # say the same again
-_COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
-_MARKERS = 'osD^vPX'
+COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
+MARKERS = 'osD^vPX'
 
 
 def plot(rows: Sequence[Row], path: str | Path) -> None:
@@ -571,8 +556,8 @@ def plot(rows: Sequence[Row], path: str | Path) -> None:
             axis.plot(
                 points.keys(),
                 points.values(),
-                color=_COLORS[i % len(_COLORS)],
-                marker=_MARKERS[i % len(_MARKERS)],
+                color=COLORS[i % len(COLORS)],
+                marker=MARKERS[i % len(MARKERS)],
                 linewidth=2,
                 markersize=7,
             )

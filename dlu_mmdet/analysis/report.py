@@ -12,10 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from .comparison import accuracy_table, cost_table, difference_table, notes
+from .complexity import COLORS
 from .runs import write
-
-# Okabe and Ito's colours, which the colour-blind can tell apart
-COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -59,7 +57,7 @@ def _figure(columns: int, height: float = 4.2) -> tuple[Figure, np.ndarray]:
 def _colours(summary: dict) -> dict[str, str]:
     """One colour for each upsampler, the same in every picture."""
     names = sorted(row['name'] for row in summary['rows'])
-    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+    return {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
 
 
 def plot_accuracy(summary: dict) -> Figure:

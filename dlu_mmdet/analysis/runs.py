@@ -58,8 +58,11 @@ class Run:
 
     @property
     def config(self) -> Path:
-        """The complete config that is run, written to the work directory."""
-        return self.work_dir / 'config.py'
+        """The complete config that is run, beside the work directory.
+
+        Inside, mmengine leaves its own dump under the same file name.
+        """
+        return self.work_dir.with_suffix('.py')
 
     @property
     def result_file(self) -> Path:

@@ -1,0 +1,519 @@
+"""Comparisons: what runs, what is refused, and which differences count."""
+
+import csv
+import errno
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CONFIGS, ROOT, SHAPES_DLU, as_arguments
+from mmengine.config import Config
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from dlu_mmdet.analysis import comparison, runs
+from dlu_mmdet.analysis.bootstrap import (
+    METRICS,
+    Evaluation,
+    paired_differences,
+    resample,
+)
+from dlu_mmdet.engine import build_runner
+
+NEAREST = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-nearest_shapes.py'
+
+
+# ---- the bootstrap -----------------------------------------------------------------
+
+
+def coco_of(images, objects):
+    """A COCO of (image, category, x, y, w, h, iscrowd) objects."""
+    coco = COCO()
+    coco.dataset = dict(
+        info={},
+        images=[dict(id=i, width=400, height=400) for i in images],
+        categories=[dict(id=c, name=str(c)) for c in (1, 2, 3)],
+        annotations=[
+            dict(
+                id=number,
+                image_id=o[0],
+                category_id=o[1],
+                bbox=list(o[2:6]),
+                area=o[4] * o[5],
+                iscrowd=o[6],
+            )
+            for number, o in enumerate(objects, 1)
+        ],
+    )
+    coco.createIndex()
+    return coco
+
+
+def made_up(generator, num_images=30, skill=0.7):
+    """Objects of three sizes and a detector that finds a part of them."""
+    objects, detections = [], []
+    for image in range(num_images):
+        for _ in range(generator.integers(0, 6)):
+            side = float(generator.choice([20, 50, 120]))
+            x, y = generator.uniform(0, 400 - side, 2)
+            category = int(generator.integers(1, 4))
+            crowd = int(generator.random() < 0.1)
+            objects.append((image, category, x, y, side, side, crowd))
+            if generator.random() < skill:
+                dx, dy = generator.normal(0, 0.08 * side, 2)
+                detections.append(
+                    (image, category, x + dx, y + dy, side, side, generator.random())
+                )
+        for _ in range(generator.integers(0, 4)):
+            x, y = generator.uniform(0, 300, 2)
+            side = float(generator.choice([20, 50, 120]))
+            category = int(generator.integers(1, 4))
+            detections.append((image, category, x, y, side, side, generator.random()))
+    return objects, detections
+
+
+def as_results(detections):
+    return [
+        dict(image_id=d[0], category_id=d[1], bbox=list(d[2:6]), score=d[6])
+        for d in detections
+    ]
+
+
+def by_pycocotools(coco, results):
+    evaluation = COCOeval(coco, coco.loadRes(results), 'bbox')
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return evaluation.stats[:6]
+
+
+def test_metrics_equal_pycocotools():
+    """On the whole set: all six numbers, crowds and sizes included."""
+    for seed in range(3):
+        objects, detections = made_up(np.random.default_rng(seed))
+        coco = coco_of(range(30), objects)
+        results = as_results(detections)
+        evaluation = Evaluation.from_coco(coco, results, [1, 2, 3])
+        ones = np.ones((1, 30), dtype=int)
+        np.testing.assert_allclose(
+            evaluation.metrics(ones)[0], by_pycocotools(coco, results), atol=1e-12
+        )
+
+
+def test_metrics_of_a_resample_equal_pycocotools():
+    """A resample is scored as a data set with those images copied."""
+    objects, detections = made_up(np.random.default_rng(3))
+    evaluation = Evaluation.from_coco(
+        coco_of(range(30), objects), as_results(detections), [1, 2, 3]
+    )
+    weights = resample(30, 4, seed=1)
+    assert weights.max() > 1 and (weights.sum(axis=1) == 30).all()
+    for draw, found in zip(weights, evaluation.metrics(weights)):
+        copies = [
+            (image, image + 1000 * c)
+            for image, count in enumerate(draw)
+            for c in range(count)
+        ]
+        coco = coco_of(
+            [new for _, new in copies],
+            [(new, *o[1:]) for old, new in copies for o in objects if o[0] == old],
+        )
+        results = as_results(
+            [(new, *d[1:]) for old, new in copies for d in detections if d[0] == old]
+        )
+        np.testing.assert_allclose(found, by_pycocotools(coco, results), atol=1e-12)
+
+
+def test_evaluations_are_kept_on_disk(tmp_path):
+    objects, detections = made_up(np.random.default_rng(4))
+    whole = Evaluation.from_coco(
+        coco_of(range(30), objects), as_results(detections), [1, 2, 3]
+    )
+    whole.save(tmp_path / 'matches.npz')
+    weights = resample(30, 3)
+    np.testing.assert_array_equal(
+        Evaluation.load(tmp_path / 'matches.npz').metrics(weights),
+        whole.metrics(weights),
+    )
+
+
+def test_a_detector_without_detections_scores_zero():
+    coco = coco_of(range(2), [(0, 1, 10, 10, 50, 50, 0)])
+    found = Evaluation.from_coco(coco, [], [1, 2, 3]).metrics(np.ones((1, 2), int))[0]
+    assert dict(zip(METRICS, found))['AP'] == 0
+    assert np.isnan(dict(zip(METRICS, found))['APl'])
+
+
+def test_known_differences():
+    """100 images with one object each. One detector finds all; another misses
+    in 20; a third is the second with other images missed."""
+    generator = np.random.default_rng(5)
+    objects = [(image, 1, 100.0, 100.0, 50.0, 50.0, 0) for image in range(100)]
+    coco = coco_of(range(100), objects)
+    scores = generator.random(100)
+
+    def detector(missed):
+        found = [(*o[:6], scores[o[0]]) for o in objects if o[0] not in missed]
+        return [Evaluation.from_coco(coco, as_results(found), [1])]
+
+    differences = paired_differences(
+        dict(
+            base=detector(range(20)),
+            better=detector([]),
+            other=detector(range(50, 70)),
+            same=detector(range(20)),
+        ),
+        'base',
+        resamples=400,
+    )
+    better, other, same = (differences[n]['AP'] for n in ('better', 'other', 'same'))
+    # 81 of 101 recall thresholds are reached with 80 of 100 objects
+    assert better['difference'] == pytest.approx(20 / 101)
+    assert better['real'] and better['low'] < 20 / 101 < better['high']
+    # the missed of a resample are binomial: n 100, p 0.2
+    assert better['high'] - better['low'] == pytest.approx(2 * 1.96 * 0.04, rel=0.2)
+    assert other['difference'] == 0 and not other['real']
+    assert other['low'] < 0 < other['high']
+    # paired: the same detections differ on no draw
+    assert same['low'] == same['high'] == 0 and not same['real']
+    assert better['seeds'] == [better['difference']]
+
+
+def test_seeds_are_pooled():
+    objects, first = made_up(np.random.default_rng(6))
+    _, second = made_up(np.random.default_rng(6), skill=0.4)
+    coco = coco_of(range(30), objects)
+    a, b = (
+        Evaluation.from_coco(coco, as_results(d), [1, 2, 3]) for d in (first, second)
+    )
+    found = paired_differences(dict(base=[a, a], two=[b, a]), 'base', 100)
+    found = found['two']['AP']
+    assert found['seeds'][1] == 0 and found['seeds'][0] != 0
+    assert found['difference'] == pytest.approx(np.mean(found['seeds']))
+
+
+def test_evaluations_of_other_images_are_refused():
+    few = Evaluation.from_coco(coco_of(range(2), []), [], [1])
+    more = Evaluation.from_coco(coco_of(range(3), []), [], [1])
+    with pytest.raises(ValueError, match='other images'):
+        paired_differences(dict(a=[few], b=[more]), 'a')
+    with pytest.raises(ValueError, match="baseline 'c'.*a, b"):
+        paired_differences(dict(a=[few], b=[few]), 'c')
+
+
+# ---- what runs ---------------------------------------------------------------------
+
+
+def test_order_names_and_folders(tmp_path):
+    direct = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-dlu-direct_shapes.py'
+    libra = CONFIGS / 'libra_rcnn' / 'libra-faster-rcnn_r50_fpn-dlu_1x_coco.py'
+    planned = runs.plan([SHAPES_DLU, direct], [4, 7], tmp_path)
+    # a seed is done before the next: an early table compares like with like
+    assert [(r.name, r.seed) for r in planned] == [
+        ('dlu', 4),
+        ('dlu-direct', 4),
+        ('dlu', 7),
+        ('dlu-direct', 7),
+    ]
+    assert [r.cfg.randomness.seed for r in planned] == [4, 4, 7, 7]
+    assert planned[0].work_dir == tmp_path / SHAPES_DLU.stem / 'seed4'
+    assert all(r.state == 'not started' for r in planned)
+    assert runs.plan([libra], [0], tmp_path / 'x')[0].name == 'dlu'
+    # two detectors with one upsampler go by their files
+    retina = CONFIGS / 'retinanet' / 'retinanet_r50_fpn-dlu_1x_coco.py'
+    both = runs.plan([libra, retina], [0], tmp_path / 'y')
+    assert [r.name for r in both] == [libra.stem, retina.stem]
+
+
+def test_commands_of_the_launchers(tmp_path, monkeypatch):
+    """mmengine's launchers: torchrun and srun around tools/train.py."""
+    (planned,) = runs.plan([SHAPES_DLU], [0], tmp_path)
+    plain = runs.Launch().train(planned, Path('tools'))
+    assert plain[1:3] == ['tools/train.py', str(planned.config)]
+    assert '--resume' in plain and '--launcher' not in plain
+    torchrun = runs.Launch('pytorch', 8, ('--amp',)).train(planned, Path('tools'))
+    assert 'torch.distributed.run' in torchrun and '--nproc_per_node=8' in torchrun
+    assert torchrun[-2:] == ['--launcher', 'pytorch'] and '--amp' in torchrun
+    monkeypatch.setenv('SRUN_ARGS', '--partition=gpu --time=1:00:00')
+    slurm = runs.Launch('slurm', 16).test(planned, Path('tools'))
+    assert slurm[0] == 'srun' and '--ntasks=16' in slurm and '--gres=gpu:8' in slurm
+    assert '--partition=gpu' in slurm and slurm[-2:] == ['--launcher', 'slurm']
+    assert slurm[slurm.index('--out') + 1].endswith('predictions.pkl')
+
+
+@pytest.fixture(scope='module')
+def options(small):
+    """As --cfg-options: two epochs, and everything detected counts."""
+    return {
+        **small,
+        'train_cfg.max_epochs': 2,
+        'train_cfg.val_interval': 1,
+        'param_scheduler.1.end': 2,
+        'model.test_cfg.rcnn.score_thr': 0.0,
+    }
+
+
+def compare(*arguments):
+    """tools/compare.py in this process; returns its exit status."""
+    path = ROOT / 'tools' / 'compare.py'
+    spec = importlib.util.spec_from_file_location('compare', path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, 'argv', [str(path), *map(str, arguments)])
+        return tool.main()
+
+
+@pytest.fixture(scope='module')
+def compared(options, tmp_path_factory):
+    """Folder and command of a comparison of two upsamplers, which has run."""
+    folder = tmp_path_factory.mktemp('compared') / 'work'
+    command = [SHAPES_DLU, NEAREST, '--work-dir', folder, '--resamples', 100]
+    command += ['--baseline', 'nearest', *as_arguments(options)]
+    assert compare(*command) == 0
+    return folder, command
+
+
+def test_one_command_gives_tables_pictures_and_a_page(compared):
+    folder, _ = compared
+    text = (folder / 'comparison.md').read_text()
+    summary = json.loads((folder / 'comparison.json').read_text())
+    assert {row['name'] for row in summary['rows']} == {'dlu', 'nearest'}
+    runs_of = {r['name']: r for r in summary['runs']}
+    for row in summary['rows']:
+        own = runs_of[row['name']]
+        assert (row['AP'], row['AP_std'], row['seeds']) == (own['AP'], None, [0])
+        assert (row['upsampler_parameters'] > 0) == (row['name'] == 'dlu')
+        assert row['neck_ms'] > 0 and row['neck_mb'] > 0
+        assert row['training_seconds'] > 0
+        # two epochs of two iterations, and an AP for each epoch
+        assert own['loss'][-1][0] == 4
+        assert [epoch for epoch, _ in own['validation']] == [1, 2]
+    found = summary['differences']['dlu']['AP']
+    # mmdet keeps three decimals
+    expected = runs_of['dlu']['AP'] - runs_of['nearest']['AP']
+    assert found['difference'] == pytest.approx(expected, abs=1.1e-3)
+    assert found['low'] <= found['difference'] <= found['high']
+    with (folder / 'comparison.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row['name'] for row in rows] == [r['name'] for r in summary['rows']]
+    page = (folder / 'report.html').read_text()
+    assert page.count('data:image/png;base64,') == 3
+    assert 'src="http' not in page and 'href=' not in page  # nothing is fetched
+    for name in ('accuracy', 'differences', 'learning'):
+        assert (folder / f'comparison_{name}.png').read_bytes()[:4] == b'\x89PNG'
+    # published figures are called so, and are not among ours
+    assert 'published AP' in text and 'not measured here' in text
+
+
+def test_mean_and_spread_over_seeds(compared, options, tmp_path):
+    """A second seed that scored 0.1 and 0.3 more than the first."""
+    work_dir = tmp_path / 'work'
+    planned = runs.plan([SHAPES_DLU, NEAREST], [0, 1], work_dir, options)
+    gains = dict(dlu=0.1, nearest=0.3)
+    for planned_run in planned:
+        first = compared[0] / planned_run.source.stem / 'seed0'
+        shutil.copytree(first, planned_run.work_dir)
+        result = json.loads(planned_run.result_file.read_text())
+        result['AP'] = 0.5 + gains[planned_run.name] * planned_run.seed
+        result['seed'] = planned_run.seed
+        planned_run.result_file.write_text(json.dumps(result))
+    summary = comparison.summarise(planned, 'nearest', resamples=100, rounds=1)
+    assert [row['name'] for row in summary['rows']] == ['nearest', 'dlu']
+    for row in summary['rows']:
+        gain = gains[row['name']]
+        assert row['seeds'] == [0, 1]
+        assert row['AP'] == pytest.approx(0.5 + gain / 2)
+        assert row['AP_std'] == pytest.approx(gain / 2**0.5)
+    assert comparison.accuracy_table(summary)[1][1] == '0.650 ± 0.212'
+    assert len(summary['differences']['dlu']['AP']['seeds']) == 2
+
+
+def test_the_same_seed_gives_the_same_data_order(options, tmp_path):
+    """Else seeds would add noise to differences instead of taking it away."""
+    orders = []
+    for number, planned in enumerate(
+        runs.plan([SHAPES_DLU, NEAREST], [0, 1], tmp_path, options)
+    ):
+        planned.cfg.work_dir = str(tmp_path / str(number))
+        planned.cfg.experiment_name = f'{tmp_path.name}-{number}'
+        loader = build_runner(planned.cfg, 'train').train_loop.dataloader
+        orders.append([s.img_id for batch in loader for s in batch['data_samples']])
+    assert orders[0] == orders[1] and orders[2] == orders[3]
+    assert orders[0] != orders[2]
+
+
+def test_finished_runs_are_not_repeated(compared, capsys):
+    folder, command = compared
+    before = {path: path.stat().st_mtime_ns for path in folder.glob('*/*/epoch_2.pth')}
+    assert len(before) == 2
+    assert compare(*command) == 0
+    output = capsys.readouterr().out
+    assert output.count('finished already') == 2
+    assert (folder / 'comparison.md').read_text().split('\n\n')[0] in output
+    assert 'best AP: ' in output
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_killed_it_goes_on_where_it_was(options, tmp_path, capsys):
+    """kill -9 in the second epoch: the same command ends the run, from there."""
+    command = ['tools/compare.py', SHAPES_DLU, '--work-dir', tmp_path / 'work']
+    command += ['--resamples', 100]
+    # long enough to be caught in
+    command += as_arguments({**options, 'train_cfg.max_epochs': 6})
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    folder = tmp_path / 'work' / SHAPES_DLU.stem / 'seed0'
+    deadline = time.monotonic() + 300
+    while not (folder / 'last_checkpoint').exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / 'result.json').exists()
+    assert compare(*command[1:]) == 0
+    assert re.search(r'goes on from .*epoch_\d', capsys.readouterr().out)
+    assert 'resumed epoch' in (folder / 'train.log').read_text()
+    result = json.loads((folder / 'result.json').read_text())
+    assert [epoch for epoch, _ in result['validation']] == [1, 2, 3, 4, 5, 6]
+    assert result['loss'][-1][0] == 12
+
+
+def test_a_failing_run_is_reported_and_the_others_go_on(
+    options, compared, tmp_path, capsys
+):
+    """The first config has a layer that does not fit; its log's end is shown."""
+    broken = Config.fromfile(NEAREST)
+    broken.model.neck.upsample_cfg.type = 'bilinear'
+    broken.model.roi_head.bbox_head.in_channels = 65
+    broken.dump(tmp_path / 'broken.py')
+    work_dir = tmp_path / 'work'
+    shutil.copytree(compared[0], work_dir)
+    held = dict(configs=[SHAPES_DLU.stem], seeds=[0])
+    (work_dir / 'plan.json').write_text(json.dumps(held))
+    command = [tmp_path / 'broken.py', SHAPES_DLU, '--work-dir', work_dir]
+    assert compare(*command, '--resamples', 100, *as_arguments(options)) == 1
+    errors = capsys.readouterr().err
+    assert 'mat1 and mat2' in errors and 'train.log' in errors
+    assert 'failed: bilinear seed 0' in errors
+    assert '| dlu ' in (work_dir / 'comparison.md').read_text()
+
+
+def test_dry_run_prints_and_leaves_nothing(options, tmp_path, capsys):
+    command = [SHAPES_DLU, '--seeds', 0, 1, '--work-dir', tmp_path / 'work']
+    assert compare(*command, '--dry-run', *as_arguments(options)) == 0
+    output = capsys.readouterr().out
+    assert output.count('dlu seed') == 2 and 'not started' in output
+    assert len(re.findall(r'training \d+:\d\d:\d\d', output)) == 2
+    assert 'torch.distributed.run' in output and 'srun' in output
+    assert not (tmp_path / 'work').exists()
+
+
+# ---- bad input ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'key, value',
+    [
+        ('train_dataloader.dataset.ann_file', 'annotations/other.json'),
+        ('test_dataloader.dataset.data_root', 'elsewhere/'),
+        ('test_evaluator.metric', 'proposal'),
+    ],
+)
+def test_configs_of_other_data_or_evaluators_are_refused(tmp_path, key, value):
+    cfg = Config.fromfile(SHAPES_DLU)
+    before = cfg.to_dict()
+    for part in key.split('.'):
+        before = before[part]
+    cfg.merge_from_dict({key: value})
+    cfg.dump(tmp_path / 'other.py')
+    with pytest.raises(ValueError) as info:
+        runs.plan([NEAREST, tmp_path / 'other.py'], [0], tmp_path / 'work')
+    message = str(info.value)
+    assert key in message and repr(value) in message and repr(before) in message
+
+
+def test_repetitions_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='seed 3 is given twice'):
+        runs.plan([SHAPES_DLU], [3, 4, 3], tmp_path)
+    with pytest.raises(ValueError, match='config .*dlu.* is given twice'):
+        runs.plan([SHAPES_DLU, SHAPES_DLU], [0], tmp_path)
+    with pytest.raises(FileNotFoundError, match=r'nothing\.py'):
+        runs.plan([tmp_path / 'nothing.py'], [0], tmp_path)
+
+
+def test_folder_of_another_comparison_is_refused(tmp_path):
+    work_dir = tmp_path / 'work'
+    planned = runs.plan([SHAPES_DLU, NEAREST], [0, 1], work_dir)
+    runs.begin(work_dir, planned)
+    with pytest.raises(ValueError, match='configs .*nearest_shapes too'):
+        runs.plan([SHAPES_DLU], [0, 1], work_dir)
+    with pytest.raises(ValueError, match='seeds 1 too'):
+        runs.plan([SHAPES_DLU, NEAREST], [0], work_dir)
+    # more of the same is not another comparison
+    assert len(runs.plan([SHAPES_DLU, NEAREST], [0, 1, 2], work_dir)) == 6
+    planned[0].work_dir.mkdir(parents=True)
+    planned[0].config.write_text('another version')
+    with pytest.raises(ValueError, match='another version of'):
+        runs.plan([SHAPES_DLU, NEAREST], [0, 1], work_dir)
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos' / 'cat.jpg').touch()
+    with pytest.raises(ValueError, match='holds no comparison'):
+        runs.plan([SHAPES_DLU], [0], tmp_path / 'photos')
+
+
+def test_an_unknown_baseline_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(ValueError, match='--baseline carafe .*: dlu'):
+        compare(SHAPES_DLU, '--baseline', 'carafe', '--work-dir', tmp_path / 'work')
+    assert not (tmp_path / 'work').exists()
+
+
+def test_no_space_left(tmp_path):
+    """A log on a full device: the run stops at once, without a result."""
+    (planned,) = runs.plan([SHAPES_DLU], [0], tmp_path)
+    planned.work_dir.mkdir(parents=True)
+    (planned.work_dir / 'train.log').symlink_to('/dev/full')
+    with pytest.raises(OSError) as info:
+        list(runs.execute(planned, ROOT / 'tools'))
+    assert info.value.errno == errno.ENOSPC
+    assert planned.state == 'not started'
+
+
+def test_no_space_left_keeps_what_is_finished(compared, tmp_path, capsys):
+    """The second of two runs meets a full device: the first stays finished."""
+    work_dir = tmp_path / 'work'
+    shutil.copytree(compared[0], work_dir)
+    half = work_dir / NEAREST.stem / 'seed0'
+    (half / 'result.json').unlink()
+    (half / 'train.log').unlink()
+    (half / 'train.log').symlink_to('/dev/full')
+    assert compare(*[work_dir if c == compared[0] else c for c in compared[1]]) == 1
+    assert 'no space left on the device' in capsys.readouterr().err
+    assert [p.parts[-3] for p in work_dir.glob('*/*/result.json')] == [SHAPES_DLU.stem]
+
+
+def test_a_full_device_leaves_no_half_written_file(tmp_path, monkeypatch):
+    (tmp_path / 'comparison.md').write_text('the last comparison')
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(Path, 'write_bytes', full)
+    with pytest.raises(OSError, match='No space'):
+        runs.write(tmp_path / 'comparison.md', 'new')
+    assert [p.name for p in tmp_path.iterdir()] == ['comparison.md']
+    assert (tmp_path / 'comparison.md').read_text() == 'the last comparison'

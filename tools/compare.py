@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import re
 import shlex
 import sys
 import time
@@ -119,6 +120,66 @@ def dry_run(planned: list[runs.Run], flags: tuple[str, ...]) -> None:
             print(f'  {shlex.join(command)}')
 
 
+def time_left(line: str, passed: float, took: list[float], to_do: int) -> str:
+    """How long all runs that are left should take, from those that are done."""
+    if took:
+        mean = sum(took) / len(took)
+        left = max(mean - passed, 0) + mean * to_do
+    elif found := re.search(r'eta: (?:(\d+) days?, )?(\d+):(\d+):(\d+)', line):
+        days, *clock = (int(part or 0) for part in found.groups())
+        eta = timedelta(days, hours=clock[0], minutes=clock[1], seconds=clock[2])
+        left = eta.total_seconds() + (passed + eta.total_seconds()) * to_do
+    else:
+        return ''
+    return f' {hours(left)} left for all:'
+
+
+def run_all(planned: list[runs.Run], launch: runs.Launch) -> list[runs.Run]:
+    """Train and test what is not finished, with progress; returns what failed."""
+    failed, took = [], []
+    for number, run in enumerate(planned, 1):
+        label = f'[{number}/{len(planned)} {run.name} seed {run.seed}]'
+        start = time.monotonic()
+        to_do = sum(later.state != 'finished' for later in planned[number:])
+        was_finished = run.state == 'finished'
+        try:
+            for line in runs.execute(run, TOOLS, launch):
+                left = time_left(line, time.monotonic() - start, took, to_do)
+                print(f'{label}{left}', line, flush=True)
+        except RuntimeError as error:
+            failed.append(run)
+            print(label, error, file=sys.stderr, flush=True)
+            continue
+        passed = time.monotonic() - start
+        if not was_finished:
+            took.append(passed)
+        print(f'{label} done in {hours(passed)}', flush=True)
+    return failed
+
+
+def report_all(planned: list[runs.Run], args: argparse.Namespace) -> None:
+    """Bring the finished runs together, on disk and on the screen."""
+    finished = {run.name for run in planned if run.state == 'finished'}
+    if not finished:
+        return
+    print('comparing: necks timed, test images resampled', flush=True)
+    summary = comparison.summarise(
+        planned,
+        args.baseline if args.baseline in finished else None,
+        args.resamples,
+        progress=lambda done, total: print(
+            f'\rresampled {done}/{total}', end='', flush=True
+        ),
+    )
+    comparison.save(summary, args.work_dir)
+    page = report.save(summary, args.work_dir)
+    best = summary['rows'][0]
+    head, *body = comparison.accuracy_table(summary)
+    print(f'\n\n{to_markdown(head, body)}')
+    print(f'\nbest AP: {best["name"]}, {best["AP"]:.3f}')
+    print(f'costs, differences, pictures: {page} and comparison.md beside it')
+
+
 def main() -> int:
     args = parse_args()
     if args.processes < 1 or args.resamples < 100:
@@ -138,62 +199,22 @@ def main() -> int:
     if args.dry_run:
         dry_run(planned, flags)
         return 0
-
-    launch = runs.Launch(args.launcher, args.processes, flags)
-    runs.begin(args.work_dir, planned)
-    failed, took = [], []
-    for number, run in enumerate(planned, 1):
-        label = f'[{number}/{len(planned)} {run.name} seed {run.seed}]'
-        start = time.monotonic()
-        to_do = [later for later in planned[number:] if later.state != 'finished']
-        done_before = run.state == 'finished'
-        try:
-            for line in runs.execute(run, TOOLS, launch):
-                left = ''
-                if took:
-                    passed = time.monotonic() - start
-                    mean = sum(took) / len(took)
-                    left = max(mean - passed, 0) + mean * len(to_do)
-                    left = f' {hours(left)} left for all:'
-                print(f'{label}{left}', line, flush=True)
-        except RuntimeError as error:
-            failed.append(run)
-            print(label, error, file=sys.stderr, flush=True)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            print(
-                f'{label} no space left on the device of {run.work_dir}; what is '
-                f'finished is kept: free some, and the same command goes on',
-                file=sys.stderr,
-            )
-            return 1
-        except KeyboardInterrupt:
-            print(f'\n{label} interrupted; the same command goes on', file=sys.stderr)
-            return 130
-        else:
-            passed = time.monotonic() - start
-            if not done_before:
-                took.append(passed)
-            print(f'{label} done in {hours(passed)}', flush=True)
-
-    if any(run.state == 'finished' for run in planned):
-        print('comparing: necks timed, test images resampled', flush=True)
-        summary = comparison.summarise(
-            planned,
-            args.baseline,
-            args.resamples,
-            progress=lambda done, total: print(
-                f'\rresampled {done}/{total}', end='', flush=True
-            ),
+    try:
+        runs.begin(args.work_dir, planned)
+        failed = run_all(planned, runs.Launch(args.launcher, args.processes, flags))
+        report_all(planned, args)
+    except KeyboardInterrupt:
+        print('\ninterrupted; the same command goes on', file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(
+            f'no space left on the device of {args.work_dir}; what is finished is '
+            f'kept: free some, and the same command goes on',
+            file=sys.stderr,
         )
-        comparison.save(summary, args.work_dir)
-        page = report.save(summary, args.work_dir)
-        best = summary['rows'][0]
-        head, *body = comparison.accuracy_table(summary)
-        print(f'\n\n{to_markdown(head, body)}')
-        print(f'\nbest AP: {best["name"]}, {best["AP"]:.3f}')
-        print(f'costs, differences, pictures: {page} and comparison.md beside it')
+        return 1
     if failed:
         print(
             f'failed: {", ".join(f"{run.name} seed {run.seed}" for run in failed)}',

@@ -413,7 +413,6 @@ def _collect(run: Run) -> dict:
     metrics = json.loads(tested.read_text())
     _evaluate(run).save(run.matches_file)
     return dict(
-        name=run.name,
         config=str(run.source),
         seed=run.seed,
         metrics=metrics,
@@ -516,7 +515,8 @@ def _seconds(dataloader, action, iterations: int) -> float:
 def results(runs: Sequence[Run]) -> list[dict]:
     """Results of the finished runs among these."""
     return [
-        json.loads(run.result_file.read_text())
+        # what a config is called depends on what it is compared with
+        {**json.loads(run.result_file.read_text()), 'name': run.name}
         for run in runs
         if run.result_file.exists()
     ]

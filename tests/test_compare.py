@@ -382,8 +382,7 @@ def test_killed_it_goes_on_where_it_was(options, tmp_path, capsys):
     """kill -9 in the second epoch: the same command ends the run, from there."""
     command = ['tools/compare.py', SHAPES_DLU, '--work-dir', tmp_path / 'work']
     command += ['--resamples', 100]
-    # long enough to be caught in
-    command += as_arguments({**options, 'train_cfg.max_epochs': 6})
+    command += as_arguments({**options, 'train_cfg.max_epochs': 3})
     process = subprocess.Popen(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
@@ -404,8 +403,8 @@ def test_killed_it_goes_on_where_it_was(options, tmp_path, capsys):
     assert 'resumed epoch' in (folder / 'train.log').read_text()
     result = json.loads((folder / 'result.json').read_text())
     # the checkpoint comes before the validation of its epoch
-    assert [epoch for epoch, _ in result['validation']][-5:] == [2, 3, 4, 5, 6]
-    assert result['loss'][-1][0] == 12
+    assert [epoch for epoch, _ in result['validation']][-2:] == [2, 3]
+    assert result['loss'][-1][0] == 6
 
 
 def test_a_failing_run_is_reported_and_the_others_go_on(
@@ -495,6 +494,22 @@ def test_an_unknown_baseline_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match='--baseline carafe .*: dlu'):
         compare(SHAPES_DLU, '--baseline', 'carafe', '--work-dir', tmp_path / 'work')
     assert not (tmp_path / 'work').exists()
+
+
+def test_a_run_in_use_is_left_alone(tmp_path):
+    """A training that outlived a killed comparison still holds its folder."""
+    (planned,) = runs.plan([SHAPES_DLU], [0], tmp_path)
+    planned.work_dir.mkdir(parents=True)
+    with runs._held(planned.work_dir) as lock:
+        child = subprocess.Popen(['sleep', '60'], pass_fds=[lock])
+    try:
+        with pytest.raises(RuntimeError, match='another process works in .*seed0'):
+            list(runs.execute(planned, ROOT / 'tools'))
+    finally:
+        child.kill()
+        child.wait()
+    with runs._held(planned.work_dir):
+        pass
 
 
 def test_no_space_left(tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
 import math
 import os
@@ -321,7 +323,25 @@ def write(path: Path, content: str | bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _follow(command: list[str], log: Path) -> Iterator[str]:
+@contextlib.contextmanager
+def _held(work_dir: Path) -> Iterator[int]:
+    """Keep others off a folder; yields what passes the hold on to a child.
+
+    A child that outlives its parent, say after a kill -9 of the latter alone,
+    still holds the folder: nobody trains into it at the same time.
+    """
+    with (work_dir / 'lock').open('w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f'another process works in {work_dir}; wait for it or end it, then '
+                f'give the same command'
+            ) from None
+        yield lock.fileno()
+
+
+def _follow(command: list[str], log: Path, lock: int) -> Iterator[str]:
     """Run a command, keep its output in a log, yield the lines of progress."""
     with log.open('w') as file:
         process = subprocess.Popen(
@@ -330,6 +350,7 @@ def _follow(command: list[str], log: Path) -> Iterator[str]:
             stderr=subprocess.STDOUT,
             text=True,
             errors='replace',
+            pass_fds=[lock],
         )
         try:
             for line in process.stdout:
@@ -371,22 +392,23 @@ def execute(run: Run, tools: Path, launch: Launch = Launch()) -> Iterator[str]:
 
     Raises:
         OSError: If there is no space left.
-        RuntimeError: If a process fails; with the end of its log.
+        RuntimeError: If a process fails, with the end of its log, or another one
+            works in the folder.
     """
     if run.state == 'finished':
         yield f'finished already: {run.result_file}'
         return
     run.work_dir.mkdir(parents=True, exist_ok=True)
-    write(run.config, run.cfg.pretty_text)
-    if run.checkpoint is None:
-        # mmengine removes the old checkpoint before the new one is written
-        (run.work_dir / 'last_checkpoint').unlink(missing_ok=True)
-    else:
-        yield f'goes on from {run.checkpoint}'
-    yield from _follow(launch.train(run, tools), run.work_dir / 'train.log')
-    yield from _follow(launch.test(run, tools), run.work_dir / 'test.log')
-    result = _collect(run)
-    write(run.result_file, json.dumps(result, indent=2))
+    with _held(run.work_dir) as lock:
+        write(run.config, run.cfg.pretty_text)
+        if run.checkpoint is None:
+            # mmengine removes the old checkpoint before the new one is written
+            (run.work_dir / 'last_checkpoint').unlink(missing_ok=True)
+        else:
+            yield f'goes on from {run.checkpoint}'
+        yield from _follow(launch.train(run, tools), run.work_dir / 'train.log', lock)
+        yield from _follow(launch.test(run, tools), run.work_dir / 'test.log', lock)
+        write(run.result_file, json.dumps(_collect(run), indent=2))
 
 
 def _scalars(run: Run) -> Iterator[dict]:

@@ -1,4 +1,4 @@
-"""Picture what detectors do: detections beside ground truth."""
+"""Picture what detectors do: detections, reassembly kernels, feature maps."""
 
 import argparse
 from collections.abc import Sequence
@@ -14,14 +14,11 @@ from mmengine.dataset import BaseDataset
 from mmengine.structures import InstanceData
 from mmengine.utils import track_iter_progress
 
-from dlu_mmdet.analysis.matching import match_detections
+from dlu_mmdet.analysis.matching import disagreement, match_detections
 from dlu_mmdet.engine import load_detector
 from dlu_mmdet.necks import upsampler_name
-from dlu_mmdet.visualization.detections import (
-    describe_counts,
-    draw_detections,
-    save_figure,
-)
+from dlu_mmdet.visualization import detections, features, kernels
+from dlu_mmdet.visualization.figures import save_figure, write_page
 
 
 class _PairModels(argparse.Action):
@@ -36,6 +33,10 @@ class _PairModels(argparse.Action):
         namespace.models = list(zip(values[::2], values[1::2], strict=True))
 
 
+#: Pictures of this many images go into one PNG without --num-images.
+NUM_IMAGES = dict(detections=4, kernels=1, features=1)
+
+
 def parse_args() -> argparse.Namespace:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
@@ -46,15 +47,27 @@ def parse_args() -> argparse.Namespace:
         help='one or more detectors, each a config and its checkpoint; images and '
         "ground truth are those of the first config's test_dataloader",
     )
-    shared.add_argument(
+    which = shared.add_mutually_exclusive_group()
+    which.add_argument(
         '--num-images',
         type=int,
-        default=4,
-        help='how many images, spread evenly over those with objects '
-        '(default: %(default)s)',
+        help='how many images, spread evenly over those with objects (default: 4 for '
+        'detections, else 1)',
+    )
+    which.add_argument(
+        '--image-ids', type=int, nargs='+', help='COCO ids of images to show instead'
+    )
+    which.add_argument(
+        '--images',
+        nargs='+',
+        metavar='FILE',
+        help='image files to show instead; they have no ground truth',
     )
     shared.add_argument(
-        '--image-ids', type=int, nargs='+', help='COCO ids of images to show instead'
+        '--out',
+        metavar='PICTURE.png|FOLDER',
+        help='one PNG, or a folder for PNGs and a page index.html that holds all '
+        'pictures of the folder (default: work_dirs/COMMAND.png)',
     )
     shared.add_argument(
         '--device', default='cpu', help='e.g. cuda:0 (default: %(default)s)'
@@ -68,31 +81,81 @@ def parse_args() -> argparse.Namespace:
     )
 
     parser = argparse.ArgumentParser(description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar='COMMAND')
-    detections = commands.add_parser(
+    commands = parser.add_subparsers(required=True, dest='command', metavar='COMMAND')
+    command = commands.add_parser(
         'detections',
         parents=[shared],
         help='hits, false alarms and misses, one column per detector',
     )
-    detections.add_argument(
-        '--out',
-        default='work_dirs/detections.png',
-        help='PNG file to write (default: %(default)s)',
-    )
-    detections.add_argument(
+    command.add_argument(
         '--score-thr',
         type=float,
         default=0.3,
         help='leave out detections with a lower score (default: %(default)s)',
     )
-    detections.add_argument(
+    command.add_argument(
         '--iou-thr',
         type=float,
         default=0.5,
         help='IoU from which an object counts as found (default: %(default)s)',
     )
-    detections.set_defaults(run=show_detections)
-    return parser.parse_args()
+    command.add_argument(
+        '--only-differences',
+        action='store_true',
+        help='show the images of the whole data set on which two detectors disagree '
+        'most: one finds objects that the other misses',
+    )
+    command.set_defaults(run=show_detections)
+    command = commands.add_parser(
+        'kernels',
+        parents=[shared],
+        help='source kernels, sampled kernels and offsets of DLU, kernels of CARAFE',
+    )
+    command.add_argument(
+        '--level',
+        help='level that is upsampled to, e.g. P3 (default: the finest, mostly P2)',
+    )
+    command.add_argument(
+        '--positions',
+        nargs='+',
+        type=_position,
+        metavar='X,Y',
+        help="columns and rows of that level's map (default: where the first "
+        "detector's kernels for one source pixel differ most)",
+    )
+    command.add_argument(
+        '--num-positions',
+        type=int,
+        default=3,
+        help='how many, without --positions (default: %(default)s)',
+    )
+    command.add_argument(
+        '--group',
+        type=int,
+        default=0,
+        help='channel group, where up_group is above 1 (default: %(default)s)',
+    )
+    command.set_defaults(run=show_kernels)
+    command = commands.add_parser(
+        'features',
+        parents=[shared],
+        help='the maps P2 to P5 of every detector, on one colour scale',
+    )
+    command.set_defaults(run=show_features)
+    args = parser.parse_args()
+    args.out = Path(args.out or f'work_dirs/{args.command}.png')
+    if args.out.suffix not in ('', '.png') and not args.out.is_dir():
+        parser.error(f'--out must be a .png file or a folder, got {args.out}')
+    return args
+
+
+def _position(text: str) -> tuple[int, int]:
+    """Read X,Y."""
+    try:
+        x, y = map(int, text.split(','))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'a position is X,Y, got {text!r}') from None
+    return x, y
 
 
 def load_models(args: argparse.Namespace) -> dict:
@@ -147,8 +210,6 @@ def pick_images(
                 f'it has ids such as {list(by_id)[:3]}'
             )
         return [by_id[image_id] for image_id in image_ids]
-    if num_images < 1:
-        raise ValueError(f'--num-images must be at least 1, got {num_images}')
     infos = [
         info
         for info in infos
@@ -162,6 +223,31 @@ def pick_images(
     return [infos[index] for index in spread.round().astype(int)]
 
 
+def choose_images(args: argparse.Namespace, models: dict) -> list[dict]:
+    """The images of the command line: files, or those of the data set.
+
+    Returns:
+        list[dict]: ``img_path``, ``name`` and, from the data set, ``instances``.
+    """
+    if args.images:
+        for path in args.images:
+            if not Path(path).is_file():
+                raise FileNotFoundError(
+                    f'--images: {path} does not exist; check the path, or take '
+                    'images of the data set with --image-ids'
+                )
+        return [dict(img_path=path, name=Path(path).stem) for path in args.images]
+    number = NUM_IMAGES[args.command] if args.num_images is None else args.num_images
+    if number < 1:
+        raise ValueError(f'--num-images must be at least 1, got {number}')
+    dataset = load_dataset(models, [config for config, _ in args.models])
+    if getattr(args, 'only_differences', False):
+        infos = [dataset.get_data_info(index) for index in range(len(dataset))]
+    else:
+        infos = pick_images(dataset, number, args.image_ids)
+    return [dict(info, name=f'image {info["img_id"]}') for info in infos]
+
+
 def ground_truth(info: dict) -> InstanceData:
     """Gather an image's objects: bboxes, labels and whether each is a crowd."""
     instances = info['instances']
@@ -172,16 +258,49 @@ def ground_truth(info: dict) -> InstanceData:
     )
 
 
+def write(
+    args: argparse.Namespace, figures: Sequence[tuple], colours: Sequence[str]
+) -> None:
+    """Write figures, each with its image's name and a caption, where --out says."""
+    one = args.out.suffix == '.png'
+    if one and len(figures) > 1:
+        raise ValueError(
+            f'--out {args.out} is one picture, but {len(figures)} images are to be '
+            'shown; give a folder'
+        )
+    paths = [
+        args.out / f'{args.command} {name}'.strip().replace(' ', '-')
+        for _, name, _ in figures
+    ]
+    paths = [args.out] if one else [path.with_suffix('.png') for path in paths]
+    for path, (figure, name, caption) in zip(paths, figures, strict=True):
+        title = f'{args.command}, {name}' if name else args.command
+        save_figure(figure, path, colours, title.capitalize(), caption)
+        print(f'picture: {path}')
+    if not one:
+        print(f'page: {write_page(args.out)}')
+
+
 def show_detections(args: argparse.Namespace) -> None:
     """Draw hits, false alarms and misses of every detector."""
     if not 0 <= args.score_thr <= 1:
         raise ValueError(f'--score-thr must be in [0, 1], got {args.score_thr}')
     if not 0 < args.iou_thr <= 1:
         raise ValueError(f'--iou-thr must be in (0, 1], got {args.iou_thr}')
+    if args.only_differences:
+        if len(args.models) < 2:
+            raise ValueError(
+                '--only-differences compares detectors, got one; give two or more'
+            )
+        if args.images or args.image_ids:
+            raise ValueError(
+                '--only-differences searches the whole data set; leave out --images '
+                'and --image-ids'
+            )
     models = load_models(args)
-    dataset = load_dataset(models, [config for config, _ in args.models])
-    infos = pick_images(dataset, args.num_images, args.image_ids)
-    truths = [ground_truth(info) for info in infos]
+    infos = choose_images(args, models)
+    classes = next(iter(models.values())).dataset_meta['classes']
+    truths = None if args.images else [ground_truth(info) for info in infos]
 
     found = {name: [] for name in models}
     matches = {name: [] for name in models}
@@ -190,36 +309,127 @@ def show_detections(args: argparse.Namespace) -> None:
         result = inference_detector(models[name], infos[index]['img_path'])
         boxes = result.pred_instances.cpu().numpy()
         boxes = boxes[boxes.scores >= args.score_thr]
-        truth = truths[index]
         found[name].append(boxes)
-        matches[name].append(
-            match_detections(
-                boxes.bboxes,
-                boxes.labels,
-                boxes.scores,
-                truth.bboxes,
-                truth.labels,
-                truth.crowd,
-                args.iou_thr,
+        if truths is not None:
+            truth = truths[index]
+            matches[name].append(
+                match_detections(
+                    boxes.bboxes,
+                    boxes.labels,
+                    boxes.scores,
+                    truth.bboxes,
+                    truth.labels,
+                    truth.crowd,
+                    args.iou_thr,
+                )
             )
+
+    shown = range(len(infos))
+    names = [info['name'] for info in infos]
+    note = f'score ≥ {args.score_thr:g}'
+    totals = {}
+    if truths is not None:
+        note += f', hit: same class and IoU ≥ {args.iou_thr:g}'
+        totals = {name: sum(match.counts for match in matches[name]) for name in models}
+    if args.only_differences:
+        shown, extents = pick_differences(
+            matches, args.num_images or NUM_IMAGES[args.command]
         )
+        note += f'; of {len(infos)} images those on which two detectors differ most'
+        for index, (objects, _) in zip(shown, extents, strict=True):
+            names[index] += f': {objects} found by one only'
 
-    figure = draw_detections(
-        [mmcv.imread(info['img_path'], channel_order='rgb') for info in infos],
-        truths,
-        found,
-        matches,
-        dataset.metainfo['classes'],
-        image_names=[f'image {info["img_id"]}' for info in infos],
-        note=f'score ≥ {args.score_thr:g}, hit: same class and IoU ≥ {args.iou_thr:g}',
+    figure = detections.draw_detections(
+        [mmcv.imread(infos[i]['img_path'], channel_order='rgb') for i in shown],
+        None if truths is None else [truths[i] for i in shown],
+        {name: [boxes[i] for i in shown] for name, boxes in found.items()},
+        {name: [match[i] for i in shown] for name, match in matches.items() if match},
+        classes,
+        image_names=[names[i] for i in shown],
+        note=note,
+        totals=totals if len(infos) > 1 else None,
+        totals_of=f'{"all" if args.only_differences else "these"} {len(infos)} images',
     )
-    save_figure(figure, args.out)
+    print()
+    if totals:
+        print(f'over {len(infos)} images, score >= {args.score_thr:g}:')
+        for name, (_, checkpoint) in zip(models, args.models, strict=True):
+            print(f'{name}: {detections.describe_counts(totals[name])}  [{checkpoint}]')
+    write(args, [(figure, '', f'{", ".join(models)}; {note}.')], detections.COLOURS)
 
-    print(f'\nover {len(infos)} images, score >= {args.score_thr:g}:')
-    for name, (_, checkpoint) in zip(models, args.models, strict=True):
-        total = sum(match.counts for match in matches[name])
-        print(f'{name}: {describe_counts(total)}  [{checkpoint}]')
-    print(f'picture: {args.out}')
+
+def pick_differences(
+    matches: dict, number: int
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The images on which two detectors disagree most, and how far."""
+    extents = [
+        disagreement(of_image) for of_image in zip(*matches.values(), strict=True)
+    ]
+    order = sorted(range(len(extents)), key=lambda i: extents[i], reverse=True)
+    order = [index for index in order[:number] if any(extents[index])]
+    if not order:
+        raise ValueError(
+            f'--only-differences: {", ".join(matches)} agree on all {len(extents)} '
+            'images; lower --score-thr, or leave it out'
+        )
+    return order, [extents[index] for index in order]
+
+
+def record_images(args: argparse.Namespace) -> list[tuple]:
+    """Run every detector on every image; name, then recordings by detector."""
+    models = load_models(args)
+    infos = choose_images(args, models)
+    return [
+        (
+            info['name'],
+            {
+                name: features.record(
+                    model, features.load_image(model, info['img_path'])
+                )
+                for name, model in models.items()
+            },
+        )
+        for info in track_iter_progress(infos)
+    ]
+
+
+def show_kernels(args: argparse.Namespace) -> None:
+    """Draw how DLU and CARAFE come by their kernels."""
+    figures = []
+    for image, recordings in record_images(args):
+        first = next(iter(recordings.values()))
+        level = args.level or min(first.upsamplings, default='P2')
+        maps = {}
+        for name, recording in recordings.items():
+            try:
+                maps[name] = kernels.recorded_kernels(recording, level, args.group)
+            except ValueError as error:
+                raise ValueError(f'{name}: {error}') from error
+        chosen = next(iter(maps.values()))
+        positions = args.positions or kernels.informative_positions(
+            chosen, args.num_positions, kernels.visible_size(first, chosen)
+        )
+        figure = kernels.draw_kernels(first, maps, positions, level, image)
+        places = '; '.join(f'{x},{y}' for x, y in positions)
+        caption = f'{", ".join(maps)}: kernels of {level} at positions {places}.'
+        figures.append((figure, image, caption))
+    print()
+    write(args, figures, kernels.COLOURS)
+
+
+def show_features(args: argparse.Namespace) -> None:
+    """Draw the maps of the pyramids side by side."""
+    figures = [
+        (
+            features.draw_features(recordings, image),
+            image,
+            f'{", ".join(recordings)}: root mean square of the channels, one colour '
+            'scale.',
+        )
+        for image, recordings in record_images(args)
+    ]
+    print()
+    write(args, figures, features.COLOURS)
 
 
 def main() -> None:

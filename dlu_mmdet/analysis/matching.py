@@ -1,6 +1,8 @@
 """Matching of detections to ground truth, as COCO's evaluation does it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from pycocotools import mask as mask_utils
@@ -126,6 +128,35 @@ def match_detections(
             det_ignored[det] = gt_crowd[gt]
             gt_matched[gt] = True
     return Matches(det_gt, det_ignored, gt_matched, gt_crowd)
+
+
+def disagreement(matches: Sequence[Matches]) -> tuple[int, int]:
+    """Say how far two of several detectors disagree on one image.
+
+    Args:
+        matches (Sequence[Matches]): Matches of at least two detectors to the
+            same ground truth.
+
+    Returns:
+        tuple[int, int]: For the two that disagree most, the number of objects
+        that one found and the other missed, then the difference between
+        their numbers of false alarms. Tuples of several images compare in
+        this order.
+
+    Raises:
+        ValueError: If there are fewer than two.
+    """
+    if len(matches) < 2:
+        raise ValueError(
+            f'matches must be those of at least two detectors, got {len(matches)}'
+        )
+    return max(
+        (
+            int((one.misses != other.misses).sum()),
+            int(abs(one.false_alarms.sum() - other.false_alarms.sum())),
+        )
+        for one, other in combinations(matches, 2)
+    )
 
 
 def _xywh(name: str, bboxes: np.ndarray, **companions: np.ndarray) -> np.ndarray:

@@ -217,6 +217,25 @@ class CheckpointGuardHook(Hook):
         check_state_dict(model, checkpoint.get('state_dict', checkpoint))
 
 
+def check_device(device: str) -> None:
+    """Refuse a device that this machine or this torch does not have.
+
+    Args:
+        device (str): As ``torch.device`` takes it.
+
+    Raises:
+        ValueError: If nothing can be put there.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        devices = ['cpu', *(f'cuda:{i}' for i in range(torch.cuda.device_count()))]
+        raise ValueError(
+            f'device {device!r} is not there ({str(error).splitlines()[0]}); here are: '
+            + ', '.join(devices)
+        ) from error
+
+
 def load_detector(
     config: str | os.PathLike | Config,
     checkpoint: str | os.PathLike,
@@ -238,8 +257,9 @@ def load_detector(
     Raises:
         FileNotFoundError: If the config or the checkpoint does not exist.
         ValueError: If the checkpoint cannot be read or is of another
-            architecture.
+            architecture, or the device is not there.
     """
+    check_device(device)
     from mmdet.apis import init_detector
 
     if not isinstance(config, Config):

@@ -1,20 +1,17 @@
 """A figure of detections beside ground truth, one column per detector."""
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.transforms import Bbox
 from mmengine.structures import InstanceData
-from PIL import Image
 
 from dlu_mmdet.analysis.matching import Matches
+
+from .figures import new_figure
 
 # colour and line style of each kind of box; the dashes tell misses from hits
 # for readers who cannot tell red from green
@@ -24,49 +21,60 @@ STYLES = {
     'false alarm': ('#1f5bff', '-'),
     'miss': ('#e00020', (0, (3, 2))),
     'crowd, not counted': ('#6b6b6b', (0, (1.5, 1.5))),
+    'detection, not judged': ('#8a2be2', '-'),
 }
+COLOURS = [colour for colour, _ in STYLES.values()]
 
 # all in inches
-_DPI = 150
 _FIGURE_WIDTH = 12.0
 _MAX_PANEL_WIDTH = 3.2
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.28, 0.08, 0.34, 0.52
 _COLUMN_GAP, _ROW_GAP = 0.07, 0.27
+_TOTALS = 0.24
 _MAX_ASPECT = 1.4
 
 
 def draw_detections(
     images: Sequence[np.ndarray],
-    ground_truths: Sequence[InstanceData],
+    ground_truths: Sequence[InstanceData] | None,
     detections: Mapping[str, Sequence[InstanceData]],
     matches: Mapping[str, Sequence[Matches]],
     classes: Sequence[str],
     image_names: Sequence[str] | None = None,
     note: str = '',
+    totals: Mapping[str, Sequence[int]] | None = None,
+    totals_of: str = '',
 ) -> Figure:
     """Draw what several detectors found in several images.
 
     Each row is an image: the ground truth first, then one panel per detector
     with its hits in green, its false alarms in blue, and in dashed red the
-    objects that it missed. Detections are drawn as given: drop those below
+    objects that it missed. Without ground truth the image comes first, and
+    detections are purple. Detections are drawn as given: drop those below
     the score threshold before matching.
 
     Args:
         images (Sequence[np.ndarray]): N images, each (H, W, 3) uint8, RGB.
-        ground_truths (Sequence[InstanceData]): N sets of objects, with
-            ``bboxes`` (G, 4) float x1 y1 x2 y2 in pixels of the image,
-            ``labels`` (G,) int and ``crowd`` (G,) bool, all NumPy.
+        ground_truths (Sequence[InstanceData], optional): N sets of objects,
+            with ``bboxes`` (G, 4) float x1 y1 x2 y2 in pixels of the image,
+            ``labels`` (G,) int and ``crowd`` (G,) bool, all NumPy. None if
+            nobody has marked the objects.
         detections (Mapping[str, Sequence[InstanceData]]): For each detector's
             name N sets of detections, with ``bboxes`` (D, 4), ``labels`` (D,)
             and ``scores`` (D,), all NumPy.
         matches (Mapping[str, Sequence[Matches]]): For each detector's name the
-            N results of :func:`dlu_mmdet.analysis.matching.match_detections`.
+            N results of :func:`dlu_mmdet.analysis.matching.match_detections`;
+            not read without ground truth.
         classes (Sequence[str]): Class names, in the order of the labels.
         image_names (Sequence[str], optional): N names to write beside the rows.
         note (str): Title of the legend, e.g. the thresholds.
+        totals (Mapping[str, Sequence[int]], optional): For each detector's
+            name its hits, false alarms and misses, to write under its column.
+        totals_of (str): What they are the totals of, e.g. 'these 4 images'.
 
     Returns:
-        Figure: The figure, with an Agg canvas. Hand it to :func:`save_figure`.
+        Figure: Hand it to :func:`dlu_mmdet.visualization.figures.save_figure`,
+        with :data:`COLOURS`.
 
     Raises:
         ValueError: If there is no image, or the numbers of images, ground
@@ -75,10 +83,14 @@ def draw_detections(
     if not len(images):
         raise ValueError('images must hold at least one image, got none')
     image_names = [''] * len(images) if image_names is None else image_names
-    per_image = {'ground_truths': ground_truths, 'image_names': image_names}
+    judged = ground_truths is not None
+    per_image = {'image_names': image_names}
+    if judged:
+        per_image['ground_truths'] = ground_truths
     for name in detections:
         per_image[f'detections[{name!r}]'] = detections[name]
-        per_image[f'matches[{name!r}]'] = matches.get(name, ())
+        if judged:
+            per_image[f'matches[{name!r}]'] = matches.get(name, ())
     for argument, values in per_image.items():
         if len(values) != len(images):
             raise ValueError(
@@ -86,40 +98,64 @@ def draw_detections(
                 f'images, got {len(values)}'
             )
 
-    figure, panels = _layout([image.shape[:2] for image in images], len(detections) + 1)
-    crowds = False
-    for row, (image, truth) in enumerate(zip(images, ground_truths, strict=True)):
-        crowds |= bool(truth.crowd.any())
-        axes = panels[row, 0]
-        _show(axes, image)
-        axes.set_ylabel(image_names[row], fontsize=7)
-        _draw_boxes(
-            axes,
-            [
+    figure, panels = _layout(
+        [image.shape[:2] for image in images], len(detections) + 1, bool(totals)
+    )
+    drawn = set()
+    for row, image in enumerate(images):
+        groups = [[]]
+        captions = ['']
+        if judged:
+            truth = ground_truths[row]
+            groups[0] = [
                 ('ground truth', truth[~truth.crowd]),
                 ('crowd, not counted', truth[truth.crowd]),
-            ],
-            classes,
-        )
-        axes.set_xlabel(_counted((~truth.crowd).sum(), 'object'), fontsize=7.5)
-        for axes, name in zip(panels[row, 1:], detections, strict=True):
-            found, match = detections[name][row], matches[name][row]
-            _show(axes, image)
-            _draw_boxes(
-                axes,
+            ]
+            captions[0] = _counted((~truth.crowd).sum(), 'object')
+        for name in detections:
+            found = detections[name][row]
+            if not judged:
+                groups.append([('detection, not judged', found)])
+                captions.append(_counted(len(found), 'detection'))
+                continue
+            match = matches[name][row]
+            groups.append(
                 [
                     ('miss', truth[match.misses]),
                     ('hit', found[match.hits]),
                     ('false alarm', found[match.false_alarms]),
                     ('crowd, not counted', found[match.det_ignored]),
-                ],
-                classes,
+                ]
             )
-            axes.set_xlabel(describe_counts(match.counts), fontsize=7.5)
-            crowds |= bool(match.det_ignored.any())
-    for axes, title in zip(panels[0], ['ground truth', *detections], strict=True):
+            captions.append(describe_counts(match.counts))
+        panels[row, 0].set_ylabel(image_names[row], fontsize=7)
+        for axes, boxes, caption in zip(panels[row], groups, captions, strict=True):
+            _show(axes, image)
+            _draw_boxes(axes, boxes, classes)
+            axes.set_xlabel(caption, fontsize=7.5)
+            drawn.update(kind for kind, group in boxes if len(group))
+    titles = ['ground truth' if judged else 'image', *detections]
+    for axes, title in zip(panels[0], titles, strict=True):
         axes.set_title(title, fontsize=11, fontweight='bold', pad=5)
-    kinds = [kind for kind in STYLES if crowds or not kind.startswith('crowd')]
+    if totals:
+        texts = [f'{totals_of}:', *(describe_counts(totals[k]) for k in detections)]
+        for axes, text in zip(panels[-1], texts, strict=True):
+            axes.annotate(
+                text,
+                (0.5, 0),
+                xytext=(0, -24),
+                textcoords='offset points',
+                xycoords='axes fraction',
+                ha='center',
+                va='center',
+                fontsize=7.5,
+                fontweight='bold',
+            )
+    kinds = ['ground truth', 'hit', 'false alarm', 'miss']
+    if not judged:
+        kinds = ['detection, not judged']
+    elif 'crowd, not counted' in drawn:
+        kinds.append('crowd, not counted')
     figure.legend(
         handles=[
             Rectangle((0, 0), 1, 1, fill=False, lw=1.8, ec=colour, ls=line_style)
@@ -155,35 +191,8 @@ def describe_counts(counts: Sequence[int]) -> str:
     )
 
 
-def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Write a figure as PNG, so that the file is never half written.
-
-    Args:
-        figure (Figure): A figure with an Agg canvas, as
-            :func:`draw_detections` returns.
-        path (str or os.PathLike): Where to write. Missing folders are made.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.canvas.draw()
-    picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert('RGB')
-    # a palette makes photos a third of the size; the boxes keep their colours
-    kept = ['white', *(colour for colour, _ in STYLES.values())]
-    palette = [round(255 * value) for colour in kept for value in to_rgb(colour)]
-    palette += picture.quantize(256 - len(kept)).getpalette()
-    colours = Image.new('P', (1, 1))
-    colours.putpalette(palette)
-    picture = picture.quantize(palette=colours, dither=Image.Dither.NONE)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        picture.save(partial, format='PNG', optimize=True)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _layout(
-    sizes: Sequence[tuple[int, int]], columns: int
+    sizes: Sequence[tuple[int, int]], columns: int, totals: bool
 ) -> tuple[Figure, np.ndarray]:
     """Make the figure and its (rows, columns) axes for images of these sizes."""
     width = (_FIGURE_WIDTH - _LEFT - _RIGHT) / columns - _COLUMN_GAP
@@ -191,8 +200,8 @@ def _layout(
     heights = [width * min(h / w, _MAX_ASPECT) for h, w in sizes]
     figure_width = _LEFT + _RIGHT + columns * (width + _COLUMN_GAP)
     figure_height = _TOP + _BOTTOM + sum(heights) + _ROW_GAP * len(sizes)
-    figure = Figure((figure_width, figure_height), dpi=_DPI, facecolor='white')
-    FigureCanvasAgg(figure)
+    figure_height += _TOTALS if totals else 0
+    figure = new_figure(figure_width, figure_height)
     panels = np.empty((len(sizes), columns), dtype=object)
     top = figure_height - _TOP
     for row, height in enumerate(heights):

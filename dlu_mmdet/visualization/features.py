@@ -1,0 +1,261 @@
+"""The maps of a feature pyramid on a real image, and a figure of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from mmengine.dataset import Compose
+from torch import Tensor, nn
+
+from .figures import map_colours, new_figure
+
+_COLOUR_MAP = 'viridis'
+#: What a picture must keep, for :func:`dlu_mmdet.visualization.figures.save_figure`.
+COLOURS = map_colours(_COLOUR_MAP, 128)
+# all in inches
+_FIGURE_WIDTH = 10.0
+_MAX_PANEL_WIDTH = 2.2
+_LEFT, _RIGHT, _TOP, _BOTTOM = 0.1, 0.1, 0.34, 0.1
+_GAP = 0.08
+
+
+@dataclass(frozen=True)
+class Upsampling:
+    """One call of an upsampler.
+
+    Attributes:
+        module (nn.Module): The upsampler.
+        source (Tensor): (1, C, H, W), what went in.
+        output (Tensor): (1, C, s*H, s*W), what came out.
+    """
+
+    module: nn.Module
+    source: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a detector's neck did with one image.
+
+    Attributes:
+        image (np.ndarray): (h, w, 3) uint8, RGB: the image as the network
+            takes it, resized, before normalisation and padding.
+        padded (tuple[int, int]): Height and width in pixels after padding.
+        levels (dict[str, Tensor]): The neck's outputs (1, C, H, W) by name:
+            P2 has a quarter of the image's resolution, P3 an eighth, ...
+        upsamplings (dict[str, Upsampling]): What made a level's map out of
+            the next coarser one, by the name of the finer level.
+    """
+
+    image: np.ndarray
+    padded: tuple[int, int]
+    levels: dict[str, Tensor] = field(default_factory=dict)
+    upsamplings: dict[str, Upsampling] = field(default_factory=dict)
+
+    def cropped(self, level: str) -> Tensor:
+        """A level's map (C, H, W) without the padding of the image."""
+        maps = self.levels[level][0]
+        h, w = (
+            math.ceil(size * cells / whole)
+            for size, cells, whole in zip(self.image.shape, maps.shape[1:], self.padded)
+        )
+        return maps[:, :h, :w]
+
+
+def load_image(model: nn.Module, path: str) -> dict:
+    """Send an image file through a detector's test pipeline.
+
+    Args:
+        model (nn.Module): With ``cfg``, as
+            :func:`dlu_mmdet.engine.load_detector` returns it.
+        path (str): The image.
+
+    Returns:
+        dict: ``inputs`` and ``data_samples``, as an item of a data set.
+    """
+    from mmdet.utils import get_test_pipeline_cfg
+
+    pipeline = Compose(get_test_pipeline_cfg(model.cfg.copy()))
+    return pipeline(dict(img_path=str(path), img_id=0))
+
+
+@torch.no_grad()
+def record(model: nn.Module, data: dict) -> Recording:
+    """Run a detector on one image and keep what its neck did.
+
+    Upsamplers are those of the ``upsample_modules`` of any part of the neck.
+
+    Args:
+        model (nn.Module): A detector, in eval mode.
+        data (dict): ``inputs``, a uint8 or float tensor (3, h, w) in BGR, and
+            ``data_samples``: an item of a data set, or of :func:`load_image`.
+
+    Returns:
+        Recording: On the detector's device, in float32.
+
+    Raises:
+        ValueError: If the detector has no neck that returns several maps.
+    """
+    neck = getattr(model, 'neck', None)
+    if neck is None:
+        raise ValueError(
+            f'{type(model).__name__} has no neck; features and kernels are those of '
+            'a detector with a feature pyramid'
+        )
+    batch = model.data_preprocessor(
+        dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
+    )
+    image = data['inputs'].detach().cpu().numpy()[::-1].transpose(1, 2, 0)
+    image = np.ascontiguousarray(image.clip(0, 255).astype(np.uint8))
+    recording = Recording(image, tuple(batch['inputs'].shape[2:]))
+
+    def keep_upsampling(module: nn.Module, args: tuple, output: Tensor) -> None:
+        name = _level_name(output, recording.padded)
+        source, output = args[0].float(), output.float()
+        recording.upsamplings[name] = Upsampling(module, source, output)
+
+    with ExitStack() as hooks:
+        for part in neck.modules():
+            for module in getattr(part, 'upsample_modules', ()):
+                handle = module.register_forward_hook(keep_upsampling)
+                hooks.callback(handle.remove)
+        outputs = model.extract_feat(batch['inputs'])
+    if isinstance(outputs, Tensor) or not all(
+        isinstance(output, Tensor) and output.dim() == 4 for output in outputs
+    ):
+        raise ValueError(
+            f"{type(neck).__name__}'s output is no list of maps (N, C, H, W); "
+            'features are those of a feature pyramid'
+        )
+    for output in outputs:
+        recording.levels[_level_name(output, recording.padded)] = output.float()
+    return recording
+
+
+def _level_name(output: Tensor, padded: tuple[int, int]) -> str:
+    """P2 at a quarter of the image's resolution, P3 at an eighth, ..."""
+    return f'P{round(math.log2(padded[1] / output.shape[3]))}'
+
+
+def draw_features(recordings: Mapping[str, Recording], image_name: str = '') -> Figure:
+    """Draw the maps P2..P5 of several detectors, on one colour scale.
+
+    A row is a level, a column a detector. The colour of a position is the
+    root mean square of its channels. The scale ends at the 99.5th percentile
+    of all that is shown, so that a few extreme positions do not darken the
+    rest.
+
+    Args:
+        recordings (Mapping[str, Recording]): What :func:`record` returned, by
+            the detectors' names, all of one image.
+        image_name (str): Written under the image.
+
+    Returns:
+        Figure: Hand it to :func:`dlu_mmdet.visualization.figures.save_figure`.
+
+    Raises:
+        ValueError: If there is no recording, or none has a level of P2..P5.
+    """
+    if not recordings:
+        raise ValueError('recordings must hold at least one detector, got none')
+    strengths = {
+        name: {
+            level: recording.cropped(level).square().mean(0).sqrt().cpu().numpy()
+            for level in recording.levels
+            if level in ('P2', 'P3', 'P4', 'P5')
+        }
+        for name, recording in recordings.items()
+    }
+    levels = sorted({level for maps in strengths.values() for level in maps})
+    if not levels:
+        raise ValueError(
+            'the necks of '
+            + ', '.join(recordings)
+            + ' give no level of P2 to P5 (a quarter to a 32nd of the resolution)'
+        )
+    shown = [values.ravel() for maps in strengths.values() for values in maps.values()]
+    top = float(np.percentile(np.concatenate(shown), 99.5))
+
+    image = next(iter(recordings.values())).image
+    h, w = image.shape[:2]
+    columns = 1 + len(strengths)
+    width = (_FIGURE_WIDTH - _LEFT - _RIGHT) / columns - _GAP
+    width = min(width, _MAX_PANEL_WIDTH)
+    height = width * h / w
+    figure_width = _LEFT + _RIGHT + columns * (width + _GAP)
+    # the colour bar is in the second row
+    figure_height = _TOP + _BOTTOM + max(len(levels), 2) * (height + _GAP)
+    figure = new_figure(figure_width, figure_height)
+
+    def panel(row: int, column: int) -> Axes:
+        axes = figure.add_axes(
+            (
+                (_LEFT + column * (width + _GAP)) / figure_width,
+                1 - (_TOP + row * (height + _GAP) + height) / figure_height,
+                width / figure_width,
+                height / figure_height,
+            ),
+            xticks=[],
+            yticks=[],
+        )
+        axes.spines[:].set_visible(False)
+        return axes
+
+    axes = panel(0, 0)
+    axes.imshow(image, extent=(0, w, h, 0))
+    axes.set_title(image_name or 'image', fontsize=11, fontweight='bold', pad=5)
+    drawn = None
+    for column, (name, maps) in enumerate(strengths.items(), 1):
+        for row, level in enumerate(levels):
+            axes = panel(row, column)
+            if row == 0:
+                axes.set_title(name, fontsize=11, fontweight='bold', pad=5)
+            if level not in maps:
+                axes.text(0.5, 0.5, 'none', ha='center', transform=axes.transAxes)
+                continue
+            recording, values = recordings[name], maps[level]
+            cell = recording.padded[1] / recording.levels[level].shape[3]
+            rows, cells = values.shape
+            drawn = axes.imshow(
+                values,
+                cmap=_COLOUR_MAP,
+                vmin=0,
+                vmax=top,
+                extent=(0, cells * cell, rows * cell, 0),
+                interpolation='nearest',
+            )
+            # the last cells may reach into the padding
+            axes.set(xlim=(0, recording.image.shape[1]))
+            axes.set(ylim=(recording.image.shape[0], 0))
+            axes.text(
+                0.03,
+                0.97,
+                f'{level}  {cells} × {rows}',
+                transform=axes.transAxes,
+                va='top',
+                fontsize=7.5,
+                color='white',
+                bbox=dict(boxstyle='square,pad=0.2', facecolor='black', alpha=0.6),
+            )
+    bar = figure.add_axes(
+        (
+            (_LEFT + 0.1 * width) / figure_width,
+            1 - (_TOP + height + 0.35) / figure_height,
+            0.8 * width / figure_width,
+            0.12 / figure_height,
+        )
+    )
+    colour_bar = figure.colorbar(drawn, cax=bar, orientation='horizontal', extend='max')
+    colour_bar.ax.tick_params(labelsize=7)
+    colour_bar.set_label(
+        'root mean square\nof the channels,\none scale for all', fontsize=8
+    )
+    return figure

@@ -1,0 +1,168 @@
+"""Figures as files: PNGs that know their caption, and one page of them."""
+
+import base64
+import html
+import os
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from string import Template
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+#: Dots per inch of every figure.
+DPI = 150
+
+# the PNG standard's keywords; the last one tells our pictures from others'
+_TITLE, _CAPTION, _MAKER = 'Title', 'Description', 'Software'
+_OURS = 'dlu_mmdet'
+
+_PAGE = Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { font: 16px/1.5 sans-serif; max-width: 1400px; margin: 2em auto; padding: 0 1em;
+       color: #222; background: white; }
+img { max-width: 100%; height: auto; }
+figure { margin: 0 0 3em; }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+$figures
+</body>
+</html>
+""")
+_FIGURE = Template("""<figure id="$name">
+<h2>$title</h2>
+<img src="data:image/png;base64,$data" alt="$title">
+<figcaption>$caption</figcaption>
+</figure>
+""")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make an empty white figure.
+
+    Args:
+        width (float): Width in inches.
+        height (float): Height in inches.
+
+    Returns:
+        Figure: With an Agg canvas: it needs no display and no clean-up.
+    """
+    figure = Figure((width, height), dpi=DPI, facecolor='white')
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def map_colours(name: str, number: int = 64) -> list[str]:
+    """Colours of a colour map from end to end, for :func:`save_figure`.
+
+    Args:
+        name (str): matplotlib's name of the colour map.
+        number (int): How many, at least 2. Defaults to 64.
+
+    Returns:
+        list[str]: As '#rrggbb'.
+    """
+    return [to_hex(colour) for colour in colormaps[name](np.linspace(0, 1, number))]
+
+
+def as_image(figure: Figure) -> np.ndarray:
+    """Render a figure of :func:`new_figure`.
+
+    Returns:
+        np.ndarray: (H, W, 3) uint8, RGB: what mmengine's visualizer takes.
+    """
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
+def save_figure(
+    figure: Figure,
+    path: str | os.PathLike,
+    colours: Sequence[str] = (),
+    title: str = '',
+    caption: str = '',
+) -> None:
+    """Write a figure as PNG, so that the file is never half written.
+
+    Args:
+        figure (Figure): A figure of :func:`new_figure`.
+        path (str or os.PathLike): Where to write. Missing folders are made.
+        colours (Sequence[str]): Colours that must stay as they are; the
+            others are reduced to a palette of 256 in all.
+        title (str): Stored in the file, for :func:`write_page`.
+        caption (str): Stored in the file, for :func:`write_page`.
+    """
+    picture = Image.fromarray(as_image(figure))
+    # a palette makes photos a third of the size
+    kept = ['white', *colours]
+    palette = [round(255 * value) for colour in kept for value in to_rgb(colour)]
+    palette += picture.quantize(256 - len(kept)).getpalette()
+    quantized = Image.new('P', (1, 1))
+    quantized.putpalette(palette)
+    picture = picture.quantize(palette=quantized, dither=Image.Dither.NONE)
+    texts = PngInfo()
+    for key, text in ((_TITLE, title), (_CAPTION, caption), (_MAKER, _OURS)):
+        texts.add_itxt(key, text)
+    with _replacing(path) as partial:
+        picture.save(partial, format='PNG', optimize=True, pnginfo=texts)
+
+
+def write_page(folder: str | os.PathLike, title: str = 'Pictures') -> Path:
+    """Write ``index.html``, one page that holds all pictures of a folder.
+
+    The images are part of the page, so that it can be sent or moved alone.
+    Only pictures of :func:`save_figure` are taken, in the order of their
+    names, each with its title and caption.
+
+    Args:
+        folder (str or os.PathLike): Where the pictures are and the page goes.
+        title (str): Heading of the page.
+
+    Returns:
+        Path: The page.
+    """
+    figures = []
+    for path in sorted(Path(folder).glob('*.png')):
+        with Image.open(path) as picture:
+            texts = dict(picture.text)
+        if texts.get(_MAKER) != _OURS:
+            continue
+        figures.append(
+            _FIGURE.substitute(
+                name=html.escape(path.stem),
+                title=html.escape(texts.get(_TITLE) or path.stem),
+                caption=html.escape(texts.get(_CAPTION, '')),
+                data=base64.b64encode(path.read_bytes()).decode(),
+            )
+        )
+    page = Path(folder, 'index.html')
+    content = _PAGE.substitute(title=html.escape(title), figures='\n'.join(figures))
+    with _replacing(page) as partial:
+        partial.write_text(content, encoding='utf-8')
+    return page
+
+
+@contextmanager
+def _replacing(path: str | os.PathLike):
+    """A path to write to that takes the place of ``path`` once it is whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

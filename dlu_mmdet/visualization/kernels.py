@@ -1,0 +1,648 @@
+"""The reassembly kernels of DLU and CARAFE on a real image, and a figure of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.patheffects import withStroke
+from mmcv.ops import CARAFEPack
+from torch import Tensor, nn
+
+from dlu_mmdet.ops import dlu
+from dlu_mmdet.upsamplers.dlu import DLUPack
+
+from .features import Recording
+from .figures import map_colours, new_figure
+
+#: Upsamplers that have kernels, as ``upsample_cfg.type`` names them.
+WITH_KERNELS = ('carafe', 'dlu')
+
+#: One for each output pixel of a source pixel, row by row: Okabe and Ito's,
+#: which stay apart for colour-blind readers.
+SUB_PIXEL_COLOURS = ('#e69f00', '#56b4e9', '#009e73', '#cc79a7')
+
+_KERNEL_MAP, _DIFFERENCE_MAP = 'viridis', 'magma'
+#: What a picture must keep, for :func:`dlu_mmdet.visualization.figures.save_figure`.
+COLOURS = [
+    *SUB_PIXEL_COLOURS,
+    *map_colours(_KERNEL_MAP),
+    *map_colours(_DIFFERENCE_MAP),
+]
+_TITLE = dict(fontsize=11, fontweight='bold', pad=5)
+_SUBTITLE = dict(fontsize=9, pad=4)
+# source pixels with arrows along the longer side of the image
+_ARROWS = 8
+# all in inches
+_PANEL, _GAP, _ROW_GAP = 2.1, 0.1, 0.3
+_MAP_GAP = 0.22
+_LEFT, _RIGHT, _TOP, _BOTTOM = 0.3, 0.1, 0.34, 1.15
+
+
+@dataclass(frozen=True)
+class KernelMaps:
+    """The kernels with which an upsampler reassembles one image's features.
+
+    Attributes:
+        kernels (np.ndarray): (s*H, s*W, K, K) float32, the kernel of every
+            output position; its values sum to 1.
+        scale_factor (int): Upsampling ratio s.
+        source_kernels (np.ndarray, optional): (H, W, K, K) float32, DLU's
+            kernel space, from which ``kernels`` are sampled.
+        places (np.ndarray, optional): (s*H, s*W, 2) float32, x and y in source
+            pixels where DLU samples, clamped to the map.
+    """
+
+    kernels: np.ndarray
+    scale_factor: int
+    source_kernels: np.ndarray | None = None
+    places: np.ndarray | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the output map."""
+        return self.kernels.shape[:2]
+
+    @property
+    def kernel_size(self) -> int:
+        """Side K of a kernel."""
+        return self.kernels.shape[2]
+
+    def sub_pixel_difference(self) -> np.ndarray:
+        """How far the kernels of one source pixel's output positions differ.
+
+        Returns:
+            np.ndarray: (s*H, s*W), the sum of the absolute differences between
+            a position's kernel and the mean of the s*s kernels of its source
+            pixel: 0 where one kernel for the source pixel would do, as for
+            nearest or a box filter, and below 2.
+        """
+        s, (h, w) = self.scale_factor, self.size
+        blocks = self.kernels.reshape(h // s, s, w // s, s, -1)
+        mean = blocks.mean(axis=(1, 3), keepdims=True)
+        return np.abs(blocks - mean).sum(axis=-1).reshape(h, w)
+
+    def corners(self, x: int, y: int) -> dict[tuple[int, int], float]:
+        """The source kernels that make up one sampled kernel.
+
+        Args:
+            x (int): Column of the output position.
+            y (int): Row of the output position.
+
+        Returns:
+            dict[tuple[int, int], float]: Weights, summing to 1, of the up to
+            four source positions (x, y) around the sampled place. The sampled
+            kernel is the sum of weight times source kernel.
+        """
+        u, v = map(float, self.places[y, x])
+        x0, y0 = int(u), int(v)
+        weights = {}
+        for row, down in ((y0, 1 - (v - y0)), (y0 + 1, v - y0)):
+            for column, right in ((x0, 1 - (u - x0)), (x0 + 1, u - x0)):
+                if right * down > 0:
+                    weights[column, row] = right * down
+        return weights
+
+
+@torch.no_grad()
+def kernel_maps(upsampler: nn.Module, source: Tensor, group: int = 0) -> KernelMaps:
+    """Predict the kernels of DLU or CARAFE for given features.
+
+    DLU's kernels are sampled by its operator itself: features of ones under
+    1x1 kernels, one channel group for each of the K*K taps, reassemble to the
+    taps' sampled values.
+
+    Args:
+        upsampler (nn.Module): DLU or CARAFE.
+        source (Tensor): (1, C, H, W), what it upsamples.
+        group (int): Channel group, of ``upsampler.up_group``, whose kernels
+            are wanted. Defaults to 0.
+
+    Returns:
+        KernelMaps: On the CPU.
+
+    Raises:
+        ValueError: If the upsampler has no kernels, or no such group.
+    """
+    if not isinstance(upsampler, DLUPack | CARAFEPack):
+        raise ValueError(
+            f'{type(upsampler).__name__} has no kernels to show: it treats every '
+            f'position alike; upsamplers with kernels are {", ".join(WITH_KERNELS)}'
+        )
+    if not 0 <= group < upsampler.up_group:
+        raise ValueError(
+            f'group must be from 0 to {upsampler.up_group - 1}, got {group}; the '
+            f'upsampler has up_group={upsampler.up_group}'
+        )
+    k, s = upsampler.up_kernel, upsampler.scale_factor
+    h, w = source.shape[2:]
+
+    def as_maps(taps: Tensor) -> np.ndarray:
+        maps = taps[0].float().cpu().numpy().transpose(1, 2, 0)
+        return maps.reshape(*maps.shape[:2], k, k)
+
+    def of_group(channels: Tensor) -> Tensor:
+        return channels.chunk(upsampler.up_group, dim=1)[group].contiguous()
+
+    if isinstance(upsampler, CARAFEPack):
+        masks = upsampler.content_encoder(upsampler.channel_compressor(source))
+        return KernelMaps(as_maps(of_group(upsampler.kernel_normalizer(masks))), s)
+
+    space, offsets = map(of_group, upsampler.predict(source))
+    sampled = dlu(
+        torch.ones_like(space), space, offsets.repeat(1, k * k, 1, 1), 1, k * k, s
+    )
+    # (axis, i, j, y, x) -> (y, i, x, j, axis)
+    shift = offsets.float().cpu().reshape(2, s, s, h, w).permute(3, 1, 4, 2, 0)
+    shift = shift.reshape(h * s, w * s, 2).numpy()
+    own = np.stack(np.meshgrid(np.arange(w), np.arange(h)), axis=-1)
+    own = own.repeat(s, axis=0).repeat(s, axis=1)
+    places = (own + shift).clip(0, [w - 1, h - 1])
+    return KernelMaps(as_maps(sampled), s, as_maps(space), places.astype(np.float32))
+
+
+def recorded_kernels(recording: Recording, level: str, group: int = 0) -> KernelMaps:
+    """The kernels that made a level of a recorded pyramid.
+
+    Args:
+        recording (Recording): Of :func:`dlu_mmdet.visualization.features.record`.
+        level (str): The level that was upsampled to, e.g. 'P2'.
+        group (int): As in :func:`kernel_maps`.
+
+    Returns:
+        KernelMaps: On the CPU.
+
+    Raises:
+        ValueError: If nothing was upsampled to that level, or not with
+            kernels.
+    """
+    if not recording.upsamplings:
+        raise ValueError(
+            'the neck has no upsamplers (upsample_modules); take one of UpsampleFPN '
+            f'and UnifiedFPN with upsample_cfg.type {" or ".join(WITH_KERNELS)}'
+        )
+    if level not in recording.upsamplings:
+        raise ValueError(
+            f'level must be one that is upsampled to, '
+            f'{", ".join(sorted(recording.upsamplings))}, got {level!r}'
+        )
+    upsampling = recording.upsamplings[level]
+    return kernel_maps(upsampling.module, upsampling.source, group)
+
+
+def visible_size(recording: Recording, maps: KernelMaps) -> tuple[int, int]:
+    """Rows and columns of an output map whose centres lie in the image."""
+    return tuple(
+        round(size * cells / whole)
+        for size, cells, whole in zip(
+            recording.image.shape, maps.size, recording.padded
+        )
+    )
+
+
+def informative_positions(
+    maps: KernelMaps, number: int, size: tuple[int, int] | None = None
+) -> list[tuple[int, int]]:
+    """The output positions that need kernels of their own most.
+
+    These are the ones whose kernel differs most from the mean kernel of their
+    source pixel, see :meth:`KernelMaps.sub_pixel_difference`. They keep a
+    sixth of the map's longer side apart, so that they show different places,
+    and K // 2 source pixels off the border, where taps fall outside the map;
+    on a map too small for that any position will do.
+
+    Args:
+        maps (KernelMaps): The kernels.
+        number (int): How many positions, at most.
+        size (tuple[int, int], optional): Rows and columns to choose from,
+            without the padding of the image. None means the whole map.
+
+    Returns:
+        list[tuple[int, int]]: Positions (x, y) in output pixels, the most
+        informative first.
+
+    Raises:
+        ValueError: If ``number`` is less than 1.
+    """
+    if number < 1:
+        raise ValueError(f'number of positions must be at least 1, got {number}')
+    h, w = size or maps.size
+    left = maps.sub_pixel_difference()[:h, :w].copy()
+    margin = maps.kernel_size // 2 * maps.scale_factor
+    if min(h, w) > 2 * margin:
+        inner = np.full_like(left, -np.inf)
+        inside = np.s_[margin : h - margin, margin : w - margin]
+        inner[inside] = left[inside]
+        left = inner
+    apart = max(1, max(h, w) // 6)
+    positions = []
+    while len(positions) < number and np.isfinite(left).any():
+        y, x = np.unravel_index(np.nanargmax(left), left.shape)
+        positions.append((int(x), int(y)))
+        left[
+            max(0, y - apart + 1) : y + apart, max(0, x - apart + 1) : x + apart
+        ] = -np.inf
+    return positions
+
+
+def check_positions(
+    positions: Sequence[tuple[int, int]], size: tuple[int, int]
+) -> None:
+    """Refuse positions outside a map.
+
+    Args:
+        positions (Sequence[tuple[int, int]]): x and y in output pixels.
+        size (tuple[int, int]): Rows and columns of the map.
+
+    Raises:
+        ValueError: If one is outside.
+    """
+    h, w = size
+    for x, y in positions:
+        if not (0 <= x < w and 0 <= y < h):
+            raise ValueError(
+                f'position {x},{y} is outside the output map of {w} x {h} positions '
+                f'(x,y from 0,0 to {w - 1},{h - 1}); one position covers several '
+                'pixels of the image'
+            )
+
+
+def draw_kernels(
+    recording: Recording,
+    maps: Mapping[str, KernelMaps],
+    positions: Sequence[tuple[int, int]],
+    level: str = '',
+    image_name: str = 'image',
+) -> Figure:
+    """Draw how DLU and CARAFE come by their kernels at some output positions.
+
+    Above, the whole image: arrows from a source pixel to the places where
+    the kernels of its s*s output pixels are sampled, and two maps: how far the
+    kernels of a source pixel differ, by which :func:`informative_positions`
+    goes, and every kernel's largest value, 1 for nearest. Below, a row for
+    each position: the image around it, the source kernels around the sampled
+    place, and the kernel that they give. Values of all kernels share one
+    colour scale.
+
+    Args:
+        recording (Recording): Of the image; its pixels are shown.
+        maps (Mapping[str, KernelMaps]): Kernels by the detectors' names, all
+            of one level and size.
+        positions (Sequence[tuple[int, int]]): x and y in output pixels.
+        level (str): Name of the level upsampled to, for the titles.
+        image_name (str): Title of the image.
+
+    Returns:
+        Figure: Hand it to :func:`dlu_mmdet.visualization.figures.save_figure`,
+        with :data:`COLOURS`.
+
+    Raises:
+        ValueError: If there is no detector or no position, a position is
+            outside the map, or the maps differ in size.
+    """
+    if not maps or not positions:
+        raise ValueError(
+            f'maps and positions must not be empty, got {len(maps)} detectors and '
+            f'{len(positions)} positions'
+        )
+    sizes = {name: (values.size, values.scale_factor) for name, values in maps.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(
+            f'the maps must have one size and ratio, got {sizes}; show together only '
+            'detectors that resize images alike'
+        )
+    first = next(iter(maps.values()))
+    check_positions(positions, first.size)
+
+    pixels = recording.padded[1] / first.size[1]
+    differences = {name: m.sub_pixel_difference() for name, m in maps.items()}
+    rows, cells = visible_size(recording, first)
+    farthest = max(float(np.nanmax(d[:rows, :cells])) for d in differences.values())
+    highest = max(
+        float(np.nanmax(kernel))
+        for values in maps.values()
+        for x, y in positions
+        for kernel in [values.kernels[y, x], *_neighbours(values, x, y).values()]
+    )
+    figure, top, below = _layout(recording.image.shape[:2], maps, len(positions))
+
+    def draw_map(axes: Axes, values: np.ndarray, title: str, **colours) -> AxesImage:
+        axes.set_title(title, **_SUBTITLE)
+        extent = (0, values.shape[1] * pixels, values.shape[0] * pixels, 0)
+        drawn = axes.imshow(values, extent=extent, interpolation='nearest', **colours)
+        _limit(axes, recording.image.shape)
+        _number(axes, positions, pixels)
+        return drawn
+
+    difference_colours = dict(cmap=_DIFFERENCE_MAP, vmin=0, vmax=max(farthest, 1e-6))
+    kernel_colours = dict(cmap=_KERNEL_MAP, vmin=0, vmax=highest)
+    for name, values in maps.items():
+        overview, difference_axes, peak_axes = top[name]
+        if overview is not None:
+            _draw_overview(overview, recording.image, values, positions, pixels)
+            overview.set_title(f'{name}: {image_name}, {level}', **_TITLE)
+        prefix = '' if overview is not None else f'{name}: '
+        difference = draw_map(
+            difference_axes,
+            differences[name],
+            f'{prefix}difference of kernels',
+            **difference_colours,
+        )
+        draw_map(
+            peak_axes,
+            values.kernels.max(axis=(2, 3)),
+            'largest value of kernel',
+            **kernel_colours,
+        )
+        for row, (x, y) in enumerate(positions):
+            zoom, mosaic, axes = below[row][name]
+            if zoom is not None:
+                _draw_zoom(zoom, recording.image, values, x, y, pixels)
+                zoom.set_ylabel(f'{row + 1}: position {x},{y}', fontsize=8)
+            if mosaic is not None:
+                _draw_mosaic(mosaic, values, x, y, kernel_colours)
+            kernel = axes.imshow(values.kernels[y, x], **kernel_colours)
+            axes.set_xlabel(
+                f'largest {values.kernels[y, x].max():.2f}, '
+                f'difference {differences[name][y, x]:.2f}',
+                fontsize=7.5,
+            )
+            if row == 0:
+                for panel, title in (
+                    (zoom, 'the image around it'),
+                    (mosaic, 'source kernels at the arrow'),
+                    (axes, f'{prefix}kernel' if mosaic is None else 'sampled kernel'),
+                ):
+                    if panel is not None:
+                        panel.set_title(title, **_SUBTITLE)
+
+    _draw_key(figure, kernel, difference, maps)
+    return figure
+
+
+def _neighbours(maps: KernelMaps, x: int, y: int) -> dict[tuple[int, int], np.ndarray]:
+    """The 4 x 4 source kernels around a sampled place, by their positions."""
+    if maps.places is None or not np.isfinite(maps.places[y, x]).all():
+        return {}
+    u, v = maps.places[y, x].astype(int)
+    h, w = maps.source_kernels.shape[:2]
+    return {
+        (column, row): maps.source_kernels[row, column]
+        for row in range(max(0, v - 1), min(h, v + 3))
+        for column in range(max(0, u - 1), min(w, u + 3))
+    }
+
+
+def _colour(x: int, y: int, scale_factor: int) -> str:
+    """The colour of an output position: that of its sub-pixel."""
+    sub_pixel = y % scale_factor * scale_factor + x % scale_factor
+    return SUB_PIXEL_COLOURS[sub_pixel % len(SUB_PIXEL_COLOURS)]
+
+
+def _limit(axes: Axes, shape: tuple[int, ...]) -> None:
+    axes.set(xlim=(0, shape[1]), ylim=(shape[0], 0))
+
+
+def _number(axes: Axes, positions: Sequence[tuple[int, int]], pixels: float) -> None:
+    """Mark positions in an image and number them."""
+    for number, (x, y) in enumerate(positions, 1):
+        axes.text(
+            (x + 0.5) * pixels,
+            (y + 0.5) * pixels,
+            str(number),
+            fontsize=8,
+            fontweight='bold',
+            color='black',
+            ha='center',
+            va='center',
+            bbox=dict(boxstyle='circle,pad=0.15', facecolor='white', alpha=0.85, lw=0),
+        )
+
+
+def _draw_arrow(
+    axes: Axes, maps: KernelMaps, x: int, y: int, pixels: float, width: float
+) -> None:
+    """An arrow from a source pixel to where an output pixel's kernel is sampled.
+
+    Coordinates are pixels of the image; a source pixel's place is its centre.
+    """
+    s = maps.scale_factor
+    start = (np.array([x // s, y // s]) + 0.5) * s * pixels
+    end = (maps.places[y, x] + 0.5) * s * pixels
+    if not np.isfinite(end).all():
+        return
+    arrow = FancyArrowPatch(
+        start,
+        end,
+        arrowstyle='-|>',
+        color=_colour(x, y, s),
+        linewidth=width,
+        mutation_scale=4 + 4 * width,
+        shrinkA=0,
+        shrinkB=0,
+        path_effects=[withStroke(linewidth=width + 0.8, foreground='black')],
+    )
+    axes.add_patch(arrow)
+
+
+def _draw_overview(
+    axes: Axes,
+    image: np.ndarray,
+    maps: KernelMaps,
+    positions: Sequence[tuple[int, int]],
+    pixels: float,
+) -> None:
+    """The whole image, with the arrows of some source pixels."""
+    h, w = image.shape[:2]
+    axes.imshow(image, extent=(0, w, h, 0), alpha=0.85)
+    if maps.places is not None:
+        s = maps.scale_factor
+        rows, columns = (int(size / pixels / s) for size in (h, w))
+        step = max(1, round(max(rows, columns) / _ARROWS))
+        for y in range(step // 2, rows, step):
+            for x in range(step // 2, columns, step):
+                for i in range(s):
+                    for j in range(s):
+                        _draw_arrow(axes, maps, x * s + j, y * s + i, pixels, 0.7)
+    _limit(axes, image.shape)
+    _number(axes, positions, pixels)
+
+
+def _draw_zoom(
+    axes: Axes, image: np.ndarray, maps: KernelMaps, x: int, y: int, pixels: float
+) -> None:
+    """The image around a position, its source pixels, and its arrows."""
+    h, w = image.shape[:2]
+    s, k = maps.scale_factor, maps.kernel_size
+    cell = s * pixels
+    centre = (np.array([x // s, y // s]) + 0.5) * cell
+    half = (k / 2 + 1) * cell
+    block = [(x // s * s + j, y // s * s + i) for i in range(s) for j in range(s)]
+    if maps.places is not None:
+        ends = np.array([maps.places[row, column] for column, row in block])
+        away = np.abs((ends + 0.5) * cell - centre).max()
+        half = max(half, np.nan_to_num(away) + cell / 2)
+    axes.set_facecolor('lightgrey')
+    axes.imshow(image, extent=(0, w, h, 0), interpolation='bilinear')
+    left, top = centre - half
+    right, bottom = centre + half
+    for edge in np.arange(0, max(w, h) + cell, cell):
+        axes.plot([edge, edge], [0, h], color='white', lw=0.4, alpha=0.7)
+        axes.plot([0, w], [edge, edge], color='white', lw=0.4, alpha=0.7)
+    axes.add_patch(
+        Rectangle(
+            centre - k * cell / 2, k * cell, k * cell, fill=False, ls='--', ec='white'
+        )
+    )
+    axes.add_patch(
+        Rectangle(
+            (x * pixels, y * pixels),
+            pixels,
+            pixels,
+            facecolor=_colour(x, y, s),
+            edgecolor='black',
+            lw=0.8,
+        )
+    )
+    if maps.places is not None:
+        for other in sorted(block, key=lambda other: other == (x, y)):
+            own = other == (x, y)
+            _draw_arrow(axes, maps, *other, pixels, 2.2 if own else 1.0)
+    axes.set(xlim=(left, right), ylim=(bottom, top))
+
+
+def _draw_mosaic(
+    axes: Axes, maps: KernelMaps, x: int, y: int, colours: Mapping[str, object]
+) -> None:
+    """The source kernels around a sampled place; those in use with their weight."""
+    k = maps.kernel_size
+    gap = max(1, round(k / 3))  # has room for the weight
+    pitch = k + gap
+    neighbours = _neighbours(maps, x, y)
+    if not neighbours:
+        axes.text(0.5, 0.5, 'no finite place', ha='center', transform=axes.transAxes)
+        return
+    left, top = maps.places[y, x].astype(int) - 1
+    canvas = np.full((4 * pitch, 4 * pitch), np.nan)
+    corners = maps.corners(x, y)
+    for (column, row), kernel in neighbours.items():
+        a, b = (row - top) * pitch + gap, (column - left) * pitch + gap // 2
+        canvas[a : a + k, b : b + k] = kernel
+        if (column, row) in corners:
+            colour = _colour(x, y, maps.scale_factor)
+            frame = Rectangle((b - 0.5, a - 0.5), k, k, fill=False, ec=colour, lw=1.8)
+            axes.add_patch(frame)
+            axes.text(
+                b + (k - 1) / 2,
+                a - 0.5 - gap / 2,
+                f'{corners[column, row]:.0%}',
+                ha='center',
+                va='center',
+                fontsize=7.5,
+            )
+    axes.imshow(canvas, **colours)
+
+
+def _layout(
+    shape: tuple[int, int], maps: Mapping[str, KernelMaps], rows: int
+) -> tuple[Figure, dict, list[dict]]:
+    """Make the figure and its axes.
+
+    Returns:
+        tuple: The figure; by name the axes above (image or None, difference,
+        largest value); for every row by name the axes (image or None, source
+        kernels or None, kernel).
+    """
+    # the first detector shows the image, DLU its arrows and source kernels too
+    columns = {
+        name: 3 if values.source_kernels is not None else 1
+        for name, values in maps.items()
+    }
+    first = next(iter(maps))
+    columns[first] = max(columns[first], 2)
+    pitch = _PANEL + _GAP
+    ratio = min(shape[0] / shape[1], 1.4)
+    map_height = _PANEL * ratio
+    rows_top = _TOP + 2 * map_height + _MAP_GAP + _ROW_GAP
+    width = _LEFT + sum(columns.values()) * pitch + _RIGHT
+    height = rows_top + rows * (_PANEL + _ROW_GAP) + _BOTTOM
+    figure = new_figure(width, height)
+
+    def panel(left: float, top: float, wide: float, high: float) -> Axes:
+        axes = figure.add_axes(
+            (left / width, 1 - (top + high) / height, wide / width, high / height),
+            xticks=[],
+            yticks=[],
+            anchor='N',
+        )
+        axes.spines[:].set_visible(False)
+        axes.xaxis.labelpad = axes.yaxis.labelpad = 3
+        return axes
+
+    top, below = {}, [{} for _ in range(rows)]
+    left = _LEFT
+    for name, number in columns.items():
+        last = left + (number - 1) * pitch
+        wide = (number - 1) * pitch - _GAP
+        overview = panel(left, _TOP, wide, wide * ratio) if number > 1 else None
+        low = _TOP + map_height + _MAP_GAP
+        top[name] = (
+            overview,
+            panel(last, _TOP, _PANEL, map_height),
+            panel(last, low, _PANEL, map_height),
+        )
+        for row in range(rows):
+            at = rows_top + row * (_PANEL + _ROW_GAP)
+            zoom = panel(left, at, _PANEL, _PANEL) if number > 1 else None
+            mosaic = panel(left + pitch, at, _PANEL, _PANEL) if number > 2 else None
+            below[row][name] = zoom, mosaic, panel(last, at, _PANEL, _PANEL)
+        left += number * pitch
+    return figure, top, below
+
+
+def _draw_key(
+    figure: Figure,
+    kernel: AxesImage,
+    difference: AxesImage,
+    maps: Mapping[str, KernelMaps],
+) -> None:
+    """Colour bars, the colours of sub-pixels, and how to read the marks."""
+    width, height = figure.get_size_inches()
+
+    def place(left: float, bottom: float, wide: float, high: float) -> Axes:
+        return figure.add_axes(
+            (left / width, bottom / height, wide / width, high / height)
+        )
+
+    for left, mappable, label in (
+        (_LEFT, kernel, 'value of a kernel'),
+        (_LEFT + 2.4, difference, "difference from the source pixel's mean kernel"),
+    ):
+        axes = place(left, 0.95, 1.9, 0.11)
+        figure.colorbar(mappable, cax=axes, orientation='horizontal')
+        axes.tick_params(labelsize=7)
+        axes.set_xlabel(label, fontsize=7.5, labelpad=2)
+    s = max(values.scale_factor for values in maps.values())
+    axes = place(_LEFT, 0.1, 0.36, 0.36)
+    for y in range(s):
+        for x in range(s):
+            axes.add_patch(Rectangle((x, y), 1, 1, fc=_colour(x, y, s), ec='white'))
+    axes.set(xlim=(0, s), ylim=(s, 0), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    columns = [
+        'square: output position in its source pixel\ndashed: what its kernel weighs'
+    ]
+    if any(values.places is not None for values in maps.values()):
+        columns.append(
+            'arrow: from its source pixel to where its kernel is sampled\n'
+            'framed: the source kernels that it is made of, and their weights'
+        )
+    for index, text in enumerate(columns):
+        left = _LEFT + 0.5 + 2.5 * index
+        figure.text(left / width, 0.28 / height, text, fontsize=7.5, va='center')

@@ -1,7 +1,7 @@
 """Dynamic Lightweight Upsampling for MMDetection 3.x.
 
-Importing the package registers its upsamplers, necks, heads, data sets and
-transforms; configs do so with ``custom_imports = dict(imports=['dlu_mmdet'])``.
+Importing the package registers its upsamplers, necks, heads, data sets, transforms
+and hooks; configs do so with ``custom_imports = dict(imports=['dlu_mmdet'])``.
 """
 
 __version__ = '0.1.0'
@@ -18,6 +18,14 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from None
 
-from . import datasets, engine, heads, necks, ops, upsamplers
+from . import datasets, engine, heads, necks, ops, upsamplers, visualization
 
-__all__ = ['datasets', 'engine', 'heads', 'necks', 'ops', 'upsamplers']
+__all__ = [
+    'datasets',
+    'engine',
+    'heads',
+    'necks',
+    'ops',
+    'upsamplers',
+    'visualization',
+]

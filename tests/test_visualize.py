@@ -1,5 +1,6 @@
-"""The picture of detections must show each box for what it is."""
+"""The pictures of tools/visualize.py, and the detections in them."""
 
+import base64
 import importlib.util
 import json
 import os
@@ -22,7 +23,8 @@ from PIL import Image
 
 import dlu_mmdet  # noqa: F401
 from dlu_mmdet.analysis.matching import match_detections
-from dlu_mmdet.visualization.detections import STYLES, draw_detections, save_figure
+from dlu_mmdet.visualization.detections import COLOURS, STYLES, draw_detections
+from dlu_mmdet.visualization.figures import save_figure
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ('disc', 'cross')
@@ -101,9 +103,30 @@ def detectors(tmp_path_factory):
     return paths
 
 
-def call(tool, monkeypatch, *args):
-    monkeypatch.setattr(sys, 'argv', ['visualize.py', 'detections', *map(str, args)])
+def call(tool, monkeypatch, *args, command='detections'):
+    monkeypatch.setattr(sys, 'argv', ['visualize.py', command, *map(str, args)])
     tool.main()
+
+
+def answer(tool, monkeypatch, answers):
+    """Let detectors find what is written: x1 y1 x2 y2, class, score.
+
+    By the image, for all detectors, or by the upsampler and the image.
+    """
+
+    def infer(model, path):
+        upsampler = model.cfg.model.neck.upsample_cfg.type
+        of_model = answers.get(upsampler, answers)
+        boxes, labels, scores = zip(*of_model[Path(path).stem], strict=True)
+        return DetDataSample(
+            pred_instances=InstanceData(
+                bboxes=torch.tensor(boxes, dtype=torch.float32),
+                labels=torch.tensor(labels),
+                scores=torch.tensor(scores),
+            )
+        )
+
+    monkeypatch.setattr(tool, 'inference_detector', infer)
 
 
 def kinds_along(picture, axes, x1, y1, x2, y2):
@@ -145,7 +168,7 @@ def test_each_kind_of_box_has_its_colour(tmp_path):
     figure = draw_detections(
         [image], [truth], {'dlu': [found]}, {'dlu': [match]}, CLASSES, ['image 1']
     )
-    save_figure(figure, tmp_path / 'folder' / 'picture.png')
+    save_figure(figure, tmp_path / 'folder' / 'picture.png', COLOURS)
     assert os.listdir(tmp_path / 'folder') == ['picture.png']
     picture = np.array(Image.open(tmp_path / 'folder' / 'picture.png').convert('RGB'))
     truth_axes, axes = figure.axes
@@ -165,7 +188,7 @@ def test_each_kind_of_box_has_its_colour(tmp_path):
     assert axes.get_xlabel() == '1 hit, 1 false alarm, 1 miss'
     assert truth_axes.get_xlabel() == '2 objects'
     legend = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert legend == set(STYLES)
+    assert legend == set(STYLES) - {'detection, not judged'}
 
 
 def test_class_names_do_not_cover_each_other():
@@ -249,17 +272,7 @@ def test_totals_are_those_of_the_drawn_detections(
         '30': [([52, 12, 80, 40], 0, 0.8), ([16, 24, 40, 56], 0, 0.7)],
     }
 
-    def infer(model, path):
-        boxes, labels, scores = zip(*answers[Path(path).stem], strict=True)
-        return DetDataSample(
-            pred_instances=InstanceData(
-                bboxes=torch.tensor(boxes, dtype=torch.float32),
-                labels=torch.tensor(labels),
-                scores=torch.tensor(scores),
-            )
-        )
-
-    monkeypatch.setattr(tool, 'inference_detector', infer)
+    answer(tool, monkeypatch, answers)
     out = tmp_path / 'picture.png'
     call(tool, monkeypatch, *detectors['dlu'], *detectors['dlu'], '--out', out)
     printed = capsys.readouterr().out
@@ -281,6 +294,16 @@ def test_mistakes_are_named(detectors, tool, tmp_path, monkeypatch):
         call(tool, monkeypatch, config, detectors['bilinear'][1])
     with pytest.raises(ValueError, match=r'\[11\]'):
         call(tool, monkeypatch, config, checkpoint, '--image-ids', 10, 11)
+    with pytest.raises(ValueError, match="device 'cuda:99' is not there.* cpu"):
+        call(tool, monkeypatch, config, checkpoint, '--device', 'cuda:99')
+    with pytest.raises(FileNotFoundError, match='nowhere.jpg'):
+        call(tool, monkeypatch, config, checkpoint, '--images', 'nowhere.jpg')
+    with pytest.raises(ValueError, match='--num-images must be at least 1, got 0'):
+        call(tool, monkeypatch, config, checkpoint, '--num-images', 0)
+    with pytest.raises(ValueError, match='--only-differences.*two'):
+        call(tool, monkeypatch, config, checkpoint, '--only-differences')
+    with pytest.raises(SystemExit):
+        call(tool, monkeypatch, config, checkpoint, '--out', 'picture.jpg')
     with pytest.raises(ValueError, match='--score-thr'):
         call(tool, monkeypatch, config, checkpoint, '--score-thr', 30)
     with pytest.raises(SystemExit):
@@ -308,3 +331,122 @@ def test_default_images_are_spread_over_those_with_objects(tool):
     ids = [info['img_id'] for info in tool.pick_images(data, 4, None)]
     assert ids == [3, 33, 69, 99]
     assert len(tool.pick_images(data, 400, None)) == 17
+
+
+def test_only_differences_searches_the_whole_set(
+    detectors, tool, tmp_path, monkeypatch, capsys
+):
+    """If it fails, the picture leaves out where two upsamplers differ most."""
+    disc, cross, other = (
+        ([8, 8, 48, 48], 0, 0.9),
+        ([60, 60, 90, 80], 1, 0.9),
+        ([16, 24, 40, 56], 1, 0.9),
+    )
+    wrong = ([90, 2, 110, 20], 1, 0.8)
+    answer(
+        tool,
+        monkeypatch,
+        {
+            'bilinear': {'10': [disc, wrong], '20': [wrong, wrong], '30': [other]},
+            # another object at 10, as many hits; fewer false alarms at 20
+            'dlu': {'10': [cross, wrong], '20': [wrong], '30': [other]},
+        },
+    )
+    drawn = []
+    draw = tool.detections.draw_detections
+    monkeypatch.setattr(
+        tool.detections,
+        'draw_detections',
+        lambda *args, **kwargs: drawn.append(draw(*args, **kwargs)) or drawn[-1],
+    )
+    pair = *detectors['bilinear'], *detectors['dlu'], '--only-differences'
+    out = tmp_path / 'picture.png'
+    call(tool, monkeypatch, *pair, '--out', out, '--num-images', 1)
+    printed = capsys.readouterr().out
+    # of the whole set, though one image is shown
+    assert 'over 3 images' in printed
+    assert 'bilinear: 2 hits, 3 false alarms, 1 miss ' in printed
+    axes = drawn[-1].axes
+    assert len(axes) == 3
+    assert axes[0].get_ylabel() == 'image 10: 2 found by one only'
+    below = [panel.texts[-1].get_text() for panel in axes]
+    assert below == [
+        'all 3 images:',
+        '2 hits, 3 false alarms, 1 miss',
+        '2 hits, 2 false alarms, 1 miss',
+    ]
+    # the image on which they agree is not shown, however many are asked for
+    call(tool, monkeypatch, *pair, '--out', out, '--num-images', 3)
+    labels = [panel.get_ylabel() for panel in drawn[-1].axes[::3]]
+    assert labels == ['image 10: 2 found by one only', 'image 20: 0 found by one only']
+
+    same = *detectors['dlu'], *detectors['dlu'], '--only-differences'
+    with pytest.raises(ValueError, match=r'agree on all 3 images'):
+        call(tool, monkeypatch, *same, '--out', out)
+
+
+def test_image_files_need_no_ground_truth(detectors, tool, tmp_path, monkeypatch):
+    """If it fails, detectors cannot be shown on a photo of one's own."""
+    answer(tool, monkeypatch, {'mine': [([8, 8, 48, 48], 0, 0.9)]})
+    mmcv.imwrite(np.zeros((60, 80, 3), np.uint8), str(tmp_path / 'mine.png'))
+    drawn = []
+    draw = tool.detections.draw_detections
+    monkeypatch.setattr(
+        tool.detections,
+        'draw_detections',
+        lambda *args, **kwargs: drawn.append(draw(*args, **kwargs)) or drawn[-1],
+    )
+    files = '--images', tmp_path / 'mine.png'
+    call(tool, monkeypatch, *detectors['dlu'], *files, '--out', tmp_path / 'out.png')
+    image, found = drawn[0].axes
+    assert (image.get_title(), len(image.patches)) == ('image', 0)
+    assert found.get_xlabel() == '1 detection'
+    (legend,) = drawn[0].legends[0].get_texts()[-1:]
+    assert legend.get_text() == 'detection, not judged'
+
+
+def test_one_page_holds_all_pictures(detectors, tool, tmp_path, monkeypatch, capsys):
+    """If it fails, the page lacks pictures, or shows none once it is sent."""
+    folder = tmp_path / 'pictures'
+    for command, options in (
+        ('features', ['--image-ids', 30]),
+        ('kernels', ['--image-ids', 10, 30, '--num-positions', 1]),
+    ):
+        models = [*detectors['dlu'], *detectors['dlu']]
+        call(tool, monkeypatch, *models, *options, '--out', folder, command=command)
+    Image.new('RGB', (4, 4)).save(folder / 'another.png')
+    call(tool, monkeypatch, *models, *options, '--out', folder, command=command)
+    pictures = ['features-image-30', 'kernels-image-10', 'kernels-image-30']
+    names = [*(f'{name}.png' for name in pictures), 'another.png', 'index.html']
+    assert sorted(os.listdir(folder)) == sorted(names)
+    page = (folder / 'index.html').read_text()
+    assert f'page: {folder / "index.html"}' in capsys.readouterr().out
+    sources = re.findall(r'src="([^"]*)"', page)
+    assert len(sources) == 3 and 'href' not in page and 'url(' not in page
+    for name, source in zip(pictures, sources, strict=True):
+        kind, data = source.split(',')
+        assert kind == 'data:image/png;base64'
+        assert base64.b64decode(data) == (folder / f'{name}.png').read_bytes()
+    assert 'dlu (1), dlu (2): kernels of P2 at positions ' in page
+
+
+def test_kernels_that_are_not_there_are_named(detectors, tool, tmp_path, monkeypatch):
+    """If it fails, a wrong level, place or upsampler gives a wrong picture."""
+
+    def kernels(upsampler, *options):
+        args = *detectors[upsampler], *options, '--out', tmp_path / 'kernels.png'
+        call(tool, monkeypatch, *args, command='kernels')
+
+    with pytest.raises(ValueError, match='bilinear: .*no kernels.*carafe and dlu'):
+        kernels('bilinear')
+    with pytest.raises(ValueError, match='48,0 is outside the output map of 48 x 48'):
+        kernels('dlu', '--positions', '3,4', '48,0')
+    with pytest.raises(ValueError, match='level must be .*P2, P3, P4, P5, got .P7'):
+        kernels('dlu', '--level', 'P7')
+    with pytest.raises(ValueError, match='group must be from 0 to 0, got 1'):
+        kernels('dlu', '--group', 1)
+    with pytest.raises(ValueError, match='kernels.png is one picture, but 2 images'):
+        kernels('dlu', '--image-ids', 10, 30)
+    with pytest.raises(SystemExit):
+        kernels('dlu', '--positions', '3')
+    assert not os.listdir(tmp_path)

@@ -1,6 +1,7 @@
 """Picture what detectors do: detections, reassembly kernels, feature maps."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -178,10 +179,11 @@ def load_models(args: argparse.Namespace) -> dict:
     return models
 
 
-def load_dataset(models: dict, configs: Sequence[str]) -> BaseDataset:
-    """Build the first config's test set, and see that all models fit it."""
-    dataset = DATASETS.build(next(iter(models.values())).cfg.test_dataloader.dataset)
-    classes = list(dataset.metainfo['classes'])
+def check_classes(
+    models: dict, configs: Sequence[str], classes: Sequence[str], owner: str
+) -> None:
+    """See that all models name their labels alike."""
+    classes = list(classes)
     for config, model in zip(configs, models.values(), strict=True):
         own = list(model.dataset_meta['classes'])
         # mmdet writes traffic_light where a checkpoint does not name its classes
@@ -189,11 +191,10 @@ def load_dataset(models: dict, configs: Sequence[str]) -> BaseDataset:
             pairs = zip_longest(own, classes)
             name, expected = next(pair for pair in pairs if pair[0] != pair[1])
             raise ValueError(
-                f'{config} detects {len(own)} classes, the data set of {configs[0]} '
-                f'has {len(classes)}, and {name!r} is not {expected!r}; show together '
-                'only detectors of the same classes, named in their checkpoints'
+                f'{config} detects {len(own)} classes, {owner} has {len(classes)}, and '
+                f'{name!r} is not {expected!r}; show together only detectors of the '
+                'same classes, named in their checkpoints'
             )
-    return dataset
 
 
 def pick_images(
@@ -223,29 +224,39 @@ def pick_images(
     return [infos[index] for index in spread.round().astype(int)]
 
 
-def choose_images(args: argparse.Namespace, models: dict) -> list[dict]:
+def choose_images(args: argparse.Namespace, dataset: BaseDataset | None) -> list[dict]:
     """The images of the command line: files, or those of the data set.
 
     Returns:
         list[dict]: ``img_path``, ``name`` and, from the data set, ``instances``.
     """
-    if args.images:
+    if dataset is None:
         for path in args.images:
             if not Path(path).is_file():
                 raise FileNotFoundError(
                     f'--images: {path} does not exist; check the path, or take '
                     'images of the data set with --image-ids'
                 )
-        return [dict(img_path=path, name=Path(path).stem) for path in args.images]
+        stems = [Path(path).stem for path in args.images]
+        return [
+            dict(img_path=path, name=stem if stems.count(stem) == 1 else path)
+            for path, stem in zip(args.images, stems, strict=True)
+        ]
     number = NUM_IMAGES[args.command] if args.num_images is None else args.num_images
     if number < 1:
         raise ValueError(f'--num-images must be at least 1, got {number}')
-    dataset = load_dataset(models, [config for config, _ in args.models])
     if getattr(args, 'only_differences', False):
         infos = [dataset.get_data_info(index) for index in range(len(dataset))]
     else:
         infos = pick_images(dataset, number, args.image_ids)
     return [dict(info, name=f'image {info["img_id"]}') for info in infos]
+
+
+def load_dataset(args: argparse.Namespace, models: dict) -> BaseDataset | None:
+    """The first config's test set, unless image files are given."""
+    if args.images:
+        return None
+    return DATASETS.build(next(iter(models.values())).cfg.test_dataloader.dataset)
 
 
 def ground_truth(info: dict) -> InstanceData:
@@ -262,22 +273,15 @@ def write(
     args: argparse.Namespace, figures: Sequence[tuple], colours: Sequence[str]
 ) -> None:
     """Write figures, each with its image's name and a caption, where --out says."""
-    one = args.out.suffix == '.png'
-    if one and len(figures) > 1:
-        raise ValueError(
-            f'--out {args.out} is one picture, but {len(figures)} images are to be '
-            'shown; give a folder'
-        )
-    paths = [
-        args.out / f'{args.command} {name}'.strip().replace(' ', '-')
-        for _, name, _ in figures
-    ]
-    paths = [args.out] if one else [path.with_suffix('.png') for path in paths]
-    for path, (figure, name, caption) in zip(paths, figures, strict=True):
+    for figure, name, caption in figures:
+        path = args.out
+        if path.suffix != '.png':
+            stem = f'{args.command} {name}'.strip()
+            path = path / (re.sub(r'[\s/\\]+', '-', stem) + '.png')
         title = f'{args.command}, {name}' if name else args.command
         save_figure(figure, path, colours, title.capitalize(), caption)
         print(f'picture: {path}')
-    if not one:
+    if args.out.suffix != '.png':
         print(f'page: {write_page(args.out)}')
 
 
@@ -298,9 +302,16 @@ def show_detections(args: argparse.Namespace) -> None:
                 'and --image-ids'
             )
     models = load_models(args)
-    infos = choose_images(args, models)
-    classes = next(iter(models.values())).dataset_meta['classes']
-    truths = None if args.images else [ground_truth(info) for info in infos]
+    configs = [config for config, _ in args.models]
+    dataset = load_dataset(args, models)
+    if dataset is None:
+        classes = next(iter(models.values())).dataset_meta['classes']
+        check_classes(models, configs, classes, configs[0])
+    else:
+        classes = dataset.metainfo['classes']
+        check_classes(models, configs, classes, f'the data set of {configs[0]}')
+    infos = choose_images(args, dataset)
+    truths = None if dataset is None else [ground_truth(info) for info in infos]
 
     found = {name: [] for name in models}
     matches = {name: [] for name in models}
@@ -378,19 +389,26 @@ def pick_differences(
 def record_images(args: argparse.Namespace) -> list[tuple]:
     """Run every detector on every image; name, then recordings by detector."""
     models = load_models(args)
-    infos = choose_images(args, models)
-    return [
-        (
-            info['name'],
-            {
-                name: features.record(
-                    model, features.load_image(model, info['img_path'])
-                )
-                for name, model in models.items()
-            },
+    infos = choose_images(args, load_dataset(args, models))
+    if args.out.suffix == '.png' and len(infos) > 1:
+        raise ValueError(
+            f'--out {args.out} is one picture, but {len(infos)} images are to be '
+            'shown; give a folder'
         )
-        for info in track_iter_progress(infos)
-    ]
+    recorded = []
+    for info in track_iter_progress(infos):
+        recordings = {}
+        for name, model in models.items():
+            data = features.load_image(model, info['img_path'])
+            recordings[name] = features.record(model, data)
+            if not recordings[name].finite:
+                raise ValueError(
+                    f'{name}: features of {info["img_path"]} are not finite; the '
+                    'training has diverged, take an earlier checkpoint'
+                )
+        recorded.append((info['name'], recordings))
+    print()
+    return recorded
 
 
 def show_kernels(args: argparse.Namespace) -> None:
@@ -413,7 +431,6 @@ def show_kernels(args: argparse.Namespace) -> None:
         places = '; '.join(f'{x},{y}' for x, y in positions)
         caption = f'{", ".join(maps)}: kernels of {level} at positions {places}.'
         figures.append((figure, image, caption))
-    print()
     write(args, figures, kernels.COLOURS)
 
 
@@ -428,7 +445,6 @@ def show_features(args: argparse.Namespace) -> None:
         )
         for image, recordings in record_images(args)
     ]
-    print()
     write(args, figures, features.COLOURS)
 
 

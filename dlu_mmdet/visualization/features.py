@@ -60,6 +60,11 @@ class Recording:
     levels: dict[str, Tensor] = field(default_factory=dict)
     upsamplings: dict[str, Upsampling] = field(default_factory=dict)
 
+    @property
+    def finite(self) -> bool:
+        """Whether all outputs are finite; a picture needs it."""
+        return all(level.isfinite().all() for level in self.levels.values())
+
     def cropped(self, level: str) -> Tensor:
         """A level's map (C, H, W) without the padding of the image."""
         maps = self.levels[level][0]

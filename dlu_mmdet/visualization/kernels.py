@@ -110,6 +110,11 @@ class KernelMaps:
         return weights
 
 
+def has_kernels(upsampler: nn.Module) -> bool:
+    """Whether an upsampler predicts kernels, as DLU and CARAFE do."""
+    return isinstance(upsampler, DLUPack | CARAFEPack)
+
+
 @torch.no_grad()
 def kernel_maps(upsampler: nn.Module, source: Tensor, group: int = 0) -> KernelMaps:
     """Predict the kernels of DLU or CARAFE for given features.
@@ -130,10 +135,10 @@ def kernel_maps(upsampler: nn.Module, source: Tensor, group: int = 0) -> KernelM
     Raises:
         ValueError: If the upsampler has no kernels, or no such group.
     """
-    if not isinstance(upsampler, DLUPack | CARAFEPack):
+    if not has_kernels(upsampler):
         raise ValueError(
-            f'{type(upsampler).__name__} has no kernels to show: it treats every '
-            f'position alike; upsamplers with kernels are {", ".join(WITH_KERNELS)}'
+            f'{type(upsampler).__name__} predicts no kernels; upsamplers with kernels '
+            f'are {" and ".join(WITH_KERNELS)}'
         )
     if not 0 <= group < upsampler.up_group:
         raise ValueError(

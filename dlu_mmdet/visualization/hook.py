@@ -1,0 +1,115 @@
+"""Features and kernels in TensorBoard and the like, while training goes on."""
+
+from __future__ import annotations
+
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from .features import draw_features, record
+from .figures import as_image
+from .kernels import (
+    draw_kernels,
+    has_kernels,
+    informative_positions,
+    recorded_kernels,
+    visible_size,
+)
+
+
+@HOOKS.register_module()
+class UpsampleVisualizationHook(Hook):
+    """Show what the upsamplers make of one validation image, as they learn.
+
+    Draws the pyramid's maps and, with DLU or CARAFE, reassembly kernels at
+    the positions that need them most, and hands both to mmengine's
+    visualizer: each of its backends (files, TensorBoard, ...) gets images
+    named ``features`` and ``kernels``. A config switches it on::
+
+        custom_hooks = [dict(type='UpsampleVisualizationHook', interval=1)]
+
+    Args:
+        interval (int): Draws after every so many epochs. Defaults to 1.
+        by_epoch (bool): Whether ``interval`` counts epochs; False counts
+            iterations. Defaults to True.
+        index (int): Which image of the validation set. Defaults to 0.
+        num_positions (int): Positions whose kernels are shown. Defaults to 3.
+
+    Raises:
+        ValueError: If a number is out of range; as training starts, if there
+            is no validation set or it has no such image.
+    """
+
+    def __init__(
+        self,
+        interval: int = 1,
+        by_epoch: bool = True,
+        index: int = 0,
+        num_positions: int = 3,
+    ) -> None:
+        for name, value, least in (
+            ('interval', interval, 1),
+            ('index', index, 0),
+            ('num_positions', num_positions, 1),
+        ):
+            if value < least:
+                raise ValueError(f'{name} must be at least {least}, got {value}')
+        self.interval = interval
+        self.by_epoch = by_epoch
+        self.index = index
+        self.num_positions = num_positions
+
+    def before_train(self, runner: Runner) -> None:
+        """Refuse a run without the image, before it takes hours."""
+        if runner.val_loop is None:
+            raise ValueError(
+                'UpsampleVisualizationHook draws an image of the validation set: give '
+                'the config a val_dataloader, or take the hook out of custom_hooks'
+            )
+        number = len(runner.val_dataloader.dataset)
+        if self.index >= number:
+            raise ValueError(
+                f'index must be below the number of validation images, {number}, got '
+                f'{self.index}'
+            )
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Draw, if epochs count and it is time."""
+        if self.by_epoch and self.every_n_epochs(runner, self.interval):
+            self._draw(runner, runner.epoch + 1)
+
+    def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
+        """Draw, if iterations count and it is time."""
+        if not self.by_epoch and self.every_n_train_iters(runner, self.interval):
+            self._draw(runner, runner.iter + 1)
+
+    @master_only
+    def _draw(self, runner: Runner, step: int) -> None:
+        model = runner.model
+        model = model.module if is_model_wrapper(model) else model
+        training = model.training
+        model.eval()
+        try:
+            recording = record(model, runner.val_dataloader.dataset[self.index])
+        finally:
+            model.train(training)
+        if not recording.finite:
+            runner.logger.warning('features are not finite: no picture of them')
+            return
+
+        upsample_cfg = getattr(model.neck, 'upsample_cfg', {})
+        name = upsample_cfg.get('type', type(model.neck).__name__)
+        image_name = f'validation image {self.index}'
+        figure = draw_features({name: recording}, image_name)
+        runner.visualizer.add_image('features', as_image(figure), step)
+        level = min(recording.upsamplings, default=None)
+        if level is None or not has_kernels(recording.upsamplings[level].module):
+            return
+        maps = recorded_kernels(recording, level)
+        positions = informative_positions(
+            maps, self.num_positions, visible_size(recording, maps)
+        )
+        figure = draw_kernels(recording, {name: maps}, positions, level, image_name)
+        runner.visualizer.add_image('kernels', as_image(figure), step)

@@ -497,9 +497,10 @@ def _draw_zoom(
     axes.imshow(image, extent=(0, w, h, 0), interpolation='bilinear')
     left, top = centre - half
     right, bottom = centre + half
-    for edge in np.arange(0, max(w, h) + cell, cell):
-        axes.plot([edge, edge], [0, h], color='white', lw=0.4, alpha=0.7)
-        axes.plot([0, w], [edge, edge], color='white', lw=0.4, alpha=0.7)
+    lines = dict(colors='white', lw=0.4, alpha=0.7)
+    xs, ys = (np.arange(0, size + cell, cell) for size in (w, h))
+    axes.vlines(xs[(xs > left) & (xs < right)], 0, h, **lines)
+    axes.hlines(ys[(ys > top) & (ys < bottom)], 0, w, **lines)
     axes.add_patch(
         Rectangle(
             centre - k * cell / 2, k * cell, k * cell, fill=False, ls='--', ec='white'

@@ -270,7 +270,7 @@ def ground_truth(info: dict) -> InstanceData:
 
 
 def write(
-    args: argparse.Namespace, figures: Sequence[tuple], colours: Sequence[str]
+    args: argparse.Namespace, figures: Sequence[tuple], colours: Sequence[str] | None
 ) -> None:
     """Write figures, each with its image's name and a caption, where --out says."""
     for figure, name, caption in figures:
@@ -445,7 +445,8 @@ def show_features(args: argparse.Namespace) -> None:
         )
         for image, recordings in record_images(args)
     ]
-    write(args, figures, features.COLOURS)
+    # maps fill most of a picture and would leave its photo few colours of a palette
+    write(args, figures, None)
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def as_image(figure: Figure) -> np.ndarray:
 def save_figure(
     figure: Figure,
     path: str | os.PathLike,
-    colours: Sequence[str] = (),
+    colours: Sequence[str] | None = (),
     title: str = '',
     caption: str = '',
 ) -> None:
@@ -100,19 +100,20 @@ def save_figure(
     Args:
         figure (Figure): A figure of :func:`new_figure`.
         path (str or os.PathLike): Where to write. Missing folders are made.
-        colours (Sequence[str]): Colours that must stay as they are; the
-            others are reduced to a palette of 256 in all.
+        colours (Sequence[str], optional): Colours that must stay as they are;
+            the others are reduced to a palette of 256 in all, which makes
+            photos a third of the size. None keeps every colour.
         title (str): Stored in the file, for :func:`write_page`.
         caption (str): Stored in the file, for :func:`write_page`.
     """
     picture = Image.fromarray(as_image(figure))
-    # a palette makes photos a third of the size
-    kept = ['white', *colours]
-    palette = [round(255 * value) for colour in kept for value in to_rgb(colour)]
-    palette += picture.quantize(256 - len(kept)).getpalette()
-    quantized = Image.new('P', (1, 1))
-    quantized.putpalette(palette)
-    picture = picture.quantize(palette=quantized, dither=Image.Dither.NONE)
+    if colours is not None:
+        kept = ['white', *colours]
+        palette = [round(255 * value) for colour in kept for value in to_rgb(colour)]
+        palette += picture.quantize(256 - len(kept)).getpalette()
+        quantized = Image.new('P', (1, 1))
+        quantized.putpalette(palette)
+        picture = picture.quantize(palette=quantized, dither=Image.Dither.NONE)
     texts = PngInfo()
     for key, text in ((_TITLE, title), (_CAPTION, caption), (_MAKER, _OURS)):
         texts.add_itxt(key, text)

@@ -270,7 +270,7 @@ def ground_truth(info: dict) -> InstanceData:
 
 
 def write(
-    args: argparse.Namespace, figures: Sequence[tuple], colours: Sequence[str] | None
+    args: argparse.Namespace, figures: Sequence[tuple], colours: Sequence[str]
 ) -> None:
     """Write figures, each with its image's name and a caption, where --out says."""
     for figure, name, caption in figures:
@@ -445,8 +445,7 @@ def show_features(args: argparse.Namespace) -> None:
         )
         for image, recordings in record_images(args)
     ]
-    # maps fill most of a picture and would leave its photo few colours of a palette
-    write(args, figures, None)
+    write(args, figures, features.COLOURS)
 
 
 def main() -> None:

@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 from mmengine.dataset import Compose
 from torch import Tensor, nn
 
-from .figures import new_figure
+from .figures import map_colours, new_figure
 
 _COLOUR_MAP = 'viridis'
+#: What a picture must keep, for :func:`dlu_mmdet.visualization.figures.save_figure`.
+COLOURS = map_colours(_COLOUR_MAP)
 # all in inches
 _FIGURE_WIDTH = 10.0
 _MAX_PANEL_WIDTH = 2.2

@@ -65,12 +65,12 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def map_colours(name: str, number: int = 64) -> list[str]:
+def map_colours(name: str, number: int = 48) -> list[str]:
     """Colours of a colour map from end to end, for :func:`save_figure`.
 
     Args:
         name (str): matplotlib's name of the colour map.
-        number (int): How many, at least 2. Defaults to 64.
+        number (int): How many, at least 2. Defaults to 48.
 
     Returns:
         list[str]: As '#rrggbb'.
@@ -91,7 +91,7 @@ def as_image(figure: Figure) -> np.ndarray:
 def save_figure(
     figure: Figure,
     path: str | os.PathLike,
-    colours: Sequence[str] | None = (),
+    colours: Sequence[str] = (),
     title: str = '',
     caption: str = '',
 ) -> None:
@@ -100,20 +100,13 @@ def save_figure(
     Args:
         figure (Figure): A figure of :func:`new_figure`.
         path (str or os.PathLike): Where to write. Missing folders are made.
-        colours (Sequence[str], optional): Colours that must stay as they are;
+        colours (Sequence[str]): Up to 200 colours that must stay as they are;
             the others are reduced to a palette of 256 in all, which makes
-            photos a third of the size. None keeps every colour.
+            photos a third of the size.
         title (str): Stored in the file, for :func:`write_page`.
         caption (str): Stored in the file, for :func:`write_page`.
     """
-    picture = Image.fromarray(as_image(figure))
-    if colours is not None:
-        kept = ['white', *colours]
-        palette = [round(255 * value) for colour in kept for value in to_rgb(colour)]
-        palette += picture.quantize(256 - len(kept)).getpalette()
-        quantized = Image.new('P', (1, 1))
-        quantized.putpalette(palette)
-        picture = picture.quantize(palette=quantized, dither=Image.Dither.NONE)
+    picture = _with_palette(as_image(figure), ['white', 'black', *colours])
     texts = PngInfo()
     for key, text in ((_TITLE, title), (_CAPTION, caption), (_MAKER, _OURS)):
         texts.add_itxt(key, text)
@@ -154,6 +147,28 @@ def write_page(folder: str | os.PathLike, title: str = 'Pictures') -> Path:
     with _replacing(page) as partial:
         partial.write_text(content, encoding='utf-8')
     return page
+
+
+def _with_palette(image: np.ndarray, kept: Sequence[str]) -> Image.Image:
+    """Reduce an image (H, W, 3) to 256 colours, ``kept`` among them."""
+    palette = [[round(255 * value) for value in to_rgb(colour)] for colour in kept]
+
+    def reduced() -> Image.Image:
+        colours = Image.new('P', (1, 1))
+        # unused entries would be black or grey
+        colours.putpalette(np.resize(palette, (256, 3)).astype(np.uint8).tobytes())
+        return Image.fromarray(image).quantize(
+            palette=colours, dither=Image.Dither.NONE
+        )
+
+    # photos get all other entries, however small a part of the figure they are
+    error = np.abs(np.asarray(reduced().convert('RGB')).astype(int) - image)
+    others = image[error.max(axis=2) > 6]
+    if len(others):
+        number = 256 - len(palette)
+        found = Image.fromarray(others[None]).quantize(number).getpalette()
+        palette += np.reshape(found[: 3 * number], (-1, 3)).tolist()
+    return reduced()
 
 
 @contextmanager

@@ -465,7 +465,7 @@ def _draw_overview(
 ) -> None:
     """The whole image, with the arrows of some source pixels."""
     h, w = image.shape[:2]
-    axes.imshow(image, extent=(0, w, h, 0), alpha=0.85)
+    axes.imshow(image, extent=(0, w, h, 0))
     if maps.places is not None:
         s = maps.scale_factor
         rows, columns = (int(size / pixels / s) for size in (h, w))
@@ -628,7 +628,11 @@ def _draw_key(
 
     for left, mappable, label in (
         (_LEFT, kernel, 'value of a kernel'),
-        (_LEFT + 2.4, difference, "difference from the source pixel's mean kernel"),
+        (
+            _LEFT + 2.4,
+            difference,
+            'difference from the mean\nkernel of the source pixel',
+        ),
     ):
         axes = place(left, 0.95, 1.9, 0.11)
         figure.colorbar(mappable, cax=axes, orientation='horizontal')

@@ -1,0 +1,551 @@
+"""Class activation maps: their weights, their axioms, and what they explain."""
+
+import importlib.util
+import json
+import sys
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, ROOT
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from PIL import Image
+from torch import nn
+
+import dlu_mmdet  # noqa: F401
+from dlu_mmdet.visualization.cam import (
+    METHODS,
+    Evidence,
+    LayerScore,
+    classifier_score,
+    collect_evidence,
+    explain,
+    xgradcam,
+)
+from dlu_mmdet.visualization.detector_score import (
+    default_layer,
+    detect,
+    detection_score,
+)
+
+CLASSES = ('disc', 'cross', 'ring')
+DLU = dict(upsample_cfg=dict(type='dlu'))
+
+
+def classifier(bias=True):
+    """A ReLU network whose layer '1' is the ReLU to explain."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 5, 3, stride=2, bias=bias),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(5 * 3 * 4, 7, bias=bias),
+        nn.ReLU(),
+        nn.Linear(7, 4, bias=bias),
+    )
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return model.double().eval(), torch.randn(1, 3, 8, 9, dtype=torch.float64)
+
+
+def best_class(model, image):
+    return int(model(image).argmax())
+
+
+def test_weights_and_axioms_are_those_of_plain_loops():
+    """If it fails, the maps are not those of the papers."""
+    model, image = classifier()
+    label = best_class(model, image)
+    score = LayerScore(model, '1', classifier_score(model, image, label))
+    evidence = collect_evidence(score, batch_size=4)
+
+    features = model[:2](image).detach().requires_grad_()
+    s = model[2:](features)[0, label]
+    s.backward()
+    f, g, s = features.detach()[0].tolist(), features.grad[0].tolist(), s.item()
+    expected = {method: [] for method in METHODS}
+    drops = []
+    for k in range(6):
+        without = features.detach().clone()
+        without[:, k] = 0
+        drops.append(s - model[2:](without)[0, label].item())
+        pixels = [(y, x) for y in range(8) for x in range(9)]
+        total = sum(f[k][y][x] for y, x in pixels)
+        weighted = sum(f[k][y][x] * g[k][y][x] for y, x in pixels)
+        expected['xgradcam'].append(weighted / total)
+        expected['gradcam'].append(sum(g[k][y][x] for y, x in pixels) / 72)
+        plus = 0.0
+        for y, x in pixels:
+            d = g[k][y][x]
+            if d > 0:
+                plus += d**2 / (2 * d**2 + total * d**3) * d
+        expected['gradcam++'].append(plus)
+        expected['ablationcam'].append(drops[k] / s)
+        expected['ablationcam-slope'].append(drops[k] / total)
+    assert s > 0
+    for method, weights in expected.items():
+        found = explain(evidence, method)
+        np.testing.assert_allclose(found.weights, weights, rtol=1e-10)
+        heat = [
+            [
+                max(0, sum(w * f[k][y][x] for k, w in enumerate(weights)))
+                for x in range(9)
+            ]
+            for y in range(8)
+        ]
+        np.testing.assert_allclose(found.heatmap, heat, atol=1e-10)
+        added = [w * sum(map(sum, f[k])) for k, w in enumerate(weights)]
+        error = sum(abs(d - a) for d, a in zip(drops, added)) / sum(map(abs, drops))
+        assert found.sensitivity == pytest.approx(error, rel=1e-9, abs=1e-12)
+        assert found.conservation == pytest.approx(abs(s - sum(added)) / s, rel=1e-9)
+
+
+def test_xgradcam_conserves_where_there_are_no_biases():
+    """If it fails, XGrad-CAM's own axiom does not hold of our XGrad-CAM."""
+    model, image = classifier(bias=False)
+    run = classifier_score(model, image, best_class(model, image))
+    evidence = collect_evidence(LayerScore(model, '1', run))
+    assert explain(evidence, 'xgradcam').conservation < 1e-5
+    assert explain(evidence, 'gradcam').conservation > 0.1
+    assert explain(evidence, 'ablationcam-slope').sensitivity < 1e-5
+
+
+def bias_term(model, score):
+    """sum of b dS/db, the second half of equation 5."""
+    biases = {p for name, p in model.named_parameters() if name.endswith('bias')}
+    features = score.features.clone().requires_grad_()
+    (value,) = score(features)
+    gradients = torch.autograd.grad(value, list(biases), allow_unused=True)
+    return sum((b * g).sum() for b, g in zip(biases, gradients) if g is not None)
+
+
+def test_equation_5():
+    """If it fails, gradients or features are not those of the layer."""
+    model, image = classifier()
+    score = LayerScore(model, '1', classifier_score(model, image, 2))
+    found = collect_evidence(score)
+    bias = bias_term(model, score)
+    assert bias.abs() > 0.1
+    rest = found.score - (found.features * found.gradients).sum() - bias
+    assert rest.abs() < 1e-10
+
+
+def test_channels_without_a_sum_get_no_weight():
+    """If it fails, one dead channel makes the whole map NaN."""
+    features = torch.ones(3, 2, 2)
+    features[0] = 0
+    features[1, 0] = -1
+    evidence = Evidence(
+        features, torch.randn(3, 2, 2), torch.tensor(2.0), torch.ones(3)
+    )
+    weights = xgradcam(evidence)
+    assert weights[:2].tolist() == [0, 0] and weights[2] != 0
+    for method in METHODS:
+        assert explain(evidence, method).heatmap.isfinite().all()
+
+
+class Branches(nn.Module):
+    """A shared layer, in-place operations and an output that is no batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.stem = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Tanh())
+        self.layer = nn.Conv2d(3, 4, 3, padding=1)
+        self.late = nn.Conv2d(4, 3, 1)
+        self.flip = nn.Identity()
+
+    def forward(self, x):
+        x = self.norm(self.shared(x))
+        x += 1
+        side = self.flip(self.stem(x).transpose(0, 1).contiguous())
+        y = self.late(self.layer(x).relu())
+        return self.shared(y).sum((1, 2, 3)) + side.sum((0, 2, 3)) * y.mean((1, 2, 3))
+
+
+def replaced(model, layer, run, features):
+    """The score with a layer's output replaced, running the whole network."""
+    hook = model.get_submodule(layer).register_forward_hook(lambda *_: features)
+    try:
+        return run(len(features))
+    finally:
+        hook.remove()
+
+
+def test_replay_is_a_run_of_the_whole_network():
+    """If it fails, what a channel's removal does to the score is wrong."""
+    torch.manual_seed(0)
+    model = Branches().eval()
+    image = torch.randn(1, 3, 6, 6)
+    calls = []
+    model.stem.register_forward_pre_hook(lambda *_: calls.append('stem'))
+    model.stem[0].register_forward_hook(lambda *_: calls.append('stem.0'))
+
+    def run(n):
+        return model(image.expand(n, -1, -1, -1))
+
+    score = LayerScore(model, 'layer', run)
+    torch.testing.assert_close(score(score.features), run(1))
+    for n in (1, 5):
+        features = torch.randn(n, *score.features.shape[1:])
+        expected = replaced(model, 'layer', run, features)
+        calls.clear()
+        torch.testing.assert_close(score(features), expected)
+        assert 'stem.0' not in calls  # its output was handed out again
+    torch.testing.assert_close(run(1), score(score.features))  # nothing is left over
+
+
+# ---------------------------------------------------------------- detectors
+
+
+def small_model(kind):
+    """A config with random weights' model of 3 classes, 96 px images."""
+    if kind == 'faster':
+        cfg = Config.fromfile(CONFIGS / 'shapes/faster-rcnn_r18_fpn-dlu_shapes.py')
+        cfg.model.roi_head.bbox_head.num_classes = len(CLASSES)
+        cfg.model.test_cfg.rcnn.score_thr = 0.0
+    else:
+        base = dict(
+            mask='mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+            retina='retinanet/retinanet_r50_fpn_1x_coco.py',
+        )[kind]
+        cfg = get_config(f'mmdet::{base}')
+        model = cfg.model
+        model.backbone.update(depth=18, base_channels=16, init_cfg=None)
+        model.neck.update(
+            type='UpsampleFPN', in_channels=[16, 32, 64, 128], out_channels=16, **DLU
+        )
+        if kind == 'mask':
+            model.rpn_head.update(in_channels=16, feat_channels=16)
+            for part in ('bbox', 'mask'):
+                model.roi_head[f'{part}_roi_extractor'].out_channels = 16
+                model.roi_head[f'{part}_head'].update(
+                    in_channels=16, num_classes=len(CLASSES)
+                )
+            model.roi_head.bbox_head.fc_out_channels = 32
+            model.roi_head.mask_head.conv_out_channels = 16
+            model.test_cfg.rpn.max_per_img = 50
+            model.test_cfg.rcnn.score_thr = 0.0
+        else:
+            model.bbox_head.update(
+                in_channels=16, feat_channels=16, num_classes=len(CLASSES)
+            )
+            model.test_cfg.score_thr = 0.0
+        cfg.custom_imports = dict(imports=['dlu_mmdet'])
+    cfg.test_dataloader.dataset.merge(
+        dict(type='CocoDataset', metainfo=dict(classes=CLASSES))
+    )
+    for transform in cfg.test_dataloader.dataset.pipeline:
+        if transform.type == 'Resize':
+            transform.scale = (128, 128)
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    for name, parameter in model.named_parameters():
+        # scores that differ, as those of a trained detector do
+        if name.endswith(('fc_cls.weight', 'retina_cls.weight')):
+            nn.init.normal_(parameter, std=0.3)
+    model.cfg, model.dataset_meta = cfg, dict(classes=CLASSES)
+    return model.eval()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Two images, their annotations, and a config and checkpoint of each kind."""
+    folder = tmp_path_factory.mktemp('cam')
+    rng = np.random.default_rng(0)
+    names = [f'{i}.png' for i in (1, 2)]
+    for name in names:
+        noise = rng.integers(0, 255, (9, 10, 3), dtype=np.uint8)
+        mmcv.imwrite(mmcv.imresize(noise, (112, 96)), str(folder / name))
+    content = dict(
+        images=[
+            dict(id=i, file_name=name, width=112, height=96)
+            for i, name in enumerate(names)
+        ],
+        categories=[dict(id=i, name=name) for i, name in enumerate(CLASSES)],
+        annotations=[],
+    )
+    (folder / 'annotations.json').write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def models():
+    return {kind: small_model(kind) for kind in ('faster', 'mask', 'retina')}
+
+
+@pytest.fixture(scope='module')
+def seen(models, folder):
+    return {kind: detect(model, folder / '1.png') for kind, model in models.items()}
+
+
+@pytest.mark.parametrize('kind', ['faster', 'mask'])
+def test_score_of_a_two_stage_detector(models, seen, kind):
+    """If it fails, the map explains another box or class than the one shown."""
+    model, (inputs, sample) = models[kind], seen[kind]
+    found = sample.pred_instances
+    for index in (0, len(found) // 2):
+        run, level = detection_score(model, inputs, sample, index)
+        scale = found.bboxes.new_tensor(sample.scale_factor).repeat(2)
+        proposal = InstanceData(bboxes=found.bboxes[index : index + 1] * scale)
+        with torch.no_grad():
+            levels = model.extract_feat(inputs)
+            logits = model.roi_head.forward(levels, [proposal], [sample])[0]
+            torch.testing.assert_close(run(3), logits[0, found.labels[index]].repeat(3))
+        # only the level that the score names has a say
+        layer = LayerScore(model, f'neck.fpn_convs.{level}', run)
+        assert not collect_evidence(layer).is_empty
+        other = LayerScore(model, f'neck.fpn_convs.{3 - level}', run)
+        assert collect_evidence(other).is_empty
+
+
+def test_equation_5_of_a_detection(models, seen):
+    """If it fails, a detection's gradients are not those of its score."""
+    model, (inputs, sample) = models['faster'], seen['faster']
+    run, level = detection_score(model, inputs, sample, 0)
+    score = LayerScore(model, f'neck.fpn_convs.{level}', run)
+    found = collect_evidence(score)
+    sums = (found.features * found.gradients).sum() + bias_term(model, score)
+    torch.testing.assert_close(found.score, sums, rtol=1e-4, atol=1e-4)
+
+
+def test_score_of_a_dense_head(models, seen):
+    """If it fails, the map explains an anchor that did not make the box."""
+    model, (inputs, sample) = models['retina'], seen['retina']
+    found = sample.pred_instances
+    levels = set()
+    for index in (*range(0, len(found), 9), *found.bboxes.sum(1).topk(4).indices):
+        with torch.no_grad():
+            run, level = detection_score(model, inputs, sample, int(index))
+            torch.testing.assert_close(
+                run(2).sigmoid(), found.scores[index].repeat(2), rtol=1e-4, atol=1e-6
+            )
+        levels.add(level)
+    assert len(levels) > 1
+    layer = LayerScore(model, f'neck.fpn_convs.{level}', run)
+    assert not collect_evidence(layer).is_empty
+
+
+@pytest.mark.parametrize('kind', ['faster', 'mask', 'retina'])
+def test_every_kind_of_layer_of_a_detector(models, seen, kind):
+    """If it fails, removing a channel of some layer does not remove it."""
+    model, (inputs, sample) = models[kind], seen[kind]
+    run, level = detection_score(model, inputs, sample, 0)
+    for layer in (
+        default_layer(model, level),
+        'backbone.layer1.0.conv1',
+        'neck.lateral_convs.1.conv',
+        'neck.upsample_modules.0',
+    ):
+        score = LayerScore(model, layer, run)
+        features = score.features.repeat(2, 1, 1, 1)
+        features[1, ::2] = 0
+        with torch.no_grad():
+            expected = replaced(model, layer, run, features)
+            torch.testing.assert_close(score(features), expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                score(features)[:1], run(1), rtol=1e-4, atol=1e-4
+            )
+
+
+def test_layers_that_cannot_be_explained(models, seen):
+    """If it fails, a typing error ends in a traceback that explains nothing."""
+    model, (inputs, sample) = models['retina'], seen['retina']
+    run, _ = detection_score(model, inputs, sample, 0)
+    for layer, words in {
+        'backbone.layer5': r'does not exist.*backbone\.layer[1-4]',
+        '': 'does not exist',
+        'neck': r'a tuple of 5, not a feature map.*neck\.fpn_convs\.',
+        'bbox_head.cls_convs.0': r'runs 5 times.*parts: bbox_head\.cls_convs\.0\.conv',
+        'neck.fpn_convs': r'runs 0 times.*parts: neck\.fpn_convs\.0',
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            LayerScore(model, layer, run)
+    inputs, sample = seen['faster']
+    run, _ = detection_score(models['faster'], inputs, sample, 0)
+    with pytest.raises(ValueError, match=r'a tensor \(1, \d+\), not a feature map'):
+        LayerScore(models['faster'], 'roi_head.bbox_head.shared_fcs.0', run)
+    with pytest.raises(ValueError, match=r'runs 0 times.*another layer'):
+        LayerScore(models['faster'], 'rpn_head.rpn_conv', run)
+    with pytest.raises(ValueError, match='training mode'):
+        LayerScore(nn.Conv2d(1, 1, 1), '', run)
+    evidence = Evidence(*torch.ones(2, 1, 1, 1), torch.ones([]), torch.ones(1))
+    with pytest.raises(ValueError, match="'cam' is none of xgradcam"):
+        explain(evidence, 'cam')
+
+
+# --------------------------------------------------------------------- tool
+
+
+@pytest.fixture(scope='module')
+def pairs(folder, models):
+    """A config and a checkpoint of two detectors of the same classes."""
+    pairs = {}
+    for kind in ('faster', 'retina'):
+        cfg = models[kind].cfg.copy()
+        cfg.test_dataloader.dataset.merge(
+            dict(
+                data_root=str(folder),
+                ann_file='annotations.json',
+                data_prefix=dict(img=''),
+            )
+        )
+        pairs[kind] = str(folder / f'{kind}.py'), str(folder / f'{kind}.pth')
+        cfg.dump(pairs[kind][0])
+        state = dict(
+            state_dict=models[kind].state_dict(),
+            meta=dict(dataset_meta=dict(classes=CLASSES)),
+        )
+        torch.save(state, pairs[kind][1])
+    return pairs
+
+
+@pytest.fixture
+def tool(monkeypatch, tmp_path):
+    """Call tools/explain.py with arguments; it writes into tmp_path."""
+    spec = importlib.util.spec_from_file_location('explain', ROOT / 'tools/explain.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['explain.py', *map(str, arguments)])
+        module.main()
+
+    call.module = module
+    return call
+
+
+def test_picture_of_two_images_and_two_detectors(
+    tool, pairs, folder, tmp_path, monkeypatch, capsys
+):
+    """If it fails, the documented command does not run, or a row is missing."""
+    figures = []
+    draw = tool.module.draw_heatmaps
+    monkeypatch.setattr(
+        tool.module, 'draw_heatmaps', lambda *a: figures.append(draw(*a)) or figures[0]
+    )
+    images = folder / '1.png', folder / '2.png'
+    tool(*pairs['faster'], *images, '--also', *pairs['faster'], '--score-thr', 0)
+    printed = capsys.readouterr().out
+    assert printed.count('XGrad-CAM') == printed.count('Ablation-CAM ') == 4
+    assert Image.open(tmp_path / 'work_dirs/explain.png').format == 'PNG'
+    panels = [axes for axes in figures[0].axes if axes.images]
+    titles = [axes.get_title() for axes in panels[:5]]
+    assert titles == [
+        'detection',
+        'XGrad-CAM',
+        'Grad-CAM',
+        'Grad-CAM++',
+        'Ablation-CAM',
+    ]
+    assert len(panels) == 4 * 5
+    assert panels[5].get_ylabel() == 'dlu (2)\n1.png'
+    for axes in panels:
+        assert axes.patches  # the box
+        assert axes.get_xlim() == (0, 112) and axes.get_ylim() == (96, 0)
+    for axes in (panels[1], panels[19]):
+        assert axes.get_xlabel().startswith('sensitivity ')
+        # the padded input, 128 px of which the image is 128 x 110
+        assert axes.images[1].get_extent() == pytest.approx([0, 112, 112, 0], rel=0.01)
+    # the same detector twice finds the same object
+    np.testing.assert_array_equal(
+        panels[1].images[1].get_array(), panels[6].images[1].get_array()
+    )
+
+
+def test_image_without_detections(tool, pairs, folder, tmp_path, monkeypatch, capsys):
+    """If it fails, one empty image stops a batch of pictures."""
+    rows = []
+    draw = tool.module.draw_heatmaps
+    monkeypatch.setattr(
+        tool.module, 'draw_heatmaps', lambda r, m: rows.extend(r) or draw(r, m)
+    )
+    out = tmp_path / 'empty.png'
+    tool(*pairs['faster'], folder / '1.png', '--score-thr', 1, '--out', out)
+    assert rows[0].caption == 'no detection of score ≥ 1' and rows[0].box is None
+    assert 'no detection' in capsys.readouterr().out
+    assert Image.open(out).format == 'PNG'
+
+
+def test_table_of_the_axioms(tool, pairs, capsys):
+    """If it fails, the documented table cannot be made."""
+    tool(
+        *pairs['retina'], '--num-detections', 5, '--score-thr', 0,
+        '--layer', 'neck.fpn_convs.{level}',
+        '--method', 'xgradcam', 'ablationcam-slope',
+    )  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    table = [
+        [cell.strip() for cell in line.strip('|').split('|')]
+        for line in lines
+        if line.startswith('|')
+    ]
+    assert len(table) == 4
+    assert table[2][:3] == ['dlu', 'XGrad-CAM', '5']
+    assert table[3][:5] == ['dlu', 'Ablation-CAM, slope', '5', '0.000', '0.000']
+    assert all(np.isfinite(float(value)) for value in table[2][3:])
+
+
+def test_mistakes_are_named(tool, pairs, folder):
+    """If it fails, a mistake on the command line is not explained."""
+    common = *pairs['faster'], folder / '1.png', '--score-thr', 0
+    for arguments, error, words in [
+        (['--target', 'det:1000'], ValueError, r'1000 is not among the \d+ detections'),
+        (['--target', 'class:rings'], ValueError, "no class 'rings'.*ring"),
+        (['--target', 'best'], ValueError, "det:N or class:NAME, got 'best'"),
+        (['--layer', 'backbone.layer9'], ValueError, r'nearest.*backbone\.layer'),
+        (['--layer', 'neck'], ValueError, 'not a feature map'),
+        (['--device', 'cuda:99'], ValueError, "'cuda:99' is not there.*cpu"),
+        (['--batch-size', 0], ValueError, 'batch_size must be at least 1'),
+        (['--score-thr', 2], ValueError, '--score-thr'),
+        (['--method', 'cam'], SystemExit, None),
+    ]:
+        with pytest.raises(error, match=words):
+            tool(*common, *arguments)
+    with pytest.raises(FileNotFoundError, match=r'nowhere\.png'):
+        tool(*pairs['faster'], folder / 'nowhere.png')
+    with pytest.raises(ValueError, match='annotations.json cannot be read'):
+        tool(*pairs['faster'], folder / 'annotations.json')
+    with pytest.raises(ValueError, match='no detection to average over'):
+        tool(*pairs['faster'], '--score-thr', 1)
+
+
+def test_a_class_that_was_not_detected(tool, pairs, folder, monkeypatch):
+    """If it fails, the reader does not learn what was detected instead."""
+    find = tool.module.find_detections
+
+    def only_discs(*arguments):
+        inputs, sample = find(*arguments)
+        sample.pred_instances = sample.pred_instances[:3]
+        sample.pred_instances.labels[:] = 0
+        return inputs, sample
+
+    monkeypatch.setattr(tool.module, 'find_detections', only_discs)
+    common = *pairs['faster'], folder / '1.png', '--score-thr', 0
+    with pytest.raises(ValueError, match="'ring' is not among the 3.*: 3 disc"):
+        tool(*common, '--target', 'class:ring')
+
+
+def test_same_object_of_another_detector(tool):
+    """If it fails, the rows of a picture are of different objects."""
+    sample = type('Sample', (), {})()
+    sample.pred_instances = InstanceData(
+        bboxes=torch.tensor([[0, 0, 10, 10], [0, 0, 9, 10], [50, 50, 60, 60.0]]),
+        labels=torch.tensor([1, 0, 0]),
+    )
+    box = torch.tensor([0, 0, 10, 10.0])
+    assert tool.module.same_object(sample, box, 0) == 1
+    assert tool.module.same_object(sample, box, 2) is None
+    sample.pred_instances = sample.pred_instances[:0]
+    assert tool.module.same_object(sample, box, 0) is None

@@ -198,6 +198,7 @@ def test_seeds_are_pooled():
     found = paired_differences(dict(base=[a, a], two=[b, a]), 'base', 100)
     found = found['two']['AP']
     assert found['seeds'][1] == 0 and found['seeds'][0] != 0
+    assert not found['real']  # a seed without a difference
     assert found['difference'] == pytest.approx(np.mean(found['seeds']))
 
 
@@ -206,6 +207,8 @@ def test_evaluations_of_other_images_are_refused():
     more = Evaluation.from_coco(coco_of(range(3), []), [], [1])
     with pytest.raises(ValueError, match='other images'):
         paired_differences(dict(a=[few], b=[more]), 'a')
+    with pytest.raises(ValueError, match='b has 2 evaluations and a 1'):
+        paired_differences(dict(a=[few], b=[few, few]), 'a')
     with pytest.raises(ValueError, match="baseline 'c'.*a, b"):
         paired_differences(dict(a=[few], b=[few]), 'c')
 

@@ -225,6 +225,11 @@ def resample(num_images: int, resamples: int, seed: int = 0) -> np.ndarray:
     )
 
 
+def _is_real(low: float, high: float, seeds: np.ndarray) -> bool:
+    """Whether neither other images nor another of these seeds turns a sign."""
+    return bool((low > 0 and (seeds > 0).all()) or (high < 0 and (seeds < 0).all()))
+
+
 def paired_differences(
     evaluations: Mapping[str, Sequence[Evaluation]],
     baseline: str,
@@ -245,8 +250,8 @@ def paired_differences(
 
     Args:
         evaluations (Mapping[str, Sequence[Evaluation]]): For each detector one
-            evaluation a seed, all on the same images; detectors that are compared
-            seed by seed have the same seeds in the same order.
+            evaluation a seed, all on the same images and with the same seeds in
+            the same order.
         baseline (str): Key of the detector that others are compared with.
         resamples (int): Number of resamples.
         seed (int): Of the draw.
@@ -255,13 +260,13 @@ def paired_differences(
 
     Returns:
         dict: ``[detector][metric]`` holds ``difference``, ``low``, ``high``,
-        ``real`` (whether the interval leaves out 0) and ``seeds``, the
-        difference of each seed (empty where numbers of seeds differ). Metrics
+        ``real`` (whether the interval leaves out 0 and every seed lies on the
+        same side of it) and ``seeds``, the difference of each seed. Metrics
         without an object to find are left out.
 
     Raises:
-        ValueError: If the baseline is not there, a detector has no
-            evaluation, or the evaluations are not of the same images.
+        ValueError: If the baseline is not there, a detector has none or another
+            number of evaluations, or they are not of the same images.
     """
     if baseline not in evaluations:
         raise ValueError(
@@ -273,6 +278,11 @@ def paired_differences(
     for name, each in evaluations.items():
         if not each:
             raise ValueError(f'{name} has no evaluation to compare')
+        if len(each) != len(evaluations[baseline]):
+            raise ValueError(
+                f'{name} has {len(each)} evaluations and {baseline} '
+                f'{len(evaluations[baseline])}; compare the same seeds'
+            )
         if any(not np.array_equal(e.objects, first.objects) for e in each):
             raise ValueError(
                 f'{name} was evaluated on other images or objects than '
@@ -298,14 +308,14 @@ def paired_differences(
             # a resample without objects of a size says nothing about them
             warnings.simplefilter('ignore', RuntimeWarning)
             low, high = np.nanpercentile(pooled[1:], [2.5, 97.5], axis=0)
-        paired = own[:, 0] - base[:, 0] if len(own) == len(base) else None
+        paired = own[:, 0] - base[:, 0]
         differences[name] = {
             metric: dict(
                 difference=float(pooled[0, m]),
                 low=float(low[m]),
                 high=float(high[m]),
-                real=bool(low[m] > 0 or high[m] < 0),
-                seeds=[] if paired is None else paired[:, m].tolist(),
+                real=_is_real(low[m], high[m], paired[:, m]),
+                seeds=paired[:, m].tolist(),
             )
             for m, metric in enumerate(names)
             if np.isfinite(pooled[0, m])

@@ -291,9 +291,10 @@ def notes(summary: dict) -> list[str]:
             1,
             f'Differences: mean over seeds '
             f'{", ".join(map(str, summary["seeds"]))}; interval from '
-            f'{summary["resamples"]} paired resamples of the test images, real where '
-            f'it leaves out 0. It says what other images would change; what another '
-            f'seed would change shows in the last column.',
+            f'{summary["resamples"]} paired resamples of the test images, which says '
+            f'what other images would change; what another seed would change shows in '
+            f'the last column. Real: the interval leaves out 0 and every seed lies on '
+            f'the same side of it.',
         )
     return found
 

@@ -221,6 +221,8 @@ def test_kernel_picture_shows_kernels_and_places():
 def test_hook_shows_pictures_during_training(config, tmp_path):
     """If it fails, TensorBoard shows no pictures, or training ends with an error."""
     config.work_dir = str(tmp_path)
+    # mmengine hands out visualizers by name, folder and all
+    config.visualizer.name = tmp_path.name
     config.train_cfg.max_epochs = 2
     config.train_cfg.val_begin = 3
     config.train_dataloader.batch_size = 4

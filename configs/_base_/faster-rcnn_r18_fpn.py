@@ -3,7 +3,7 @@
 _base_ = 'mmdet::_base_/default_runtime.py'
 custom_imports = dict(imports=['dlu_mmdet'])
 default_hooks = dict(
-    logger=dict(interval=10), checkpoint=dict(interval=1, max_keep_ckpts=1)
+    logger=dict(interval=10), checkpoint=dict(interval=1, max_keep_ckpts=2)
 )
 log_processor = dict(window_size=10)
 randomness = dict(seed=0)

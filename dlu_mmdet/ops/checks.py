@@ -97,7 +97,9 @@ def check_dlu(
     """
     _check_features(features, kernels=kernels, offsets=offsets)
     n, c, h, w = features.shape
-    check_geometry(c, kernel_size, group_size, scale_factor)
+    # torch.jit.trace hands out sizes as tensors
+    channels = int(c) if isinstance(c, Tensor) else c
+    check_geometry(channels, kernel_size, group_size, scale_factor)
     _check_tensor(
         'kernels', kernels, '(N, G*K*K, H, W)', (n, group_size * kernel_size**2, h, w)
     )
@@ -124,7 +126,9 @@ def check_carafe(
     """
     _check_features(features, masks=masks)
     n, c, h, w = features.shape
-    check_geometry(c, kernel_size, group_size, scale_factor)
+    # torch.jit.trace hands out sizes as tensors
+    channels = int(c) if isinstance(c, Tensor) else c
+    check_geometry(channels, kernel_size, group_size, scale_factor)
     _check_tensor(
         'masks',
         masks,

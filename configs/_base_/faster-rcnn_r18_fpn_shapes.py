@@ -1,4 +1,4 @@
-"""Five epochs of 45 iterations on shapes, scored at the end."""
+"""Five epochs of 50 iterations on shapes, scored at the end."""
 
 _base_ = ['./faster-rcnn_r18_fpn.py', './shapes_detection.py']
 model = dict(

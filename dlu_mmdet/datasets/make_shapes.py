@@ -266,7 +266,7 @@ def _is_complete(out: Path, manifest: dict) -> bool:
 
 def make_shapes(
     out: str | os.PathLike = 'data/shapes',
-    num_train: int = 360,
+    num_train: int = 400,
     num_val: int = 150,
     image_size: int = 192,
     min_size: float = 12,
@@ -282,7 +282,7 @@ def make_shapes(
 
     Args:
         out (str | os.PathLike): Folder to make. Defaults to 'data/shapes'.
-        num_train (int): Number of training images. Defaults to 360.
+        num_train (int): Number of training images. Defaults to 400.
         num_val (int): Number of validation images. Defaults to 150.
         image_size (int): Height and width of the images in pixels, at least 32.
             Defaults to 192.
@@ -360,7 +360,7 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument('out', nargs='?', default='data/shapes', help='folder to make')
-    parser.add_argument('--num-train', type=int, default=360, help='training images')
+    parser.add_argument('--num-train', type=int, default=400, help='training images')
     parser.add_argument('--num-val', type=int, default=150, help='validation images')
     parser.add_argument(
         '--image-size', type=int, default=192, help='height and width in pixels'

@@ -9,10 +9,9 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from mmengine.config import DictAction
-
 from dlu_mmdet.analysis import comparison, report, runs
 from dlu_mmdet.analysis.tables import to_markdown
+from dlu_mmdet.engine import add_cfg_options, add_training_arguments
 
 TOOLS = Path(__file__).resolve().parent
 
@@ -42,14 +41,7 @@ def parse_args() -> argparse.Namespace:
         help='what others are compared with: an upsampler, or a config file without '
         '.py where two configs have the same (default: bilinear, or the first)',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override settings of every config',
-    )
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm'],
@@ -63,14 +55,7 @@ def parse_args() -> argparse.Namespace:
         default=8,
         help='of each run with a launcher, one a GPU (default: %(default)s)',
     )
-    parser.add_argument(
-        '--amp', action='store_true', help='train in automatic mixed precision'
-    )
-    parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help='scale the learning rate with the batch size',
-    )
+    add_training_arguments(parser)
     parser.add_argument(
         '--resamples',
         type=int,

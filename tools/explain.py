@@ -11,13 +11,11 @@ import torch
 from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_overlaps
-from mmengine.config import DictAction
 from mmengine.utils import track_iter_progress
 from torch import nn
 
 from dlu_mmdet.analysis.tables import to_markdown
-from dlu_mmdet.engine import load_detector
-from dlu_mmdet.necks import upsampler_name
+from dlu_mmdet.engine import add_cfg_options, load_detectors
 from dlu_mmdet.visualization.cam import (
     METHODS,
     TITLES,
@@ -100,13 +98,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--device', default='cpu', help='e.g. cuda:0 (default: %(default)s)'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of every config',
-    )
+    add_cfg_options(parser)
     args = parser.parse_args()
     if not 0 <= args.score_thr <= 1:
         raise ValueError(f'--score-thr must be in [0, 1], got {args.score_thr}')
@@ -115,18 +107,6 @@ def parse_args() -> argparse.Namespace:
             f'--num-detections must be at least 1, got {args.num_detections}'
         )
     return args
-
-
-def load_models(args: argparse.Namespace) -> dict[str, nn.Module]:
-    """Load the detectors, each under the name of its upsampler."""
-    models = {}
-    for config, checkpoint in [(args.config, args.checkpoint), *args.also]:
-        print(f'loading {checkpoint}')
-        model = load_detector(config, checkpoint, args.device, args.cfg_options)
-        name = upsampler_name(model.cfg.model.get('neck')) or Path(config).stem
-        same = sum(other.split(' (')[0] == name for other in models)
-        models[f'{name} ({same + 1})' if same else name] = model
-    return models
 
 
 def find_detections(model: nn.Module, image: str, score_thr: float):
@@ -319,7 +299,8 @@ def print_table(rows: Sequence[tuple[str, str, float, float]]) -> None:
 
 def main() -> None:
     args = parse_args()
-    models = load_models(args)
+    pairs = [(args.config, args.checkpoint), *args.also]
+    models = load_detectors(pairs, args.device, args.cfg_options)
     if args.images:
         show_images(args, models)
     else:

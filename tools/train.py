@@ -2,20 +2,18 @@
 
 import argparse
 
-from dlu_mmdet.engine import add_config_arguments, build_runner, load_config
+from dlu_mmdet.engine import (
+    add_config_arguments,
+    add_training_arguments,
+    build_runner,
+    load_config,
+)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a detector')
     parser.add_argument('config', help='path of the config')
-    parser.add_argument(
-        '--amp', action='store_true', help='train in automatic mixed precision'
-    )
-    parser.add_argument(
-        '--auto-scale-lr',
-        action='store_true',
-        help='scale the learning rate with the batch size',
-    )
+    add_training_arguments(parser)
     parser.add_argument(
         '--resume',
         nargs='?',

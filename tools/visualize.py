@@ -10,14 +10,12 @@ import mmcv
 import numpy as np
 from mmdet.apis import inference_detector
 from mmdet.registry import DATASETS
-from mmengine.config import DictAction
 from mmengine.dataset import BaseDataset
 from mmengine.structures import InstanceData
 from mmengine.utils import track_iter_progress
 
 from dlu_mmdet.analysis.matching import disagreement, match_detections
-from dlu_mmdet.engine import load_detector
-from dlu_mmdet.necks import upsampler_name
+from dlu_mmdet.engine import add_cfg_options, load_detectors
 from dlu_mmdet.visualization import detections, features, kernels
 from dlu_mmdet.visualization.figures import save_figure, write_page
 
@@ -73,13 +71,7 @@ def parse_args() -> argparse.Namespace:
     shared.add_argument(
         '--device', default='cpu', help='e.g. cuda:0 (default: %(default)s)'
     )
-    shared.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help='override settings of every config',
-    )
+    add_cfg_options(shared)
 
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, dest='command', metavar='COMMAND')
@@ -157,26 +149,6 @@ def _position(text: str) -> tuple[int, int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f'a position is X,Y, got {text!r}') from None
     return x, y
-
-
-def load_models(args: argparse.Namespace) -> dict:
-    """Load every detector under its upsampler's name, or else its config's."""
-    models = {}
-    loaded = []
-    for config, checkpoint in args.models:
-        print(f'loading {checkpoint}')
-        loaded.append(
-            load_detector(config, checkpoint, args.device, cfg_options=args.cfg_options)
-        )
-    names = [
-        upsampler_name(model.cfg.model.get('neck')) or Path(config).stem
-        for model, (config, _) in zip(loaded, args.models, strict=True)
-    ]
-    for index, (name, model) in enumerate(zip(names, loaded, strict=True)):
-        if names.count(name) > 1:
-            name = f'{name} ({names[: index + 1].count(name)})'
-        models[name] = model
-    return models
 
 
 def check_classes(
@@ -301,7 +273,7 @@ def show_detections(args: argparse.Namespace) -> None:
                 '--only-differences searches the whole data set; leave out --images '
                 'and --image-ids'
             )
-    models = load_models(args)
+    models = load_detectors(args.models, args.device, args.cfg_options)
     configs = [config for config, _ in args.models]
     dataset = load_dataset(args, models)
     if dataset is None:
@@ -388,7 +360,7 @@ def pick_differences(
 
 def record_images(args: argparse.Namespace) -> list[tuple]:
     """Run every detector on every image; name, then recordings by detector."""
-    models = load_models(args)
+    models = load_detectors(args.models, args.device, args.cfg_options)
     infos = choose_images(args, load_dataset(args, models))
     if args.out.suffix == '.png' and len(infos) > 1:
         raise ValueError(

@@ -26,7 +26,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from pycocotools.coco import COCO
 
-from ..engine import build_runner
+from ..engine import build_runner, replacing
 from ..necks import upsampler_name
 from .bootstrap import METRICS, Evaluation
 
@@ -314,13 +314,9 @@ def begin(work_dir: str | Path, runs: Sequence[Run]) -> None:
 
 def write(path: Path, content: str | bytes) -> None:
     """Write a file that is whole or not there at all."""
-    partial = path.with_name(f'.{path.name}.partial')
     content = content.encode() if isinstance(content, str) else content
-    try:
+    with replacing(path) as partial:
         partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -1,14 +1,29 @@
 """Running: command line, checkpoints and runners."""
 
-from .checkpoint import CheckpointGuardHook, check_state_dict, load_detector
-from .cli import add_config_arguments, load_config
+from .checkpoint import (
+    CheckpointGuardHook,
+    check_state_dict,
+    load_detector,
+    load_detectors,
+)
+from .cli import (
+    add_cfg_options,
+    add_config_arguments,
+    add_training_arguments,
+    load_config,
+)
+from .files import replacing
 from .runner import build_runner
 
 __all__ = [
     'CheckpointGuardHook',
+    'add_cfg_options',
     'add_config_arguments',
+    'add_training_arguments',
     'build_runner',
     'check_state_dict',
     'load_config',
     'load_detector',
+    'load_detectors',
+    'replacing',
 ]

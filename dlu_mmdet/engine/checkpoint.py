@@ -11,6 +11,7 @@ import builtins
 import os
 import pickle
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import load_from_http
 from torch import nn
+
+from ..necks import upsampler_name
 
 try:
     from numpy._core import multiarray
@@ -275,3 +278,38 @@ def load_detector(
     model = init_detector(config, str(checkpoint), device=device, cfg_options={})
     check_state_dict(model, state.get('state_dict', state))
     return model
+
+
+def load_detectors(
+    pairs: Sequence[tuple[str, str]],
+    device: str = 'cpu',
+    cfg_options: dict | None = None,
+) -> dict[str, nn.Module]:
+    """Load several detectors, each under the name of its upsampler.
+
+    Args:
+        pairs (Sequence[tuple[str, str]]): Configs and their checkpoints.
+        device (str): Device to put them on. Defaults to 'cpu'.
+        cfg_options (dict, optional): Overrides of every config.
+
+    Returns:
+        dict[str, nn.Module]: In the order given. The name is that of the
+        config file where the neck has no upsampler, and numbered, 'dlu (1)',
+        where several have the same.
+
+    Raises:
+        FileNotFoundError: As :func:`load_detector`.
+        ValueError: As :func:`load_detector`.
+    """
+    loaded = []
+    for config, checkpoint in pairs:
+        print(f'loading {checkpoint}')
+        loaded.append(load_detector(config, checkpoint, device, cfg_options))
+    names = [
+        upsampler_name(model.cfg.model.get('neck')) or Path(config).stem
+        for model, (config, _) in zip(loaded, pairs)
+    ]
+    return {
+        f'{name} ({names[: i + 1].count(name)})' if names.count(name) > 1 else name: m
+        for i, (name, m) in enumerate(zip(names, loaded))
+    }

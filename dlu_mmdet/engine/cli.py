@@ -1,4 +1,4 @@
-"""The flags that training and testing share: mmdet's."""
+"""The flags that tools share: mmdet's."""
 
 from __future__ import annotations
 
@@ -16,16 +16,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         help='folder of logs and checkpoints; '
         'defaults to work_dirs/ and the name of the config',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override settings of the config, as in '
-        'model.neck.upsample_cfg.type=carafe; a list is '
-        'key="[a,b]"',
-    )
+    add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
         default='none',
@@ -35,6 +26,31 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     # torch.distributed.launch passes it; torchrun sets the variable instead
     parser.add_argument(
         '--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS
+    )
+
+
+def add_cfg_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options``."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override settings of the config, of every one where there are several, '
+        'as in model.neck.upsample_cfg.type=carafe; a list is key="[a,b]"',
+    )
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--amp`` and ``--auto-scale-lr``."""
+    parser.add_argument(
+        '--amp', action='store_true', help='train in automatic mixed precision'
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the batch size',
     )
 
 

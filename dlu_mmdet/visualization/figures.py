@@ -4,7 +4,6 @@ import base64
 import html
 import os
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from string import Template
 
@@ -15,6 +14,8 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from ..engine import replacing
 
 #: Dots per inch of every figure.
 DPI = 150
@@ -110,7 +111,7 @@ def save_figure(
     texts = PngInfo()
     for key, text in ((_TITLE, title), (_CAPTION, caption), (_MAKER, _OURS)):
         texts.add_itxt(key, text)
-    with _replacing(path) as partial:
+    with replacing(path) as partial:
         picture.save(partial, format='PNG', optimize=True, pnginfo=texts)
 
 
@@ -144,7 +145,7 @@ def write_page(folder: str | os.PathLike, title: str = 'Pictures') -> Path:
         )
     page = Path(folder, 'index.html')
     content = _PAGE.substitute(title=html.escape(title), figures='\n'.join(figures))
-    with _replacing(page) as partial:
+    with replacing(page) as partial:
         partial.write_text(content, encoding='utf-8')
     return page
 
@@ -169,16 +170,3 @@ def _with_palette(image: np.ndarray, kept: Sequence[str]) -> Image.Image:
         found = Image.fromarray(others[None]).quantize(number).getpalette()
         palette += np.reshape(found[: 3 * number], (-1, 3)).tolist()
     return reduced()
-
-
-@contextmanager
-def _replacing(path: str | os.PathLike):
-    """A path to write to that takes the place of ``path`` once it is whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

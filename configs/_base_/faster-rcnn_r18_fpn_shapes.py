@@ -1,13 +1,13 @@
-"""Five epochs of 50 iterations on shapes, scored at the end."""
+"""Four epochs of 100 iterations on shapes, scored at the end."""
 
 _base_ = ['./faster-rcnn_r18_fpn.py', './shapes_detection.py']
 model = dict(
     roi_head=dict(bbox_head=dict(num_classes=6)),
     train_cfg=dict(rpn_proposal=dict(nms_pre=300, max_per_img=150)),
 )
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
 
-max_epochs = 5
+max_epochs = 4
 train_cfg = dict(
     type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs
 )

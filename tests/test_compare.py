@@ -178,13 +178,15 @@ def test_known_differences():
     better, other, same = (differences[n]['AP'] for n in ('better', 'other', 'same'))
     # 81 of 101 recall thresholds are reached with 80 of 100 objects
     assert better['difference'] == pytest.approx(20 / 101)
-    assert better['real'] and better['low'] < 20 / 101 < better['high']
+    assert better['low'] < 20 / 101 < better['high']
     # the missed of a resample are binomial: n 100, p 0.2
     assert better['high'] - better['low'] == pytest.approx(2 * 1.96 * 0.04, rel=0.2)
-    assert other['difference'] == 0 and not other['real']
+    assert other['difference'] == 0
     assert other['low'] < 0 < other['high']
     # paired: the same detections differ on no draw
-    assert same['low'] == same['high'] == 0 and not same['real']
+    assert same['low'] == same['high'] == 0
+    # one seed cannot tell
+    assert better['real'] is other['real'] is same['real'] is None
     assert better['seeds'] == [better['difference']]
 
 
@@ -200,6 +202,8 @@ def test_seeds_are_pooled():
     assert found['seeds'][1] == 0 and found['seeds'][0] != 0
     assert not found['real']  # a seed without a difference
     assert found['difference'] == pytest.approx(np.mean(found['seeds']))
+    both = paired_differences(dict(base=[b, b], two=[a, a]), 'base', 100)
+    assert both['two']['AP']['real'] is True
 
 
 def test_evaluations_of_other_images_are_refused():
@@ -242,7 +246,18 @@ def test_commands_of_the_launchers(tmp_path, monkeypatch):
     (planned,) = runs.plan([SHAPES_DLU], [0], tmp_path)
     plain = runs.Launch().train(planned, Path('tools'))
     assert plain[1:3] == ['tools/train.py', str(planned.config)]
-    assert '--resume' in plain and '--launcher' not in plain
+    assert '--launcher' not in plain
+    # only what has begun is resumed: a config may name a checkpoint to start from
+    assert '--resume' not in plain
+    planned.work_dir.mkdir(parents=True)
+    (planned.work_dir / 'last_checkpoint').write_text('')
+    assert planned.state == 'not started'
+    (planned.work_dir / 'epoch_1.pth').touch()
+    (planned.work_dir / 'last_checkpoint').write_text(
+        str(planned.work_dir / 'epoch_1.pth')
+    )
+    assert planned.state == 'half-finished'
+    assert '--resume' in runs.Launch().train(planned, Path('tools'))
     torchrun = runs.Launch('pytorch', 8, ('--amp',)).train(planned, Path('tools'))
     assert 'torch.distributed.run' in torchrun and '--nproc_per_node=8' in torchrun
     assert torchrun[-2:] == ['--launcher', 'pytorch'] and '--amp' in torchrun
@@ -315,10 +330,11 @@ def test_one_command_gives_tables_pictures_and_a_page(compared):
         # two epochs of two iterations, and an AP for each epoch
         assert own['loss'][-1][0] == 4
         assert [epoch for epoch, _ in own['validation']] == [1, 2]
+        # mmdet keeps three decimals of pycocotools' AP
+        assert own['validation'][-1][1] == pytest.approx(own['AP'], abs=5.1e-4)
     found = summary['differences']['dlu']['AP']
-    # mmdet keeps three decimals
     expected = runs_of['dlu']['AP'] - runs_of['nearest']['AP']
-    assert found['difference'] == pytest.approx(expected, abs=1.1e-3)
+    assert found['difference'] == pytest.approx(expected, abs=1e-9)
     assert found['low'] <= found['difference'] <= found['high']
     with (folder / 'comparison.csv').open() as file:
         rows = list(csv.DictReader(file))
@@ -351,7 +367,7 @@ def test_mean_and_spread_over_seeds(compared, options, tmp_path):
         assert row['seeds'] == [0, 1]
         assert row['AP'] == pytest.approx(0.5 + gain / 2)
         assert row['AP_std'] == pytest.approx(gain / 2**0.5)
-    assert comparison.accuracy_table(summary)[1][1] == '0.650 ± 0.212'
+    assert comparison.accuracy_table(summary)[1][1:3] == ['2', '0.650 ± 0.212']
     assert len(summary['differences']['dlu']['AP']['seeds']) == 2
 
 
@@ -423,10 +439,12 @@ def test_a_failing_run_is_reported_and_the_others_go_on(
     held = dict(configs=[SHAPES_DLU.stem], seeds=[0])
     (work_dir / 'plan.json').write_text(json.dumps(held))
     command = [tmp_path / 'broken.py', SHAPES_DLU, '--work-dir', work_dir]
+    command += ['--baseline', 'bilinear']
     assert compare(*command, '--resamples', 100, *as_arguments(options)) == 1
     errors = capsys.readouterr().err
     assert 'mat1 and mat2' in errors and 'train.log' in errors
     assert 'failed: bilinear seed 0' in errors
+    assert 'no run of the baseline bilinear is finished' in errors
     assert '| dlu ' in (work_dir / 'comparison.md').read_text()
 
 
@@ -436,7 +454,8 @@ def test_dry_run_prints_and_leaves_nothing(options, tmp_path, capsys):
     output = capsys.readouterr().out
     assert output.count('dlu seed') == 2 and 'not started' in output
     assert len(re.findall(r'training \d+:\d\d:\d\d', output)) == 2
-    assert 'torch.distributed.run' in output and 'srun' in output
+    assert '--nproc_per_node=8' in output and '--ntasks=8' in output
+    assert '--launcher slurm --processes 8' in output
     assert not (tmp_path / 'work').exists()
 
 
@@ -448,7 +467,7 @@ def test_dry_run_prints_and_leaves_nothing(options, tmp_path, capsys):
     [
         ('train_dataloader.dataset.ann_file', 'annotations/other.json'),
         ('test_dataloader.dataset.data_root', 'elsewhere/'),
-        ('test_evaluator.metric', 'proposal'),
+        ('test_evaluator.metric', ['bbox', 'proposal']),
     ],
 )
 def test_configs_of_other_data_or_evaluators_are_refused(tmp_path, key, value):
@@ -462,6 +481,27 @@ def test_configs_of_other_data_or_evaluators_are_refused(tmp_path, key, value):
         runs.plan([NEAREST, tmp_path / 'other.py'], [0], tmp_path / 'work')
     message = str(info.value)
     assert key in message and repr(value) in message and repr(before) in message
+
+
+def test_what_cannot_be_compared_is_refused_before_training(tmp_path):
+    for options, message in (
+        ({'test_evaluator.ann_file': None}, 'test_evaluator must be a CocoMetric'),
+        ({'test_evaluator.metric': 'segm'}, "metric 'bbox'.*'segm'"),
+        ({'model.neck': None}, 'has no model.neck'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            runs.plan([SHAPES_DLU], [0], tmp_path, options)
+
+
+def test_published_figures_are_of_the_same_detector():
+    def of(name):
+        return comparison.published(Config.fromfile(CONFIGS / f'{name}.py'))[0]
+
+    assert of('faster_rcnn/faster-rcnn_r50_fpn-dlu_1x_coco') == 38.6
+    assert of('mask_rcnn/mask-rcnn_r50_fpn-carafe_1x_coco') == 39.3
+    assert of('retinanet/retinanet_r50_fpn-dlu_1x_coco') is None
+    assert of('libra_rcnn/libra-faster-rcnn_r50_fpn-dlu_1x_coco') is None
+    assert of('shapes/faster-rcnn_r18_fpn-dlu-direct_shapes') is None
 
 
 def test_repetitions_are_refused(tmp_path):
@@ -481,6 +521,13 @@ def test_folder_of_another_comparison_is_refused(tmp_path):
         runs.plan([SHAPES_DLU], [0, 1], work_dir)
     with pytest.raises(ValueError, match='seeds 1 too'):
         runs.plan([SHAPES_DLU, NEAREST], [0], work_dir)
+    # numbers of other flags or batch sizes do not mix
+    with pytest.raises(ValueError, match=r"trained with .*'flags': \[\].*--amp"):
+        amp = runs.Launch(train_flags=('--amp',))
+        runs.plan([SHAPES_DLU, NEAREST], [0, 1], work_dir, launch=amp)
+    with pytest.raises(ValueError, match="'processes': 1.*'processes': 8"):
+        eight = runs.Launch('pytorch', 8)
+        runs.plan([SHAPES_DLU, NEAREST], [0, 1], work_dir, launch=eight)
     # more of the same is not another comparison
     assert len(runs.plan([SHAPES_DLU, NEAREST], [0, 1, 2], work_dir)) == 6
     planned[0].work_dir.mkdir(parents=True)
@@ -524,6 +571,13 @@ def test_no_space_left(tmp_path):
         list(runs.execute(planned, ROOT / 'tools'))
     assert info.value.errno == errno.ENOSPC
     assert planned.state == 'not started'
+    # a process of the run meets it: where, its log says
+    log = tmp_path / 'test.log'
+    command = [sys.executable, '-c', 'raise OSError(28, "No space left on device")']
+    with (tmp_path / 'lock').open('w') as lock, pytest.raises(OSError) as info:
+        list(runs._follow(command, log, lock.fileno()))
+    assert info.value.errno == errno.ENOSPC
+    assert str(log) in str(info.value) and 'Traceback' in str(info.value)
 
 
 def test_no_space_left_keeps_what_is_finished(compared, tmp_path, capsys):

@@ -74,14 +74,14 @@ def hours(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def dry_run(planned: list[runs.Run], flags: tuple[str, ...]) -> None:
+def dry_run(planned: list[runs.Run], launch: runs.Launch) -> None:
     """Print the runs, how long they should take here, and their commands."""
     estimates = {}
     total = 0.0
     for run in planned:
         if run.name not in estimates:
             print(f'timing {run.source} ...', flush=True)
-            estimates[run.name] = runs.estimate(run)
+            estimates[run.name] = runs.estimate(run, '--amp' in launch.train_flags)
         took = estimates[run.name]
         if run.state != 'finished':
             total += sum(took.values())
@@ -90,18 +90,21 @@ def dry_run(planned: list[runs.Run], flags: tuple[str, ...]) -> None:
             f'{hours(took["train"])}, testing {hours(took["test"])}'
         )
     print(
-        f'\nto do, as if nothing had begun: {hours(total)} on this machine, one '
-        f'process a run, without start-up and evaluation'
+        f'\nto do: {hours(total)} on this machine, one process a run, a half-finished '
+        f'run counted as a whole one, without start-up and evaluation'
     )
-    example = planned[0]
-    for title, launcher in (('8 GPUs', 'pytorch'), ('a Slurm cluster', 'slurm')):
-        launch = runs.Launch(launcher, 8, flags)
+    number, example = launch.processes, planned[0]
+    for title, launcher in (('on', 'pytorch'), ('on a Slurm cluster with', 'slurm')):
+        one = runs.Launch(launcher, number, launch.train_flags)
+        # the last of several equal options counts
         whole = [a for a in sys.argv[1:] if a != '--dry-run']
+        whole += ['--launcher', launcher, '--processes', str(number)]
         print(
-            f'\non {title}, all of it, then the commands of one run:\n  '
-            + shlex.join(['python', sys.argv[0], *whole, '--launcher', launcher])
+            f'\n{title} {number} GPUs, all of it:\n  '
+            + shlex.join(['python', sys.argv[0], *whole])
+            + '\nwhich writes the complete config of each run and starts'
         )
-        for command in (launch.train(example, TOOLS), launch.test(example, TOOLS)):
+        for command in (one.train(example, TOOLS), one.test(example, TOOLS)):
             print(f'  {shlex.join(command)}')
 
 
@@ -147,10 +150,17 @@ def report_all(planned: list[runs.Run], args: argparse.Namespace) -> None:
     finished = {run.name for run in planned if run.state == 'finished'}
     if not finished:
         return
+    baseline = args.baseline if args.baseline in finished else None
+    if args.baseline != baseline:
+        print(
+            f'no run of the baseline {args.baseline} is finished: the differences are '
+            f'to another upsampler',
+            file=sys.stderr,
+        )
     print('comparing: necks timed, test images resampled', flush=True)
     summary = comparison.summarise(
         planned,
-        args.baseline if args.baseline in finished else None,
+        baseline,
         args.resamples,
         progress=lambda done, total: print(
             f'\rresampled {done}/{total}', end='', flush=True
@@ -172,31 +182,34 @@ def main() -> int:
             f'--processes must be at least 1 and --resamples at least 100, got '
             f'{args.processes} and {args.resamples}'
         )
-    planned = runs.plan(args.configs, args.seeds, args.work_dir, args.cfg_options)
+    given = [('--amp', args.amp), ('--auto-scale-lr', args.auto_scale_lr)]
+    flags = tuple(flag for flag, wanted in given if wanted)
+    launch = runs.Launch(args.launcher, args.processes, flags)
+    planned = runs.plan(
+        args.configs, args.seeds, args.work_dir, args.cfg_options, launch
+    )
     names = list(dict.fromkeys(run.name for run in planned))
     if args.baseline and args.baseline not in names:
         raise ValueError(
             f'--baseline {args.baseline} is none of the configs given: '
             f'{", ".join(names)}'
         )
-    given = [('--amp', args.amp), ('--auto-scale-lr', args.auto_scale_lr)]
-    flags = tuple(flag for flag, wanted in given if wanted)
     if args.dry_run:
-        dry_run(planned, flags)
+        dry_run(planned, launch)
         return 0
     try:
-        runs.begin(args.work_dir, planned)
-        failed = run_all(planned, runs.Launch(args.launcher, args.processes, flags))
+        runs.begin(args.work_dir, planned, launch)
+        failed = run_all(planned, launch)
         report_all(planned, args)
     except KeyboardInterrupt:
         print('\ninterrupted; the same command goes on', file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print(
-            f'no space left on the device of {args.work_dir}; what is finished is '
-            f'kept: free some, and the same command goes on',
+            f'{error}\nno space left on the device; what is finished is kept: free '
+            f'some, and the same command goes on',
             file=sys.stderr,
         )
         return 1

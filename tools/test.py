@@ -5,6 +5,7 @@ from copy import deepcopy
 
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config, ConfigDict
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from dlu_mmdet.engine import add_config_arguments, build_runner, load_config
 
@@ -87,6 +88,8 @@ def enable_tta(cfg: Config) -> None:
     dataset.pipeline = cfg.tta_pipeline
 
 
+# torchrun then ends with the error itself
+@record
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)

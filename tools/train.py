@@ -2,10 +2,13 @@
 
 import argparse
 
+from torch.distributed.elastic.multiprocessing.errors import record
+
 from dlu_mmdet.engine import (
     add_config_arguments,
     add_training_arguments,
     build_runner,
+    enable_amp,
     load_config,
 )
 
@@ -25,12 +28,13 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+# torchrun then ends with the error itself
+@record
 def main() -> None:
     args = parse_args()
     cfg = load_config(args)
     if args.amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.loss_scale = 'dynamic'
+        enable_amp(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ValueError(

@@ -229,8 +229,10 @@ def resample(num_images: int, resamples: int, seed: int = 0) -> np.ndarray:
     )
 
 
-def _is_real(low: float, high: float, seeds: np.ndarray) -> bool:
+def _is_real(low: float, high: float, seeds: np.ndarray) -> bool | None:
     """Whether neither other images nor another of these seeds turns a sign."""
+    if len(seeds) < 2:
+        return None
     return bool((low > 0 and (seeds > 0).all()) or (high < 0 and (seeds < 0).all()))
 
 
@@ -265,8 +267,9 @@ def paired_differences(
     Returns:
         dict: ``[detector][metric]`` holds ``difference``, ``low``, ``high``,
         ``real`` (whether the interval leaves out 0 and every seed lies on the
-        same side of it) and ``seeds``, the difference of each seed. Metrics
-        without an object to find are left out.
+        same side of it; None with one seed, which cannot tell) and ``seeds``,
+        the difference of each seed. Metrics without an object to find are left
+        out.
 
     Raises:
         ValueError: If the baseline is not there, a detector has none or another

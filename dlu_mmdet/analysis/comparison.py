@@ -20,6 +20,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from ..necks import upsampler_name
 from ..ops import library
 from .bootstrap import METRICS, Evaluation, paired_differences
 from .complexity import detector_complexity
@@ -27,17 +28,18 @@ from .op_benchmark import interleaved, peak_memory
 from .runs import Run, results, write
 from .tables import to_markdown
 
-#: Box AP of Faster R-CNN R50 FPN 1x on COCO 2017 val, measured by others.
-PUBLISHED = dict(
-    nearest=(37.5, 'DySample'),
-    bilinear=(37.5, 'DLU'),
-    carafe=(38.6, 'mmdet, DLU'),
-    dlu=(38.6, 'DLU'),
-)
+#: Box AP of R50 FPN 1x on COCO 2017 val, measured by others.
+PUBLISHED = {
+    ('FasterRCNN', 'nearest'): (37.5, 'DySample'),
+    ('FasterRCNN', 'bilinear'): (37.5, 'DLU'),
+    ('FasterRCNN', 'carafe'): (38.6, 'mmdet, DLU'),
+    ('FasterRCNN', 'dlu'): (38.6, 'DLU'),
+    ('MaskRCNN', 'carafe'): (39.3, 'mmdet'),
+}
 PUBLISHED_NOTE = (
-    'Published: box AP in percent of Faster R-CNN R50 FPN 1x on COCO 2017 val, not '
-    'measured here; from the repositories of DLU and DySample and the model zoo of '
-    'mmdet.'
+    'Published: box AP in percent of this detector and upsampler with R50 FPN 1x on '
+    'COCO 2017 val, not measured here; from the repositories of DLU and DySample and '
+    'the model zoo of mmdet.'
 )
 
 
@@ -55,6 +57,15 @@ def image_size(cfg: Config) -> tuple[int, int]:
     scale = next((t['scale'] for t in pipeline if t.get('scale')), (1333, 800))
     divisor = cfg.model.get('data_preprocessor', {}).get('pad_size_divisor', 1)
     return tuple(math.ceil(side / divisor) * divisor for side in sorted(scale))
+
+
+def published(cfg: Config) -> tuple[float | None, str]:
+    """Published AP of a config's detector and upsampler, and by whom."""
+    neck = cfg.model.neck
+    # several necks in a row are another detector: Libra R-CNN's
+    if isinstance(neck, (list, tuple)):
+        return None, ''
+    return PUBLISHED.get((cfg.model.type, upsampler_name(neck)), (None, ''))
 
 
 def measure_costs(
@@ -145,6 +156,7 @@ def summarise(
     rows = []
     for name in names:
         own = [result for result in listed if result['name'] == name]
+        cfg = next(run.cfg for run in finished if run.name == name)
         row = dict(
             name=name, config=own[0]['config'], seeds=[result['seed'] for result in own]
         )
@@ -155,7 +167,7 @@ def summarise(
                 float(np.std(values, ddof=1)) if len(values) > 1 else None
             )
         row.update(costs[name])
-        row['published_ap'], row['published_by'] = PUBLISHED.get(name, (None, ''))
+        row['published_ap'], row['published_by'] = published(cfg)
         rows.append(row)
 
     common = set.intersection(*({*row['seeds']} for row in rows))
@@ -176,7 +188,7 @@ def summarise(
         baseline=baseline,
         seeds=sorted(common),
         resamples=resamples,
-        num_images=next(iter(evaluations.values()))[0].num_images if common else 0,
+        num_images=Evaluation.load(finished[0].matches_file).num_images,
         rows=sorted(rows, key=lambda row: -row['AP']),
         differences=differences,
         runs=listed,
@@ -189,7 +201,9 @@ def summarise(
             mmcv=mmcv.__version__,
             mmdet=mmdet.__version__,
             mmengine=mmengine.__version__,
-            fused_operators=library.is_available('cpu'),
+            fused_operators=library.is_available(
+                'cuda' if torch.cuda.is_available() else 'cpu'
+            ),
         ),
     )
 
@@ -211,7 +225,7 @@ def _giga(flops: int | None) -> str:
 def accuracy_table(summary: dict) -> list[list[str]]:
     """Header and lines: accuracy, size and training time of every upsampler."""
     table = [
-        ['upsampler', *METRICS, 'upsampler params', 'all params', 's/iter']
+        ['upsampler', 'seeds', *METRICS, 'upsampler params', 'all params', 's/iter']
         + ['training s', 'published AP']
     ]
     for row in summary['rows']:
@@ -219,6 +233,7 @@ def accuracy_table(summary: dict) -> list[list[str]]:
         table.append(
             [
                 row['name'],
+                str(len(row['seeds'])),
                 *(_spread(row, name, 3) for name in METRICS),
                 f'{row["upsampler_parameters"]:,}',
                 f'{row["parameters"]:,}',
@@ -254,6 +269,7 @@ def difference_table(summary: dict) -> list[list[str]]:
         ['upsampler', 'metric', f'minus {summary["baseline"]}', '95 % interval', 'real']
         + ['each seed']
     ]
+    verdicts = {True: 'yes', False: 'no', None: 'one seed'}
     for name, metrics in summary['differences'].items():
         for metric, found in metrics.items():
             table.append(
@@ -262,7 +278,7 @@ def difference_table(summary: dict) -> list[list[str]]:
                     metric,
                     f'{found["difference"]:+.3f}',
                     f'{found["low"]:+.3f} to {found["high"]:+.3f}',
-                    'yes' if found['real'] else 'no',
+                    verdicts[found['real']],
                     ', '.join(f'{value:+.3f}' for value in found['seeds']),
                 ]
             )
@@ -274,8 +290,7 @@ def notes(summary: dict) -> list[str]:
     environment, row = summary['environment'], summary['rows'][0]
     height, width = row['image_size']
     found = [
-        f'AP of pycocotools as a fraction, mean ± standard deviation over '
-        f'{len(row["seeds"])} seed{"s" * (len(row["seeds"]) != 1)}, '
+        f'AP of pycocotools as a fraction, mean ± standard deviation over the seeds, '
         f'{summary["num_images"]} test images.',
         f'FLOPs of one image of {height} x {width}, 2 a multiply-add; neck: inference '
         f'on {environment["device"]}, batch 1, median, and the most memory that its '
@@ -294,7 +309,7 @@ def notes(summary: dict) -> list[str]:
             f'{summary["resamples"]} paired resamples of the test images, which says '
             f'what other images would change; what another seed would change shows in '
             f'the last column. Real: the interval leaves out 0 and every seed lies on '
-            f'the same side of it.',
+            f'the same side of it; one seed cannot tell.',
         )
     return found
 
@@ -315,10 +330,13 @@ def save(summary: dict, work_dir: str | Path) -> None:
     for row in summary['rows']:
         writer.writerow({**row, 'seeds': ' '.join(map(str, row['seeds']))})
     write(work_dir / 'comparison.csv', lines.getvalue())
-    tables = [accuracy_table(summary), cost_table(summary)]
-    if summary['differences']:
-        tables.append(difference_table(summary))
-    text = (
-        '\n\n'.join([to_markdown(t[0], t[1:]) for t in tables] + notes(summary)) + '\n'
-    )
-    write(work_dir / 'comparison.md', text)
+    parts = []
+    for table, texts in (
+        (accuracy_table(summary), 1),
+        (cost_table(summary), 1),
+        (difference_table(summary), 2),
+    ):
+        head, *body = table
+        if body:
+            parts.append(to_markdown(head, body, texts))
+    write(work_dir / 'comparison.md', '\n\n'.join(parts + notes(summary)) + '\n')

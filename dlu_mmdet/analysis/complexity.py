@@ -379,7 +379,7 @@ def complexity_table(rows: Sequence[Row]) -> str:
                 base = getattr(carafe.get(row.scale), quantity, None)
                 cells.append(_change(value, base))
         body.append(cells)
-    return to_markdown(head, body, texts=1)
+    return to_markdown(head, body)
 
 
 def terms_table(rows: Sequence[Row]) -> str:
@@ -398,7 +398,7 @@ def terms_table(rows: Sequence[Row]) -> str:
         for row in rows
         if row.terms is not None
     ]
-    return to_markdown(head, body, texts=1)
+    return to_markdown(head, body)
 
 
 def claims_table() -> str:
@@ -430,7 +430,7 @@ def claims_table() -> str:
         'here',
         f'published ({PAPER})',
     ]
-    return to_markdown(head, body, texts=1)
+    return to_markdown(head, body)
 
 
 def neck_table(channels: int = 256) -> str:
@@ -450,7 +450,7 @@ def neck_table(channels: int = 256) -> str:
         'here',
         "published by DLU's authors",
     ]
-    return to_markdown(head, body, texts=1)
+    return to_markdown(head, body)
 
 
 def report(rows: Sequence[Row]) -> str:

@@ -21,12 +21,13 @@ from pathlib import Path
 
 import mmengine
 import numpy as np
+import torch
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from pycocotools.coco import COCO
 
-from ..engine import build_runner, replacing
+from ..engine import build_runner, enable_amp, replacing
 from ..necks import upsampler_name
 from .bootstrap import METRICS, Evaluation
 
@@ -38,6 +39,8 @@ COMPARED = (
     'val_evaluator',
     'test_evaluator',
 )
+# nothing can be written: the disk is full, or the user's share of it
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,9 @@ class Run:
     def checkpoint(self) -> Path | None:
         """The last checkpoint, if there is one."""
         file = self.work_dir / 'last_checkpoint'
+        # a process killed while it wrote that file leaves an empty one
         path = Path(file.read_text().strip()) if file.exists() else None
-        return path if path and path.exists() else None
+        return path if path and path.is_file() else None
 
     @property
     def state(self) -> str:
@@ -105,6 +109,14 @@ class Launch:
     launcher: str = 'none'
     processes: int = 1
     train_flags: tuple[str, ...] = ()
+
+    @property
+    def training(self) -> dict[str, object]:
+        """What of this changes the numbers: runs that differ in it do not mix."""
+        alone = self.launcher == 'none'
+        return dict(
+            processes=1 if alone else self.processes, flags=list(self.train_flags)
+        )
 
     def command(self, script: Path, *arguments: object) -> list[str]:
         """The command line of one script."""
@@ -134,7 +146,8 @@ class Launch:
             run.config,
             '--work-dir',
             run.work_dir,
-            '--resume',
+            # from the start a config may name a checkpoint to begin with
+            *(['--resume'] if run.checkpoint else []),
             *self.train_flags,
         )
 
@@ -156,6 +169,7 @@ def plan(
     seeds: Sequence[int],
     work_dir: str | Path,
     options: Mapping | None = None,
+    launch: Launch = Launch(),
 ) -> list[Run]:
     """List the runs of a comparison, seed by seed.
 
@@ -165,14 +179,16 @@ def plan(
         work_dir (str | Path): Folder of the comparison. Configs and seeds may
             be added to the comparison that it holds.
         options (Mapping, optional): Settings to override in every config.
+        launch (Launch): How they will be run.
 
     Returns:
         list[Run]: Every config with every seed.
 
     Raises:
         FileNotFoundError: If a config does not exist.
-        ValueError: If a config or seed is given twice, configs differ in data
-            or evaluators, or ``work_dir`` holds another comparison.
+        ValueError: If a config or seed is given twice, a config has no neck or
+            is not scored by COCO's box AP, configs differ in data or
+            evaluators, or ``work_dir`` holds another comparison.
     """
     configs = [Path(config) for config in configs]
     for values, what in (
@@ -193,10 +209,11 @@ def plan(
             )
         cfg = Config.fromfile(config)
         cfg.merge_from_dict(dict(options or {}))
+        _check_config(config, cfg)
         _skip_last_validation(cfg)
         loaded.append(cfg)
     _check_comparable(configs, loaded)
-    _check_work_dir(Path(work_dir), configs, seeds)
+    _check_work_dir(Path(work_dir), configs, seeds, launch)
 
     names = [upsampler_name(cfg.model.get('neck')) for cfg in loaded]
     runs = []
@@ -220,6 +237,32 @@ def plan(
                 )
             runs.append(run)
     return runs
+
+
+def _evaluator(cfg: Config) -> Mapping:
+    """The first of a config's test evaluators."""
+    evaluators = cfg.get('test_evaluator') or {}
+    return evaluators[0] if isinstance(evaluators, (list, tuple)) else evaluators
+
+
+def _check_config(config: Path, cfg: Config) -> None:
+    """Refuse before training what could not be compared after it."""
+    if not cfg.model.get('neck'):
+        raise ValueError(
+            f'{config} has no model.neck, so there is no upsampler to compare'
+        )
+    evaluator = _evaluator(cfg)
+    metrics = evaluator.get('metric', 'bbox')
+    metrics = [metrics] if isinstance(metrics, str) else metrics
+    if (
+        evaluator.get('type') != 'CocoMetric'
+        or not evaluator.get('ann_file')
+        or 'bbox' not in metrics
+    ):
+        raise ValueError(
+            f'{config}: test_evaluator must be a CocoMetric with an ann_file and the '
+            f"metric 'bbox', got {dict(evaluator)}"
+        )
 
 
 def _skip_last_validation(cfg: Config) -> None:
@@ -282,13 +325,20 @@ def _check_comparable(configs: Sequence[Path], loaded: Sequence[Config]) -> None
 
 
 def _check_work_dir(
-    work_dir: Path, configs: Sequence[Path], seeds: Sequence[int]
+    work_dir: Path, configs: Sequence[Path], seeds: Sequence[int], launch: Launch
 ) -> None:
-    """Refuse a folder of another comparison; note what this one is."""
+    """Refuse a folder of another comparison."""
     file = work_dir / 'plan.json'
     own = dict(configs=[config.stem for config in configs], seeds=list(seeds))
     if file.exists():
         held = json.loads(file.read_text())
+        training = held.pop('training', launch.training)
+        if training != launch.training:
+            raise ValueError(
+                f'{work_dir} holds a comparison trained with {training}, and this one '
+                f'has {launch.training}; give the same flags and --processes, or '
+                f'another --work-dir'
+            )
         for key, values in held.items():
             left = [str(value) for value in values if value not in own[key]]
             if left:
@@ -302,11 +352,12 @@ def _check_work_dir(
         )
 
 
-def begin(work_dir: str | Path, runs: Sequence[Run]) -> None:
-    """Note in its folder which configs and seeds a comparison has."""
+def begin(work_dir: str | Path, runs: Sequence[Run], launch: Launch = Launch()) -> None:
+    """Note in its folder which configs and seeds a comparison has, and how it runs."""
     held = dict(
         configs=list(dict.fromkeys(run.source.stem for run in runs)),
         seeds=list(dict.fromkeys(run.seed for run in runs)),
+        training=launch.training,
     )
     Path(work_dir).mkdir(parents=True, exist_ok=True)
     write(Path(work_dir, 'plan.json'), json.dumps(held, indent=2))
@@ -364,8 +415,9 @@ def _follow(command: list[str], log: Path, lock: int) -> Iterator[str]:
             process.stdout.close()
     if process.returncode:
         tail = ''.join(log.read_text().splitlines(keepends=True)[-20:])
-        if os.strerror(errno.ENOSPC) in tail:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(log.parent))
+        for number in _FULL:
+            if os.strerror(number) in tail:
+                raise OSError(number, f'the end of {log}:\n{tail}')
         raise RuntimeError(
             f'{shlex.join(command)} failed with status '
             f'{process.returncode}; the end of {log}:\n{tail}'
@@ -397,10 +449,7 @@ def execute(run: Run, tools: Path, launch: Launch = Launch()) -> Iterator[str]:
     run.work_dir.mkdir(parents=True, exist_ok=True)
     with _held(run.work_dir) as lock:
         write(run.config, run.cfg.pretty_text)
-        if run.checkpoint is None:
-            # mmengine removes the old checkpoint before the new one is written
-            (run.work_dir / 'last_checkpoint').unlink(missing_ok=True)
-        else:
+        if run.checkpoint:
             yield f'goes on from {run.checkpoint}'
         yield from _follow(launch.train(run, tools), run.work_dir / 'train.log', lock)
         yield from _follow(launch.test(run, tools), run.work_dir / 'test.log', lock)
@@ -426,15 +475,17 @@ def _collect(run: Run) -> dict:
             validation[entry['step']] = entry['coco/bbox_mAP']
     steps = sorted(training)
     times = [training[step]['time'] for step in steps]
-    # mmengine names the file of a test after the time it began at
-    tested = max(run.work_dir.glob('*/*.json'), key=os.path.getmtime)
-    metrics = json.loads(tested.read_text())
-    _evaluate(run).save(run.matches_file)
+    evaluation = _evaluate(run)
+    evaluation.save(run.matches_file)
+    metrics = evaluation.metrics(np.ones((1, evaluation.num_images), dtype=int))[0]
     return dict(
         config=str(run.source),
         seed=run.seed,
-        metrics=metrics,
-        **{name: _metric(metrics, name) for name in METRICS},
+        # None where there is no object to find
+        **{
+            name: None if np.isnan(value) else float(value)
+            for name, value in zip(METRICS, metrics)
+        },
         # an entry is the mean since the one before
         training_seconds=float(np.dot(times, np.diff([0, *steps]))),
         # the median: the first iterations of a process warm up
@@ -445,19 +496,10 @@ def _collect(run: Run) -> dict:
     )
 
 
-def _metric(metrics: dict, name: str) -> float | None:
-    """One of COCO's metrics, None where there is no object to find."""
-    # mmdet reports nothing where nothing was detected: an AP of 0
-    value = metrics.get('coco/bbox_mAP' + (f'_{name[2:]}' if name[2:] else ''), 0.0)
-    return None if value == -1 else value
-
-
 def _evaluate(run: Run) -> Evaluation:
     """Match a run's predictions with pycocotools."""
     init_default_scope(run.cfg.get('default_scope', 'mmdet'))
     category_ids = DATASETS.build(run.cfg.test_dataloader.dataset).cat_ids
-    evaluators = run.cfg.test_evaluator
-    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
     detections = []
     for sample in mmengine.load(run.work_dir / 'predictions.pkl'):
         found = sample['pred_instances']
@@ -475,15 +517,16 @@ def _evaluate(run: Run) -> Evaluation:
             )
         ]
     return Evaluation.from_coco(
-        COCO(evaluators[0]['ann_file']), detections, category_ids
+        COCO(_evaluator(run.cfg)['ann_file']), detections, category_ids
     )
 
 
-def estimate(run: Run, iterations: int = 5) -> dict[str, float]:
+def estimate(run: Run, amp: bool = False, iterations: int = 5) -> dict[str, float]:
     """Time a few iterations of a run on this machine, with its own data.
 
     Args:
         run (Run): The run; nothing of it is kept.
+        amp (bool): Train in automatic mixed precision. Defaults to False.
         iterations (int): Timed iterations of training and batches of testing,
             each after two that warm up.
 
@@ -500,6 +543,8 @@ def estimate(run: Run, iterations: int = 5) -> dict[str, float]:
         # mmengine hands out logger and visualizer by name, folders and all
         cfg.experiment_name = f'estimate-{time.monotonic_ns()}'
         cfg.pop('visualizer', None)
+        if amp:
+            enable_amp(cfg)
         runner = build_runner(cfg, 'train')
         optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
         runner.model.train()
@@ -509,7 +554,10 @@ def estimate(run: Run, iterations: int = 5) -> dict[str, float]:
             iterations,
         )
         runner.model.eval()
-        batch = _seconds(runner.val_loop.dataloader, runner.model.val_step, iterations)
+        with torch.no_grad():
+            batch = _seconds(
+                runner.val_loop.dataloader, runner.model.val_step, iterations
+            )
         loop = cfg.train_cfg
         last = loop.get('max_epochs') or loop.max_iters
         first = loop.get('val_begin', 1)

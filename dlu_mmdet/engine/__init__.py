@@ -10,6 +10,7 @@ from .cli import (
     add_cfg_options,
     add_config_arguments,
     add_training_arguments,
+    enable_amp,
     load_config,
 )
 from .files import replacing
@@ -22,6 +23,7 @@ __all__ = [
     'add_training_arguments',
     'build_runner',
     'check_state_dict',
+    'enable_amp',
     'load_config',
     'load_detector',
     'load_detectors',

@@ -215,7 +215,7 @@ class CheckpointGuardHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Compare the keys before they are loaded."""
         model = runner.model
-        if is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         check_state_dict(model, checkpoint.get('state_dict', checkpoint))
 

@@ -54,6 +54,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def enable_amp(cfg: Config) -> None:
+    """What ``--amp`` asks for."""
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.loss_scale = 'dynamic'
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and merge what the command line says.
 

@@ -1,5 +1,6 @@
 """Class activation maps: their weights, their axioms, and what they explain."""
 
+import copy
 import importlib.util
 import json
 import sys
@@ -174,7 +175,9 @@ class Branches(nn.Module):
 
 def replaced(model, layer, run, features):
     """The score with a layer's output replaced, running the whole network."""
-    hook = model.get_submodule(layer).register_forward_hook(lambda *_: features)
+    hook = model.get_submodule(layer).register_forward_hook(
+        lambda *_: features.clone()  # an in-place operation may come next
+    )
     try:
         return run(len(features))
     finally:
@@ -202,6 +205,57 @@ def test_replay_is_a_run_of_the_whole_network():
         torch.testing.assert_close(score(features), expected)
         assert 'stem.0' not in calls  # its output was handed out again
     torch.testing.assert_close(run(1), score(score.features))  # nothing is left over
+
+
+def test_layer_before_an_in_place_operation():
+    """If it fails, such a layer cannot be explained, or its output is overwritten."""
+    model, image = classifier()
+    run = classifier_score(model, image, 2)
+    score = LayerScore(model, '0', run)
+    with torch.no_grad():
+        expected = model[0](image)
+        assert expected.min() < 0  # the ReLU changes it
+        score(score.features)
+    torch.testing.assert_close(score.features, expected)
+    evidence = collect_evidence(score)
+    behind = LayerScore(model, '1', run)
+    found = collect_evidence(behind)
+    torch.testing.assert_close(evidence.score, found.score)
+    # the gradient of a ReLU
+    gradients = found.gradients * (expected[0] > 0)
+    torch.testing.assert_close(evidence.gradients, gradients)
+
+
+class ChangesItsInput(nn.Module):
+    """What is read again has been changed in place by a finished module."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        z = self.relu(y)
+        return (self.layer(z) + y).sum((1, 2, 3))
+
+
+def test_input_changed_in_place_by_a_finished_module():
+    """If it fails, maps of such a network are wrong, and nothing says so."""
+    torch.manual_seed(0)
+    model = ChangesItsInput().eval()
+    image = torch.randn(1, 3, 6, 6)
+
+    def run(n):
+        return model(image.repeat(n, 1, 1, 1))
+
+    score = LayerScore(model, 'layer', run)
+    features = torch.randn(3, *score.features.shape[1:])
+    with torch.no_grad():
+        torch.testing.assert_close(score(score.features), run(1))
+        expected = replaced(model, 'layer', run, features)
+        torch.testing.assert_close(score(features), expected)
 
 
 # ---------------------------------------------------------------- detectors
@@ -317,10 +371,22 @@ def test_score_of_a_two_stage_detector(models, seen, kind):
 def test_equation_5_of_a_detection(models, seen):
     """If it fails, a detection's gradients are not those of its score."""
     model, (inputs, sample) = models['faster'], seen['faster']
-    run, level = detection_score(model, inputs, sample, 0)
-    score = LayerScore(model, f'neck.fpn_convs.{level}', run)
-    found = collect_evidence(score)
-    sums = (found.features * found.gradients).sum() + bias_term(model, score)
+    head = model.roi_head.bbox_head
+    trained = copy.deepcopy(head.state_dict())
+    torch.manual_seed(0)
+    try:
+        # at initialisation all of them are 0, and so would their term be
+        for name, parameter in head.named_parameters():
+            if name.endswith('bias'):
+                nn.init.normal_(parameter)
+        run, level = detection_score(model, inputs, sample, 0)
+        score = LayerScore(model, f'neck.fpn_convs.{level}', run)
+        found = collect_evidence(score)
+        bias = bias_term(model, score)
+    finally:
+        head.load_state_dict(trained)
+    assert bias.abs() > 0.1
+    sums = (found.features * found.gradients).sum() + bias
     torch.testing.assert_close(found.score, sums, rtol=1e-4, atol=1e-4)
 
 
@@ -350,6 +416,9 @@ def test_every_kind_of_layer_of_a_detector(models, seen, kind):
     for layer in (
         default_layer(model, level),
         'backbone.layer1.0.conv1',
+        # an in-place operation follows
+        'backbone.bn1',
+        'backbone.layer1.0.bn2',
         'neck.lateral_convs.1.conv',
         'neck.upsample_modules.0',
     ):
@@ -359,9 +428,13 @@ def test_every_kind_of_layer_of_a_detector(models, seen, kind):
         with torch.no_grad():
             expected = replaced(model, layer, run, features)
             torch.testing.assert_close(score(features), expected, rtol=1e-4, atol=1e-4)
+            assert score._finished  # not the whole network is run again
             torch.testing.assert_close(
                 score(features)[:1], run(1), rtol=1e-4, atol=1e-4
             )
+        features = score.features.clone().requires_grad_()
+        (gradients,) = torch.autograd.grad(score(features).sum(), features)
+        assert gradients.any()
 
 
 def test_layers_that_cannot_be_explained(models, seen):

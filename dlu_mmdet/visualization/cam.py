@@ -29,7 +29,8 @@ class LayerScore:
 
     Calling it runs only the part of the network behind the layer: a module that
     had finished before the layer did cannot depend on it, so its output is
-    recorded once and handed out again.
+    recorded once and handed out again. Where that does not give the recorded
+    score, the whole network is run instead.
 
     Args:
         module (nn.Module): The network, in eval mode.
@@ -57,7 +58,13 @@ class LayerScore:
         self._layer = find_layer(module, layer)
         self._run = run
         self._finished: dict[nn.Module, list] = {}
-        self.features = self._record(module, layer)
+        self.features, score = self._record(module, layer)
+        with torch.no_grad():
+            replayed = self(self.features)
+        # an output handed out again misses what a finished module, not run now,
+        # did to it in place
+        if not ((replayed - score).abs() <= ROUNDING * score.abs()).all():
+            self._finished.clear()
 
     def __call__(self, features: Tensor) -> Tensor:
         """Run the rest of the network.
@@ -73,12 +80,13 @@ class LayerScore:
                 replay = _replay(outputs, len(features))
                 stack.enter_context(patch.object(module, 'forward', replay))
             stack.enter_context(
-                patch.object(self._layer, 'forward', lambda *a, **k: features)
+                # a copy, since an in-place operation may come next
+                patch.object(self._layer, 'forward', lambda *a, **k: features.clone())
             )
             return self._run(len(features))
 
-    def _record(self, module: nn.Module, layer: str) -> Tensor:
-        """Run once; keep F and what finished before it."""
+    def _record(self, module: nn.Module, layer: str) -> tuple[Tensor, Tensor]:
+        """Run once; keep what finished before the layer. Returns F and S."""
         outputs = []  # of the layer
         maps = {}  # names of the layers that return feature maps, in order
         unusable = set()
@@ -106,7 +114,7 @@ class LayerScore:
                     lambda child, args, output, name=name: after(name, child, output)
                 )
                 stack.callback(handle.remove)
-            self._run(1)
+            score = self._run(1)
 
         parts = [name for name in maps if name.startswith(f'{layer}.')]
         parts = sorted(parts, key=lambda name: name.count('.'))[:8]
@@ -127,7 +135,7 @@ class LayerScore:
             )
         for child in unusable:
             self._finished.pop(child, None)
-        return outputs[0]
+        return outputs[0], score
 
 
 @dataclass(frozen=True)

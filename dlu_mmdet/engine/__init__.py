@@ -2,6 +2,7 @@
 
 from .checkpoint import (
     CheckpointGuardHook,
+    check_classes,
     check_state_dict,
     load_detector,
     load_detectors,
@@ -22,6 +23,7 @@ __all__ = [
     'add_config_arguments',
     'add_training_arguments',
     'build_runner',
+    'check_classes',
     'check_state_dict',
     'enable_amp',
     'load_config',

@@ -11,7 +11,8 @@ import builtins
 import os
 import pickle
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -313,3 +314,37 @@ def load_detectors(
         f'{name} ({names[: i + 1].count(name)})' if names.count(name) > 1 else name: m
         for i, (name, m) in enumerate(zip(names, loaded))
     }
+
+
+def check_classes(
+    models: Mapping[str, nn.Module],
+    configs: Sequence[str],
+    classes: Sequence[str],
+    owner: str,
+) -> None:
+    """See that detectors to be shown together name their labels alike.
+
+    Args:
+        models (Mapping[str, nn.Module]): From :func:`load_detectors`.
+        configs (Sequence[str]): Their configs, for the message.
+        classes (Sequence[str]): The class names that all must have.
+        owner (str): Whose class names they are, for the message.
+
+    Raises:
+        ValueError: If a detector has other classes, or another order.
+    """
+
+    # mmdet writes traffic_light where a checkpoint does not name its classes
+    def spaced(names: Sequence[str]) -> list[str]:
+        return [name.replace('_', ' ') for name in names]
+
+    for config, model in zip(configs, models.values(), strict=True):
+        own = model.dataset_meta['classes']
+        if spaced(own) != spaced(classes):
+            pairs = zip_longest(spaced(own), spaced(classes))
+            name, expected = next(pair for pair in pairs if pair[0] != pair[1])
+            raise ValueError(
+                f'{config} detects {len(own)} classes, {owner} has {len(classes)}, and '
+                f'{name!r} is not {expected!r}; show together only detectors of the '
+                'same classes, named in their checkpoints'
+            )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from mmcv.transforms import Compose
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor
-from mmdet.utils import get_test_pipeline_cfg
 from torch import Tensor, nn
+
+from .features import load_image
 
 
 @torch.no_grad()
@@ -33,12 +32,7 @@ def detect(model: nn.Module, image: str | os.PathLike) -> tuple[Tensor, DetDataS
         FileNotFoundError: If there is no such file.
         ValueError: If it is not a readable image.
     """
-    if not Path(image).is_file():
-        raise FileNotFoundError(f'image {image} does not exist; check the path')
-    data = Compose(get_test_pipeline_cfg(model.cfg.copy()))(
-        dict(img_path=str(image), img_id=0)
-    )
-    data = {key: [value] for key, value in data.items()}
+    data = {key: [value] for key, value in load_image(model, image).items()}
     data = model.data_preprocessor(data, training=False)
     (sample,) = model.predict(data['inputs'], data['data_samples'])
     order = sample.pred_instances.scores.argsort(descending=True, stable=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from mmdet.utils import get_test_pipeline_cfg
 from mmengine.dataset import Compose
 from torch import Tensor, nn
 
@@ -75,19 +78,23 @@ class Recording:
         return maps[:, :h, :w]
 
 
-def load_image(model: nn.Module, path: str) -> dict:
+def load_image(model: nn.Module, path: str | os.PathLike) -> dict:
     """Send an image file through a detector's test pipeline.
 
     Args:
         model (nn.Module): With ``cfg``, as
             :func:`dlu_mmdet.engine.load_detector` returns it.
-        path (str): The image.
+        path (str | PathLike): The image.
 
     Returns:
         dict: ``inputs`` and ``data_samples``, as an item of a data set.
-    """
-    from mmdet.utils import get_test_pipeline_cfg
 
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a readable image.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'image {path} does not exist; check the path')
     pipeline = Compose(get_test_pipeline_cfg(model.cfg.copy()))
     return pipeline(dict(img_path=str(path), img_id=0))
 

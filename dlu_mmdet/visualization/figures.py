@@ -10,7 +10,7 @@ from string import Template
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import Colormap, to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -66,17 +66,18 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def map_colours(name: str, number: int = 48) -> list[str]:
+def map_colours(colour_map: str | Colormap, number: int = 48) -> list[str]:
     """Colours of a colour map from end to end, for :func:`save_figure`.
 
     Args:
-        name (str): matplotlib's name of the colour map.
+        colour_map (str | Colormap): The colour map, or matplotlib's name of it.
         number (int): How many, at least 2. Defaults to 48.
 
     Returns:
         list[str]: As '#rrggbb'.
     """
-    return [to_hex(colour) for colour in colormaps[name](np.linspace(0, 1, number))]
+    colours = colormaps.get_cmap(colour_map)(np.linspace(0, 1, number))
+    return [to_hex(colour) for colour in colours]
 
 
 def as_image(figure: Figure) -> np.ndarray:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
@@ -18,8 +19,14 @@ from .figures import map_colours, new_figure
 
 _COLOUR_MAP = 'inferno'
 _OPACITY = 0.55
+#: The colours as they look on mid-grey, halfway between the darkest and the
+#: brightest pixel that a map can lie on.
+_SEEN = ListedColormap(
+    _OPACITY * colormaps[_COLOUR_MAP](np.linspace(0, 1, 256))[:, :3]
+    + (1 - _OPACITY) * 0.5
+)
 #: What a picture must keep, for :func:`dlu_mmdet.visualization.figures.save_figure`.
-COLOURS = map_colours(_COLOUR_MAP, 32)
+COLOURS = map_colours(_SEEN, 32)
 # in inches
 _PANEL_WIDTH = 1.6
 _HEADER, _CAPTION = 0.8, 0.4
@@ -94,7 +101,7 @@ def draw_heatmaps(rows: Sequence[HeatmapRow], methods: Sequence[str]) -> Figure:
     for panel, title in zip(panels[0], ['detection', *map(TITLES.get, methods)]):
         panel.set_title(title, fontsize=9, fontweight='bold')
     bar = figure.colorbar(
-        ScalarMappable(Normalize(0, 1), _COLOUR_MAP),
+        ScalarMappable(Normalize(0, 1), _SEEN),
         ax=panels,
         location='bottom',
         aspect=60,
@@ -104,7 +111,8 @@ def draw_heatmaps(rows: Sequence[HeatmapRow], methods: Sequence[str]) -> Figure:
     )
     bar.ax.tick_params(labelsize=7)
     bar.set_label(
-        "share of each map's largest value; of sensitivity and conservation 0 is best",
+        "share of each map's largest value, as it looks over mid-grey;\n"
+        'of sensitivity and conservation 0 is best',
         fontsize=7,
     )
     return figure

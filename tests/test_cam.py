@@ -1,9 +1,12 @@
 """Class activation maps: their weights, their axioms, and what they explain."""
 
 import copy
+import csv
 import importlib.util
 import json
+import re
 import sys
+from pathlib import Path
 
 import mmcv
 import numpy as np
@@ -22,6 +25,7 @@ import dlu_mmdet  # noqa: F401
 from dlu_mmdet.visualization.cam import (
     METHODS,
     Evidence,
+    Explanation,
     LayerScore,
     classifier_score,
     collect_evidence,
@@ -33,6 +37,8 @@ from dlu_mmdet.visualization.detector_score import (
     detect,
     detection_score,
 )
+from dlu_mmdet.visualization.figures import as_image
+from dlu_mmdet.visualization.heatmaps import HeatmapRow, draw_heatmaps
 
 CLASSES = ('disc', 'cross', 'ring')
 DLU = dict(upsample_cfg=dict(type='dlu'))
@@ -434,7 +440,7 @@ def test_every_kind_of_layer_of_a_detector(models, seen, kind):
             )
         features = score.features.clone().requires_grad_()
         (gradients,) = torch.autograd.grad(score(features).sum(), features)
-        assert gradients.any()
+        assert gradients.isfinite().all()
 
 
 def test_layers_that_cannot_be_explained(models, seen):
@@ -505,21 +511,36 @@ def tool(monkeypatch, tmp_path):
     return call
 
 
-def test_picture_of_two_images_and_two_detectors(
-    tool, pairs, folder, tmp_path, monkeypatch, capsys
-):
-    """If it fails, the documented command does not run, or a row is missing."""
+@pytest.fixture
+def drawn(tool, monkeypatch):
+    """The figures that the tool draws."""
     figures = []
     draw = tool.module.draw_heatmaps
     monkeypatch.setattr(
-        tool.module, 'draw_heatmaps', lambda *a: figures.append(draw(*a)) or figures[0]
+        tool.module, 'draw_heatmaps', lambda *a: figures.append(draw(*a)) or figures[-1]
     )
+    return figures
+
+
+def captions(figure):
+    """What is written under the image of every row."""
+    return [axes.get_xlabel() for axes in figure.axes if axes.get_ylabel()]
+
+
+def test_picture_of_two_images_and_two_detectors(
+    tool, pairs, folder, tmp_path, drawn, capsys
+):
+    """If it fails, the documented command does not run, or a row is missing."""
     images = folder / '1.png', folder / '2.png'
-    tool(*pairs['faster'], *images, '--also', *pairs['faster'], '--score-thr', 0)
+    # an image may come after an option
+    tool(
+        '--score-thr', 0, *pairs['faster'], images[0],
+        '--also', *pairs['faster'], images[1],
+    )  # fmt: skip
     printed = capsys.readouterr().out
     assert printed.count('XGrad-CAM') == printed.count('Ablation-CAM ') == 4
     assert Image.open(tmp_path / 'work_dirs/explain.png').format == 'PNG'
-    panels = [axes for axes in figures[0].axes if axes.images]
+    panels = [axes for axes in drawn[0].axes if axes.images]
     titles = [axes.get_title() for axes in panels[:5]]
     assert titles == [
         'detection',
@@ -543,18 +564,118 @@ def test_picture_of_two_images_and_two_detectors(
     )
 
 
-def test_image_without_detections(tool, pairs, folder, tmp_path, monkeypatch, capsys):
+def test_image_without_detections(tool, pairs, folder, tmp_path, drawn, capsys):
     """If it fails, one empty image stops a batch of pictures."""
-    rows = []
-    draw = tool.module.draw_heatmaps
-    monkeypatch.setattr(
-        tool.module, 'draw_heatmaps', lambda r, m: rows.extend(r) or draw(r, m)
-    )
     out = tmp_path / 'empty.png'
     tool(*pairs['faster'], folder / '1.png', '--score-thr', 1, '--out', out)
-    assert rows[0].caption == 'no detection of score ≥ 1' and rows[0].box is None
+    assert captions(drawn[0]) == ['no detection of score ≥ 1']
+    panels = [axes for axes in drawn[0].axes if axes.images]
+    assert len(panels) == 5 and not any(axes.patches for axes in panels)
     assert 'no detection' in capsys.readouterr().out
     assert Image.open(out).format == 'PNG'
+
+
+def test_one_image_does_not_spoil_the_others(
+    tool, pairs, folder, tmp_path, monkeypatch, drawn, capsys
+):
+    """If it fails, a long run ends without a picture because of its last image."""
+    find = tool.module.find_detections
+
+    def rings_then_discs(model, image, score_thr):
+        inputs, sample = find(model, image, score_thr)
+        sample.pred_instances.labels[:] = 0 if image.endswith('2.png') else 2
+        return inputs, sample
+
+    monkeypatch.setattr(tool.module, 'find_detections', rings_then_discs)
+    common = '--score-thr', 0, '--method', 'xgradcam', '--out', tmp_path / 'out.png'
+    images = folder / '1.png', folder / '2.png'
+    tool(*pairs['faster'], *common, *images, '--target', 'class:ring')
+    first, second = captions(drawn[0])
+    assert first.startswith('ring ') and 'S = ' in first
+    assert second == 'ring not found'
+
+    # the second image's score is read from another level than that of the layer
+    score = tool.module.detection_score
+
+    def another_level_in_the_second(model, inputs, sample, index):
+        run, level = score(model, inputs, sample, index)
+        return run, 3 - level if sample.img_path.endswith('2.png') else level
+
+    monkeypatch.setattr(tool.module, 'detection_score', another_level_in_the_second)
+    layer = '--layer', 'neck.fpn_convs.{level}'
+    tool(*pairs['faster'], *common, *images, *layer)
+    first, second = captions(drawn[1])
+    assert 'S = ' in first
+    assert re.fullmatch(r'disc [\d.]+, does not depend\non neck\.fpn_convs\.\d', second)
+    panels = [axes for axes in drawn[1].axes if axes.images]
+    assert [len(axes.images) for axes in panels] == [1, 2, 1, 1]
+    with pytest.raises(ValueError, match=r'does not depend on layer .neck\.fpn_convs'):
+        tool(*pairs['faster'], *common, folder / '2.png', *layer)
+
+
+def test_mistakes_in_a_later_image_show_first(tool, pairs, folder, monkeypatch):
+    """If it fails, a typing error costs the minutes before it."""
+
+    def too_late(*_, **__):
+        pytest.fail('a detection was explained first')
+
+    monkeypatch.setattr(tool.module, 'collect_evidence', too_late)
+    common = *pairs['faster'], '--score-thr', 0, folder / '1.png'
+    with pytest.raises(ValueError, match='annotations.json cannot be read'):
+        tool(*common, folder / 'annotations.json')
+    with pytest.raises(ValueError, match="no class 'rings'.*ring"):
+        tool(
+            *pairs['faster'], '--score-thr', 1, folder / '1.png', '--target=class:rings'
+        )
+    monkeypatch.setattr(tool.module, 'load_detectors', too_late)
+    with pytest.raises(FileNotFoundError, match=r'nowhere\.png'):
+        tool(*common, folder / 'nowhere.png')
+    for options, words in (
+        (['--out', folder], '--out: the picture is a .png file'),
+        (['--out', 'picture.jpg'], r'--out: .*\.png file, got picture\.jpg'),
+        (['--target', 'best'], "det:N or class:NAME, got 'best'"),
+        (['--num-detections', 3], '--num-detections is .* without an IMAGE'),
+    ):
+        with pytest.raises(ValueError, match=words):
+            tool(*common, *options)
+    for options, words in (
+        (['--out', 'table.png'], r'without an IMAGE the table is a \.md or \.csv file'),
+        (['--target', 'det:0'], '--target det:0 chooses a detection of an IMAGE'),
+        (['--num-detections', 0], '--num-detections must be at least 1, got 0'),
+    ):
+        with pytest.raises(ValueError, match=words):
+            tool(*pairs['faster'], *options)
+
+
+def test_detectors_of_other_classes(tool, pairs, folder):
+    """If it fails, a row explains a class under the name of another."""
+    config, checkpoint = pairs['faster']
+    other = torch.load(checkpoint, weights_only=True)
+    other['meta']['dataset_meta']['classes'] = ('disc', 'ring', 'cross')
+    torch.save(other, folder / 'other.pth')
+    with pytest.raises(ValueError, match=r"faster\.py detects.*'ring' is not 'cross'"):
+        tool(*pairs['faster'], folder / '1.png', '--also', config, folder / 'other.pth')
+
+
+def test_colour_bar_is_what_maps_look_like_over_grey():
+    """If it fails, a value read off the colour bar is not that of the map."""
+    heatmap = torch.tensor([[0.0, 0.25, 0.5, 1.0]])
+    answer = Explanation(torch.ones(1), heatmap, 0.0, 0.0)
+    grey = np.full((40, 40, 3), 128, np.uint8)
+    row = HeatmapRow('', grey, '', None, {'xgradcam': answer}, (0, 0, 40, 40))
+    figure = draw_heatmaps([row], ['xgradcam'])
+    picture = as_image(figure).astype(int)
+    _, panel, bar = figure.axes
+
+    def colours(axes, shares):
+        columns, rows = axes.transAxes.transform([(x, 0.5) for x in shares]).T
+        return picture[len(picture) - 1 - rows.astype(int), columns.astype(int)]
+
+    # the middle of each of the map's four columns, and its value
+    in_map = colours(panel, [0.125, 0.375, 0.625, 0.875])
+    in_bar = colours(bar, [0.01, 0.25, 0.51, 0.99])
+    assert np.abs(in_map - in_bar).max() <= 6
+    assert np.ptp(in_map, axis=0).min() > 50
 
 
 def test_table_of_the_axioms(tool, pairs, capsys):
@@ -562,9 +683,10 @@ def test_table_of_the_axioms(tool, pairs, capsys):
     tool(
         *pairs['retina'], '--num-detections', 5, '--score-thr', 0,
         '--layer', 'neck.fpn_convs.{level}',
-        '--method', 'xgradcam', 'ablationcam-slope',
+        '--method', 'xgradcam', 'ablationcam-slope', '--out', 'table.md',
     )  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
+    assert Path('table.md').read_text().splitlines() == lines[-5:-1]
     table = [
         [cell.strip() for cell in line.strip('|').split('|')]
         for line in lines
@@ -575,14 +697,26 @@ def test_table_of_the_axioms(tool, pairs, capsys):
     assert table[3][:5] == ['dlu', 'Ablation-CAM, slope', '5', '0.000', '0.000']
     assert all(np.isfinite(float(value)) for value in table[2][3:])
 
+    figures = ('dlu', 'xgradcam', 0.5, 0.25), ('dlu', 'xgradcam', 0.25, 0.5)
+    tool.module.print_table([*figures, ('dlu', 'xgradcam', 1.5, 0.75)], 'table.csv')
+    with open('table.csv', newline='') as file:
+        (line,) = csv.DictReader(file)
+    assert line == {
+        'upsampler': 'dlu',
+        'method': 'XGrad-CAM',
+        'detections': '3',
+        'sensitivity': '0.750',
+        'median sensitivity': '0.500',
+        'conservation': '0.500',
+        'median conservation': '0.500',
+    }
+
 
 def test_mistakes_are_named(tool, pairs, folder):
     """If it fails, a mistake on the command line is not explained."""
     common = *pairs['faster'], folder / '1.png', '--score-thr', 0
     for arguments, error, words in [
         (['--target', 'det:1000'], ValueError, r'1000 is not among the \d+ detections'),
-        (['--target', 'class:rings'], ValueError, "no class 'rings'.*ring"),
-        (['--target', 'best'], ValueError, "det:N or class:NAME, got 'best'"),
         (['--layer', 'backbone.layer9'], ValueError, r'nearest.*backbone\.layer'),
         (['--layer', 'neck'], ValueError, 'not a feature map'),
         (['--device', 'cuda:99'], ValueError, "'cuda:99' is not there.*cpu"),
@@ -592,10 +726,6 @@ def test_mistakes_are_named(tool, pairs, folder):
     ]:
         with pytest.raises(error, match=words):
             tool(*common, *arguments)
-    with pytest.raises(FileNotFoundError, match=r'nowhere\.png'):
-        tool(*pairs['faster'], folder / 'nowhere.png')
-    with pytest.raises(ValueError, match='annotations.json cannot be read'):
-        tool(*pairs['faster'], folder / 'annotations.json')
     with pytest.raises(ValueError, match='no detection to average over'):
         tool(*pairs['faster'], '--score-thr', 1)
 
@@ -612,7 +742,7 @@ def test_a_class_that_was_not_detected(tool, pairs, folder, monkeypatch):
 
     monkeypatch.setattr(tool.module, 'find_detections', only_discs)
     common = *pairs['faster'], folder / '1.png', '--score-thr', 0
-    with pytest.raises(ValueError, match="'ring' is not among the 3.*: 3 disc"):
+    with pytest.raises(ValueError, match='ring is not among the 3.*: 3 disc'):
         tool(*common, '--target', 'class:ring')
 
 

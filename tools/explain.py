@@ -1,8 +1,12 @@
 """Explain detections: class activation maps, and how far to trust them."""
 
 import argparse
+import csv
 import difflib
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import mmcv
@@ -15,14 +19,14 @@ from mmengine.utils import track_iter_progress
 from torch import nn
 
 from dlu_mmdet.analysis.tables import to_markdown
-from dlu_mmdet.engine import add_cfg_options, load_detectors
+from dlu_mmdet.engine import add_cfg_options, check_classes, load_detectors, replacing
 from dlu_mmdet.visualization.cam import (
     METHODS,
     TITLES,
-    Evidence,
     LayerScore,
     collect_evidence,
     explain,
+    find_layer,
 )
 from dlu_mmdet.visualization.detector_score import (
     default_layer,
@@ -67,9 +71,8 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         '--target',
-        default='det:0',
-        help='det:N, the detection with the N-th best score, from 0, or class:NAME, '
-        'the best one of a class (default: %(default)s)',
+        help='which detection of an IMAGE: det:N, the one with the N-th best score, '
+        'from 0, or class:NAME, the best one of a class (default: det:0)',
     )
     parser.add_argument(
         '--score-thr',
@@ -80,14 +83,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--num-detections',
         type=int,
-        default=50,
-        help='how many detections of the test set to average over '
-        '(default: %(default)s)',
+        help='how many detections of the test set to average over (default: 50)',
     )
     parser.add_argument(
         '--out',
-        default='work_dirs/explain.png',
-        help='PNG file to write (default: %(default)s)',
+        help='the picture, a .png file (default: work_dirs/explain.png), or without '
+        'an IMAGE the table, a .md or .csv file (default: printed only)',
     )
     parser.add_argument(
         '--batch-size',
@@ -99,14 +100,48 @@ def parse_args() -> argparse.Namespace:
         '--device', default='cpu', help='e.g. cuda:0 (default: %(default)s)'
     )
     add_cfg_options(parser)
-    args = parser.parse_args()
+    # so that an IMAGE may come after an option
+    args = parser.parse_intermixed_args()
     if not 0 <= args.score_thr <= 1:
         raise ValueError(f'--score-thr must be in [0, 1], got {args.score_thr}')
-    if args.num_detections < 1:
-        raise ValueError(
-            f'--num-detections must be at least 1, got {args.num_detections}'
-        )
+    check_choices(args)
     return args
+
+
+def check_choices(args: argparse.Namespace) -> None:
+    """Fill in what depends on whether there are images; refuse the rest."""
+    if args.images:
+        if args.num_detections is not None:
+            raise ValueError(
+                '--num-detections is how many to average over, which is done without '
+                'an IMAGE; leave one of them out'
+            )
+        args.target = args.target or 'det:0'
+        if not re.fullmatch(r'det:\d+|class:.+', args.target):
+            raise ValueError(
+                f'--target must be det:N or class:NAME, got {args.target!r}'
+            )
+        args.out = args.out or 'work_dirs/explain.png'
+        for image in args.images:
+            if not Path(image).is_file():
+                raise FileNotFoundError(f'image {image} does not exist; check the path')
+    else:
+        if args.target is not None:
+            raise ValueError(
+                f'--target {args.target} chooses a detection of an IMAGE; give one, or '
+                'leave it out for the average over the test set'
+            )
+        args.num_detections = 50 if args.num_detections is None else args.num_detections
+        if args.num_detections < 1:
+            raise ValueError(
+                f'--num-detections must be at least 1, got {args.num_detections}'
+            )
+    suffixes = ('.png',) if args.images else ('.md', '.csv')
+    if args.out and (Path(args.out).suffix not in suffixes or Path(args.out).is_dir()):
+        what = 'the picture is' if args.images else 'without an IMAGE the table is'
+        raise ValueError(
+            f'--out: {what} a {" or ".join(suffixes)} file, got {args.out}'
+        )
 
 
 def find_detections(model: nn.Module, image: str, score_thr: float):
@@ -117,33 +152,33 @@ def find_detections(model: nn.Module, image: str, score_thr: float):
     return inputs, sample
 
 
-def pick_target(sample: DetDataSample, target: str, classes: Sequence[str]) -> int:
-    """Find the detection that --target names."""
+def check_target(target: str, classes: Sequence[str]) -> None:
+    """Refuse a class that --target names and nobody detects."""
+    kind, _, value = target.partition(':')
+    if kind == 'class' and value not in classes:
+        nearest = difflib.get_close_matches(value, classes, n=5, cutoff=0.3)
+        raise ValueError(
+            f'--target: there is no class {value!r}; the nearest are '
+            + ', '.join(nearest or list(classes)[:5])
+        )
+
+
+def pick_target(
+    sample: DetDataSample, target: str, classes: Sequence[str]
+) -> int | None:
+    """Find the detection that --target names, if it is there."""
     kind, _, value = target.partition(':')
     labels = sample.pred_instances.labels.tolist()
-    if kind == 'det' and value.isdecimal():
-        if int(value) < len(labels):
-            return int(value)
-        wanted = f'detection {value}'
-    elif kind == 'class':
-        if value not in classes:
-            nearest = difflib.get_close_matches(value, classes, n=5, cutoff=0.3)
-            raise ValueError(
-                f'--target: there is no class {value!r}; the nearest are '
-                + ', '.join(nearest or list(classes)[:5])
-            )
-        if classes.index(value) in labels:
-            return labels.index(classes.index(value))
-        wanted = f'{value!r}'
-    else:
-        raise ValueError(f'--target must be det:N or class:NAME, got {target!r}')
-    counts = {name: labels.count(i) for i, name in enumerate(classes) if i in labels}
-    raise ValueError(
-        f'--target: {wanted} is not among the {len(labels)} detections of '
-        f'{sample.img_path}, numbered from 0: '
-        + ', '.join(f'{count} {name}' for name, count in counts.items())
-        + '; a lower --score-thr gives more'
-    )
+    if kind == 'det':
+        return int(value) if int(value) < len(labels) else None
+    label = classes.index(value)
+    return labels.index(label) if label in labels else None
+
+
+def name_target(target: str) -> str:
+    """How a caption calls what --target names."""
+    kind, _, value = target.partition(':')
+    return value if kind == 'class' else f'detection {value}'
 
 
 def same_object(sample: DetDataSample, box: torch.Tensor, label: int) -> int | None:
@@ -153,47 +188,105 @@ def same_object(sample: DetDataSample, box: torch.Tensor, label: int) -> int | N
     return int(ious.argmax()) if len(ious) and ious.max() >= 0.5 else None
 
 
-def study(
+def find_score(
     model: nn.Module,
     inputs: torch.Tensor,
     sample: DetDataSample,
     index: int,
-    args: argparse.Namespace,
-    progress: bool,
-) -> tuple[Evidence, str]:
-    """Collect the evidence on one detection; say which layer it is of."""
+    layer: str | None,
+) -> tuple[Callable[[int], torch.Tensor], str]:
+    """A detection's score, for LayerScore, and the name of the layer to explain."""
     run, level = detection_score(model, inputs, sample, index)
-    layer = (args.layer or default_layer(model, level)).replace('{level}', str(level))
-    score = LayerScore(model, layer, run)
-    return collect_evidence(score, args.batch_size, progress), layer
+    layer = (layer or default_layer(model, level)).replace('{level}', str(level))
+    find_layer(model, layer)  # there is such a layer
+    return run, layer
+
+
+@dataclass
+class Subject:
+    """What a row of the picture is to explain.
+
+    Attributes:
+        name (str): The detector's.
+        model (nn.Module): The detector.
+        image (str): The image file.
+        inputs (torch.Tensor): As the network takes the image.
+        sample (DetDataSample): With all detections.
+        caption (str): Class and score, or why there is no detection.
+        index (int, optional): Which detection; None if there is none.
+        run (Callable, optional): Its score, for LayerScore.
+        layer (str): Name of the layer.
+    """
+
+    name: str
+    model: nn.Module
+    image: str
+    inputs: torch.Tensor
+    sample: DetDataSample
+    caption: str = ''
+    index: int | None = None
+    run: Callable[[int], torch.Tensor] | None = None
+    layer: str = ''
+
+
+def find_subjects(
+    args: argparse.Namespace, models: dict[str, nn.Module]
+) -> list[Subject]:
+    """Detect in all images, and find the same object in those of one image.
+
+    Raises:
+        ValueError: If there is a single image and --target is not in it.
+    """
+    classes = list(next(iter(models.values())).dataset_meta['classes'])
+    subjects = []
+    for image in args.images:
+        target = None  # box and label of the first detector that has it
+        for name, model in models.items():
+            inputs, sample = find_detections(model, image, args.score_thr)
+            subject = Subject(name, model, image, inputs, sample)
+            subjects.append(subject)
+            found = sample.pred_instances
+            if not len(found):
+                subject.caption = f'no detection of score ≥ {args.score_thr:g}'
+                continue
+            if target is None:
+                index = pick_target(sample, args.target, classes)
+                wanted = name_target(args.target)
+                if index is None and len(args.images) == 1:
+                    labels = [classes[label] for label in found.labels]
+                    raise ValueError(
+                        f'--target: {wanted} is not among the {len(found)} detections '
+                        f'of {name} in {image}, numbered from 0: '
+                        + ', '.join(f'{n} {key}' for key, n in Counter(labels).items())
+                        + '; a lower --score-thr gives more'
+                    )
+            else:
+                index = same_object(sample, *target)
+                wanted = classes[target[1]]
+            if index is None:
+                subject.caption = f'{wanted} not found'
+                continue
+            label = int(found.labels[index])
+            target = target or (found.bboxes[index], label)
+            subject.index = index
+            subject.caption = f'{classes[label]} {float(found.scores[index]):.2f}'
+            subject.run, subject.layer = find_score(
+                model, inputs, sample, index, args.layer
+            )
+    return subjects
 
 
 def show_images(args: argparse.Namespace, models: dict[str, nn.Module]) -> None:
     """Draw a row for each image and detector."""
+    # mistakes show before the first detection is explained, which takes long
+    subjects = find_subjects(args, models)
+    several = len(args.images) > 1
     rows = []
-    classes = list(next(iter(models.values())).dataset_meta['classes'])
-    for image in args.images:
-        target = None
-        for name, model in models.items():
-            inputs, sample = find_detections(model, image, args.score_thr)
-            pixels = mmcv.imread(image, channel_order='rgb')
-            found = sample.pred_instances
-            title = f'{name}\n{Path(image).name}' if len(args.images) > 1 else name
-            if not len(found):
-                index, caption = None, f'no detection of score ≥ {args.score_thr:g}'
-            elif target is None:
-                index = pick_target(sample, args.target, classes)
-                target = found.bboxes[index], int(found.labels[index])
-            else:
-                index = same_object(sample, *target)
-                caption = f'{classes[target[1]]} not found'
-            if index is None:
-                print(f'\n{image}, {name}: {caption}')
-                rows.append(HeatmapRow(title, pixels, caption))
-                continue
-            rows.append(
-                explain_detection(args, model, inputs, sample, index, title, pixels)
-            )
+    for subject in subjects:
+        print(f'\n{subject.image}, {subject.name}: {subject.caption}')
+        name = subject.name
+        title = f'{name}\n{Path(subject.image).name}' if several else name
+        rows.append(explain_subject(args, subject, title, several))
     save_figure(
         draw_heatmaps(rows, args.method),
         args.out,
@@ -204,28 +297,30 @@ def show_images(args: argparse.Namespace, models: dict[str, nn.Module]) -> None:
     print(f'picture: {args.out}')
 
 
-def explain_detection(
-    args: argparse.Namespace,
-    model: nn.Module,
-    inputs: torch.Tensor,
-    sample: DetDataSample,
-    index: int,
-    title: str,
-    pixels: np.ndarray,
+def explain_subject(
+    args: argparse.Namespace, subject: Subject, title: str, several: bool
 ) -> HeatmapRow:
-    """Explain one detection and print the axioms."""
-    found = sample.pred_instances[index]
-    box = found.bboxes[0].cpu().numpy()
-    what = (
-        f'{model.dataset_meta["classes"][int(found.labels)]} {float(found.scores):.2f}'
-    )
-    print(f'\n{sample.img_path}, {title.split()[0]}: {what}')
-    evidence, layer = study(model, inputs, sample, index, args, progress=True)
+    """Explain one detection and print the axioms.
+
+    Raises:
+        ValueError: If the score does not depend on the layer; with several images
+            the row says so.
+    """
+    pixels = mmcv.imread(subject.image, channel_order='rgb')
+    if subject.index is None:
+        return HeatmapRow(title, pixels, subject.caption)
+    found = subject.sample.pred_instances[subject.index]
+    box, layer = found.bboxes[0].cpu().numpy(), subject.layer
+    score = LayerScore(subject.model, layer, subject.run)
+    evidence = collect_evidence(score, args.batch_size, progress=True)
     if evidence.is_empty:
-        raise ValueError(
-            f'the score of detection {index} does not depend on layer {layer!r}; '
-            'leave --layer out for the level that it comes from'
-        )
+        message = f'the score of detection {subject.index} does not depend on layer '
+        message += f'{layer!r}; leave --layer out for the level that it comes from'
+        if not several:
+            raise ValueError(message)
+        print(f'\n{message}')
+        caption = f'{subject.caption}, does not depend\non {layer}'
+        return HeatmapRow(title, pixels, caption, box)
     explanations = {method: explain(evidence, method) for method in args.method}
     print(f'\nlayer {layer}, S = {float(evidence.score):.3f}')
     for method, found in explanations.items():
@@ -234,11 +329,11 @@ def explain_detection(
             f'conservation {found.conservation:.3f}'
         )
     # a RoI head's maps are of the box, all others of the padded input
-    scale = np.array(sample.scale_factor)
-    area = (0, 0, *(np.array(inputs.shape[:1:-1]) / scale))
+    scale = np.array(subject.sample.scale_factor)
+    area = (0, 0, *(np.array(subject.inputs.shape[:1:-1]) / scale))
     if layer.startswith('roi_head.'):
         area = tuple(box)
-    caption = f'{what}, S = {float(evidence.score):.1f}'
+    caption = f'{subject.caption}, S = {float(evidence.score):.1f}'
     return HeatmapRow(title, pixels, caption, box, explanations, area)
 
 
@@ -264,7 +359,8 @@ def average(args: argparse.Namespace, models: dict[str, nn.Module]) -> None:
         print(f'\n{name}: explaining {len(ranked)} detections')
         unrelated = 0
         for rank, view in track_iter_progress(ranked):
-            evidence, _ = study(model, *views[view], rank, args, progress=False)
+            run, layer = find_score(model, *views[view], rank, args.layer)
+            evidence = collect_evidence(LayerScore(model, layer, run), args.batch_size)
             if evidence.is_empty:
                 unrelated += 1
                 continue
@@ -274,18 +370,19 @@ def average(args: argparse.Namespace, models: dict[str, nn.Module]) -> None:
         print()
         if unrelated:
             print(f'{name}: {unrelated} detections do not depend on {args.layer}')
-    print_table(rows)
+    print_table(rows, args.out)
 
 
-def print_table(rows: Sequence[tuple[str, str, float, float]]) -> None:
-    """Print means and medians as a Markdown table."""
+def print_table(rows: Sequence[tuple[str, str, float, float]], out: str | None) -> None:
+    """Print means and medians as a Markdown table; write them where --out says."""
     if not rows:
         raise ValueError(
             'there is no detection to average over; lower --score-thr, or choose '
             'another --layer'
         )
     head = ['upsampler', 'method', 'detections']
-    head += ['sensitivity', 'median', 'conservation', 'median']
+    head += ['sensitivity', 'median sensitivity']
+    head += ['conservation', 'median conservation']
     body = []
     for name, method in dict.fromkeys(row[:2] for row in rows):
         figures = np.array([row[2:] for row in rows if row[:2] == (name, method)])
@@ -294,14 +391,29 @@ def print_table(rows: Sequence[tuple[str, str, float, float]]) -> None:
             [name, TITLES[method], str(len(figures))]
             + [f'{value:.3f}' for value in pairs.flat]
         )
-    print(to_markdown(head, body, texts=2))
+    table = to_markdown(head, body, texts=2)
+    print(table)
+    if out is None:
+        return
+    with replacing(out) as partial, open(partial, 'w', newline='') as file:
+        if Path(out).suffix == '.csv':
+            csv.writer(file).writerows([head, *body])
+        else:
+            file.write(f'{table}\n')
+    print(f'table: {out}')
 
 
 def main() -> None:
     args = parse_args()
     pairs = [(args.config, args.checkpoint), *args.also]
     models = load_detectors(pairs, args.device, args.cfg_options)
+    if args.layer and '{level}' not in args.layer:
+        for model in models.values():
+            find_layer(model, args.layer)
     if args.images:
+        classes = next(iter(models.values())).dataset_meta['classes']
+        check_classes(models, [config for config, _ in pairs], classes, args.config)
+        check_target(args.target, classes)
         show_images(args, models)
     else:
         average(args, models)

@@ -212,6 +212,53 @@ def test_class_names_do_not_cover_each_other():
         assert axes.bbox.contains(*extent.min) and axes.bbox.contains(*extent.max)
 
 
+@pytest.mark.parametrize('detectors, lines', [(1, 1), (4, 2), (6, 3)])
+def test_counts_do_not_cover_each_other(detectors, lines):
+    """If it fails, the numbers of several detectors cannot be read."""
+    truth = InstanceData(
+        bboxes=np.zeros((0, 4)), labels=np.zeros(0, int), crowd=np.zeros(0, bool)
+    )
+    found = InstanceData(
+        bboxes=np.tile([[10, 10, 50, 50.0]], (10, 1)),
+        labels=np.zeros(10, int),
+        scores=np.ones(10),
+    )
+    none, match = (
+        match_detections(
+            boxes.bboxes,
+            boxes.labels,
+            boxes.scores,
+            truth.bboxes,
+            truth.labels,
+            truth.crowd,
+        )
+        for boxes in (found[:0], found)
+    )
+    names = [f'dlu ({i})' for i in range(detectors)]
+    figure = draw_detections(
+        [np.zeros((60, 100, 3), np.uint8)] * 2,
+        [truth] * 2,
+        dict.fromkeys(names, [found[:0], found]),
+        dict.fromkeys(names, [none, match]),
+        CLASSES,
+        totals=dict.fromkeys(names, (12345, 23456, 34567)),
+        totals_of='these 2 images',
+    )
+    figure.canvas.draw()
+    captions = [axes.xaxis.label for axes in figure.axes]
+    totals = [t for axes in figure.axes for t in axes.texts if 'hits' in t.get_text()]
+    counts = '12345 hits', '23456 false alarms', '34567 misses'
+    assert len(totals) == detectors
+    for text in totals:
+        assert text.get_text().count('\n') == lines - 1
+        assert re.split(', |\n', text.get_text()) == list(counts)
+    panels = [axes.bbox for axes in figure.axes]
+    extents = [text.get_window_extent() for text in [*captions, *totals]]
+    extents += [figure.legends[0].get_window_extent(), *panels]
+    for index, extent in enumerate(extents):
+        assert not extent.count_overlaps(extents[:index])
+
+
 def test_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
     """If it fails, an interrupted run destroys the picture of an earlier one."""
     truth = InstanceData(

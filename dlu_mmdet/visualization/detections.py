@@ -1,11 +1,13 @@
 """A figure of detections beside ground truth, one column per detector."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextPath
 from matplotlib.transforms import Bbox
 from mmengine.structures import InstanceData
 
@@ -31,7 +33,10 @@ _MAX_PANEL_WIDTH = 3.2
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.28, 0.08, 0.34, 0.52
 _COLUMN_GAP, _ROW_GAP = 0.07, 0.27
 _TOTALS = 0.24
+_LINE = 0.14
 _MAX_ASPECT = 1.4
+# in points
+_COUNTS = 7.5
 
 
 def draw_detections(
@@ -98,8 +103,16 @@ def draw_detections(
                 f'images, got {len(values)}'
             )
 
+    width = _panel_width(len(detections) + 1)
+    counts = [match.counts for name in matches for match in matches[name]]
+    # the same number of lines under all panels
+    lines = _lines_needed(counts, width)
+    total_lines = _lines_needed((totals or {}).values(), width, 'bold')
     figure, panels = _layout(
-        [image.shape[:2] for image in images], len(detections) + 1, bool(totals)
+        [image.shape[:2] for image in images],
+        len(detections) + 1,
+        _ROW_GAP + _LINE * (lines - 1),
+        _TOTALS + _LINE * (total_lines - 1) if totals else 0,
     )
     drawn = set()
     for row, image in enumerate(images):
@@ -127,28 +140,29 @@ def draw_detections(
                     ('crowd, not counted', found[match.det_ignored]),
                 ]
             )
-            captions.append(describe_counts(match.counts))
+            captions.append(describe_counts(match.counts, lines))
         panels[row, 0].set_ylabel(image_names[row], fontsize=7)
         for axes, boxes, caption in zip(panels[row], groups, captions, strict=True):
             _show(axes, image)
             _draw_boxes(axes, boxes, classes)
-            axes.set_xlabel(caption, fontsize=7.5)
+            axes.set_xlabel(caption, fontsize=_COUNTS)
             drawn.update(kind for kind, group in boxes if len(group))
     titles = ['ground truth' if judged else 'image', *detections]
     for axes, title in zip(panels[0], titles, strict=True):
         axes.set_title(title, fontsize=11, fontweight='bold', pad=5)
     if totals:
-        texts = [f'{totals_of}:', *(describe_counts(totals[k]) for k in detections)]
+        texts = [f'{totals_of}:']
+        texts += [describe_counts(totals[name], total_lines) for name in detections]
         for axes, text in zip(panels[-1], texts, strict=True):
             axes.annotate(
                 text,
                 (0.5, 0),
-                xytext=(0, -24),
+                xytext=(0, -10 - 72 * _LINE * lines),
                 textcoords='offset points',
                 xycoords='axes fraction',
                 ha='center',
-                va='center',
-                fontsize=7.5,
+                va='top',
+                fontsize=_COUNTS,
                 fontweight='bold',
             )
     kinds = ['ground truth', 'hit', 'false alarm', 'miss']
@@ -172,35 +186,56 @@ def draw_detections(
     return figure
 
 
-def describe_counts(counts: Sequence[int]) -> str:
+def describe_counts(counts: Sequence[int], lines: int = 1) -> str:
     """Say numbers of hits, false alarms and misses in words.
 
     Args:
         counts (Sequence[int]): Hits, false alarms and misses.
+        lines (int): On how many lines, up to 3. Defaults to 1.
 
     Returns:
         str: For example ``'3 hits, 1 false alarm, 0 misses'``.
     """
     hits, false_alarms, misses = counts
-    return ', '.join(
-        [
-            _counted(hits, 'hit'),
-            _counted(false_alarms, 'false alarm'),
-            _counted(misses, 'miss', 'misses'),
-        ]
+    after_hits = '\n' if lines > 1 else ', '
+    after_alarms = '\n' if lines > 2 else ', '
+    return (
+        _counted(hits, 'hit')
+        + after_hits
+        + _counted(false_alarms, 'false alarm')
+        + after_alarms
+        + _counted(misses, 'miss', 'misses')
     )
 
 
+def _lines_needed(
+    counts: Iterable[Sequence[int]], width: float, weight: str = 'normal'
+) -> int:
+    """On how many lines counts fit under panels of a width in inches, at most 3."""
+    counts = list(counts)
+    font = FontProperties(size=_COUNTS, weight=weight)
+    for lines in (1, 2):
+        texts = [text for c in counts for text in describe_counts(c, lines).split('\n')]
+        extents = [TextPath((0, 0), text, prop=font).get_extents() for text in texts]
+        if all(extent.width <= 72 * width for extent in extents):
+            return lines
+    return 3
+
+
+def _panel_width(columns: int) -> float:
+    """Width in inches of a panel, one of so many side by side."""
+    width = (_FIGURE_WIDTH - _LEFT - _RIGHT) / columns - _COLUMN_GAP
+    return min(width, _MAX_PANEL_WIDTH)
+
+
 def _layout(
-    sizes: Sequence[tuple[int, int]], columns: int, totals: bool
+    sizes: Sequence[tuple[int, int]], columns: int, row_gap: float, totals: float
 ) -> tuple[Figure, np.ndarray]:
     """Make the figure and its (rows, columns) axes for images of these sizes."""
-    width = (_FIGURE_WIDTH - _LEFT - _RIGHT) / columns - _COLUMN_GAP
-    width = min(width, _MAX_PANEL_WIDTH)
+    width = _panel_width(columns)
     heights = [width * min(h / w, _MAX_ASPECT) for h, w in sizes]
     figure_width = _LEFT + _RIGHT + columns * (width + _COLUMN_GAP)
-    figure_height = _TOP + _BOTTOM + sum(heights) + _ROW_GAP * len(sizes)
-    figure_height += _TOTALS if totals else 0
+    figure_height = _TOP + _BOTTOM + sum(heights) + row_gap * len(sizes) + totals
     figure = new_figure(figure_width, figure_height)
     panels = np.empty((len(sizes), columns), dtype=object)
     top = figure_height - _TOP
@@ -220,7 +255,7 @@ def _layout(
             axes.spines[:].set_visible(False)
             axes.xaxis.labelpad = axes.yaxis.labelpad = 3
             panels[row, column] = axes
-        top -= height + _ROW_GAP
+        top -= height + row_gap
     return figure, panels
 
 

@@ -162,8 +162,8 @@ def draw_features(recordings: Mapping[str, Recording], image_name: str = '') -> 
 
     A row is a level, a column a detector. The colour of a position is the
     root mean square of its channels. The scale ends at the 99.5th percentile
-    of all that is shown, so that a few extreme positions do not darken the
-    rest.
+    of the map that has the highest, so that a few extreme positions do not
+    darken the rest.
 
     Args:
         recordings (Mapping[str, Recording]): What :func:`record` returned, by
@@ -193,8 +193,12 @@ def draw_features(recordings: Mapping[str, Recording], image_name: str = '') -> 
             + ', '.join(recordings)
             + ' give no level of P2 to P5 (a quarter to a 32nd of the resolution)'
         )
-    shown = [values.ravel() for maps in strengths.values() for values in maps.values()]
-    top = float(np.percentile(np.concatenate(shown), 99.5))
+    # by map: among all positions those of P5 are few enough to count as extreme
+    top = max(
+        float(np.percentile(values, 99.5))
+        for maps in strengths.values()
+        for values in maps.values()
+    )
 
     image = next(iter(recordings.values())).image
     h, w = image.shape[:2]

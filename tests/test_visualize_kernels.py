@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS
+from matplotlib.colors import to_hex
 from matplotlib.patches import FancyArrowPatch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
@@ -20,6 +21,7 @@ from dlu_mmdet.engine import build_runner
 from dlu_mmdet.upsamplers import build_upsampler
 from dlu_mmdet.visualization.features import draw_features, record
 from dlu_mmdet.visualization.kernels import (
+    SUB_PIXEL_COLOURS,
     KernelMaps,
     draw_kernels,
     informative_positions,
@@ -220,6 +222,55 @@ def test_kernel_picture_shows_kernels_and_places():
     maps['two'] = recorded_kernels(recording, 'P4')
     with pytest.raises(ValueError, match='one size and ratio'):
         draw_kernels(recording, maps, [position], 'P3')
+
+
+def test_colour_bar_says_that_larger_values_are_shown():
+    """If it fails, a reader takes the largest values for smaller ones."""
+    recording = record(detector('carafe'), item(64, 96))
+    kernels = recorded_kernels(recording, 'P3').kernels
+    kernels[:] = 1 / 25
+    for value, extend in ((0.04, 'neither'), (0.5, 'max')):
+        kernels[2, 3, 1, 1] = value
+        figure = draw_kernels(recording, {'carafe': KernelMaps(kernels, 2)}, [(6, 6)])
+        (bar,) = [
+            image.colorbar
+            for axes in figure.axes
+            for image in axes.images
+            if image.colorbar and image.colorbar.ax.get_xlabel() == 'value of a kernel'
+        ]
+        assert (bar.vmin, bar.vmax) == (0, pytest.approx(0.04))
+        assert bar.extend == extend
+
+
+def test_large_ratios_show_corners_and_quarters():
+    """If it fails, thousands of arrows take minutes and hide each other."""
+    recording = record(detector('dlu-direct'), item(64, 96))
+    maps = recorded_kernels(recording, 'P2')
+    assert maps.scale_factor == 16 and maps.size == (16, 32)
+    figure = draw_kernels(recording, {'dlu': maps}, [(20, 3)], 'P2')
+    panels = {panel.get_title(): panel for panel in figure.axes if panel.get_title()}
+    arrows = {
+        name: [p for p in panels[name].patches if isinstance(p, FancyArrowPatch)]
+        for name in ('dlu: image, P2', 'the image around it')
+    }
+    # of the source pixel in the image, and the position's own besides
+    assert len(arrows['dlu: image, P2']) == 4
+    *corners, own = arrows['the image around it']
+    ends = [arrow._posA_posB[1] for arrow in (*corners, own)]
+    places = [(16, 0), (31, 0), (16, 15), (31, 15), (20, 3)]
+    expected = [(maps.places[y, x] + 0.5) * 64 for x, y in places]
+    np.testing.assert_allclose(ends, expected, rtol=1e-6)
+    # the quarters, row by row; 20,3 is in the first
+    colours = [to_hex(arrow.get_edgecolor()) for arrow in (*corners, own)]
+    assert colours == [*SUB_PIXEL_COLOURS, SUB_PIXEL_COLOURS[0]]
+    key = ' '.join(text.get_text() for text in figure.texts)
+    assert 'its quarter of the source pixel' in key and '16 × 16 positions' in key
+
+    cascade = recorded_kernels(record(detector(), item(64, 96)), 'P2')
+    with pytest.raises(
+        ValueError, match='one 32 x 16 at ratio 16, two 32 x 16 at ratio 2'
+    ):
+        draw_kernels(recording, {'one': maps, 'two': cascade}, [(20, 3)], 'P2')
 
 
 def test_hook_shows_pictures_during_training(config, tmp_path):

@@ -24,8 +24,9 @@ from .figures import map_colours, new_figure
 #: Upsamplers that have kernels, as ``upsample_cfg.type`` names them.
 WITH_KERNELS = ('carafe', 'dlu')
 
-#: One for each output pixel of a source pixel, row by row: Okabe and Ito's,
-#: which stay apart for colour-blind readers.
+#: One for each quarter of a source pixel, row by row, which at a ratio of 2 is one
+#: for each of its output pixels: Okabe and Ito's, which stay apart for colour-blind
+#: readers.
 SUB_PIXEL_COLOURS = ('#e69f00', '#56b4e9', '#009e73', '#cc79a7')
 
 _KERNEL_MAP, _DIFFERENCE_MAP = 'viridis', 'magma'
@@ -288,12 +289,13 @@ def draw_kernels(
     """Draw how DLU and CARAFE come by their kernels at some output positions.
 
     Above, the whole image: arrows from a source pixel to the places where
-    the kernels of its s*s output pixels are sampled, and two maps: how far the
+    the kernels of its output pixels are sampled, of its four corners only where
+    the ratio is above 2, and two maps: how far the
     kernels of a source pixel differ, by which :func:`informative_positions`
     goes, and every kernel's largest value, 1 for nearest. Below, a row for
     each position: the image around it, the source kernels around the sampled
     place, and the kernel that they give. Values of all kernels share one
-    colour scale.
+    colour scale, which the map of largest values may exceed.
 
     Args:
         recording (Recording): Of the image; its pixels are shown.
@@ -316,11 +318,16 @@ def draw_kernels(
             f'maps and positions must not be empty, got {len(maps)} detectors and '
             f'{len(positions)} positions'
         )
-    sizes = {name: (values.size, values.scale_factor) for name, values in maps.items()}
+    sizes = {
+        name: f'{values.size[1]} x {values.size[0]} at ratio {values.scale_factor}'
+        for name, values in maps.items()
+    }
     if len(set(sizes.values())) > 1:
         raise ValueError(
-            f'the maps must have one size and ratio, got {sizes}; show together only '
-            'detectors that resize images alike'
+            'the maps must have one size and ratio, got '
+            + ', '.join(f'{name} {size}' for name, size in sizes.items())
+            + '; show together only detectors that resize images alike and whose '
+            'necks upsample by the same ratio (top_down)'
         )
     first = next(iter(maps.values()))
     check_positions(positions, first.size)
@@ -335,6 +342,7 @@ def draw_kernels(
         for x, y in positions
         for kernel in [values.kernels[y, x], *_neighbours(values, x, y).values()]
     )
+    peaks = {name: values.kernels.max(axis=(2, 3)) for name, values in maps.items()}
     figure, top, below = _layout(recording.image.shape[:2], maps, len(positions))
 
     def draw_map(axes: Axes, values: np.ndarray, title: str, **colours) -> AxesImage:
@@ -361,7 +369,7 @@ def draw_kernels(
         )
         draw_map(
             peak_axes,
-            values.kernels.max(axis=(2, 3)),
+            peaks[name],
             'largest value of kernel',
             **kernel_colours,
         )
@@ -387,7 +395,9 @@ def draw_kernels(
                     if panel is not None:
                         panel.set_title(title, **_SUBTITLE)
 
-    _draw_key(figure, kernel, difference, maps)
+    # by more than the eye can tell apart
+    exceeded = any(np.nanmax(p[:rows, :cells]) > 1.01 * highest for p in peaks.values())
+    _draw_key(figure, kernel, difference, maps, exceeded)
     return figure
 
 
@@ -405,9 +415,16 @@ def _neighbours(maps: KernelMaps, x: int, y: int) -> dict[tuple[int, int], np.nd
 
 
 def _colour(x: int, y: int, scale_factor: int) -> str:
-    """The colour of an output position: that of its sub-pixel."""
-    sub_pixel = y % scale_factor * scale_factor + x % scale_factor
-    return SUB_PIXEL_COLOURS[sub_pixel % len(SUB_PIXEL_COLOURS)]
+    """The colour of an output position: that of its quarter of the source pixel."""
+    down, right = (2 * (at % scale_factor) // scale_factor for at in (y, x))
+    return SUB_PIXEL_COLOURS[2 * down + right]
+
+
+def _corner_positions(x: int, y: int, scale_factor: int) -> list[tuple[int, int]]:
+    """The output positions in the corners of a source pixel; at ratio 2 all of it."""
+    ends = sorted({0, scale_factor - 1})
+    x, y = x * scale_factor, y * scale_factor
+    return [(x + right, y + down) for down in ends for right in ends]
 
 
 def _limit(axes: Axes, shape: tuple[int, ...]) -> None:
@@ -472,9 +489,8 @@ def _draw_overview(
         step = max(1, round(max(rows, columns) / _ARROWS))
         for y in range(step // 2, rows, step):
             for x in range(step // 2, columns, step):
-                for i in range(s):
-                    for j in range(s):
-                        _draw_arrow(axes, maps, x * s + j, y * s + i, pixels, 0.7)
+                for corner in _corner_positions(x, y, s):
+                    _draw_arrow(axes, maps, *corner, pixels, 0.7)
     _limit(axes, image.shape)
     _number(axes, positions, pixels)
 
@@ -488,7 +504,11 @@ def _draw_zoom(
     cell = s * pixels
     centre = (np.array([x // s, y // s]) + 0.5) * cell
     half = (k / 2 + 1) * cell
-    block = [(x // s * s + j, y // s * s + i) for i in range(s) for j in range(s)]
+    # its own arrow comes last and so on top
+    others = [
+        place for place in _corner_positions(x // s, y // s, s) if place != (x, y)
+    ]
+    block = [*others, (x, y)]
     if maps.places is not None:
         ends = np.array([maps.places[row, column] for column, row in block])
         away = np.abs((ends + 0.5) * cell - centre).max()
@@ -517,9 +537,8 @@ def _draw_zoom(
         )
     )
     if maps.places is not None:
-        for other in sorted(block, key=lambda other: other == (x, y)):
-            own = other == (x, y)
-            _draw_arrow(axes, maps, *other, pixels, 2.2 if own else 1.0)
+        for other in block:
+            _draw_arrow(axes, maps, *other, pixels, 2.2 if other == (x, y) else 1.0)
     axes.set(xlim=(left, right), ylim=(bottom, top))
 
 
@@ -617,6 +636,7 @@ def _draw_key(
     kernel: AxesImage,
     difference: AxesImage,
     maps: Mapping[str, KernelMaps],
+    exceeded: bool,
 ) -> None:
     """Colour bars, the colours of sub-pixels, and how to read the marks."""
     width, height = figure.get_size_inches()
@@ -626,33 +646,39 @@ def _draw_key(
             (left / width, bottom / height, wide / width, high / height)
         )
 
-    for left, mappable, label in (
-        (_LEFT, kernel, 'value of a kernel'),
+    for left, mappable, extend, label in (
+        (_LEFT, kernel, 'max' if exceeded else 'neither', 'value of a kernel'),
         (
             _LEFT + 2.4,
             difference,
+            'neither',
             'difference from the mean\nkernel of the source pixel',
         ),
     ):
         axes = place(left, 0.95, 1.9, 0.11)
-        figure.colorbar(mappable, cax=axes, orientation='horizontal')
+        figure.colorbar(mappable, cax=axes, orientation='horizontal', extend=extend)
         axes.tick_params(labelsize=7)
         axes.set_xlabel(label, fontsize=7.5, labelpad=2)
-    s = max(values.scale_factor for values in maps.values())
     axes = place(_LEFT, 0.1, 0.36, 0.36)
-    for y in range(s):
-        for x in range(s):
-            axes.add_patch(Rectangle((x, y), 1, 1, fc=_colour(x, y, s), ec='white'))
-    axes.set(xlim=(0, s), ylim=(s, 0), xticks=[], yticks=[])
+    for index, colour in enumerate(SUB_PIXEL_COLOURS):
+        axes.add_patch(Rectangle((index % 2, index // 2), 1, 1, fc=colour, ec='white'))
+    axes.set(xlim=(0, 2), ylim=(2, 0), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
+    s = next(iter(maps.values())).scale_factor
     columns = [
         'square: output position in its source pixel\ndashed: what its kernel weighs'
     ]
+    if s > 2:
+        columns[0] += '\ncolour: its quarter of the source pixel'
     if any(values.places is not None for values in maps.values()):
         columns.append(
             'arrow: from its source pixel to where its kernel is sampled\n'
             'framed: the source kernels that it is made of, and their weights'
         )
+        if s > 2:
+            columns[-1] += (
+                f'\nthin: of the {s} × {s} positions of a source pixel the corners only'
+            )
     for index, text in enumerate(columns):
         left = _LEFT + 0.5 + 2.5 * index
-        figure.text(left / width, 0.28 / height, text, fontsize=7.5, va='center')
+        figure.text(left / width, 0.26 / height, text, fontsize=7.5, va='center')

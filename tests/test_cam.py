@@ -539,6 +539,7 @@ def test_picture_of_two_images_and_two_detectors(
     )  # fmt: skip
     printed = capsys.readouterr().out
     assert printed.count('XGrad-CAM') == printed.count('Ablation-CAM ') == 4
+    assert f'{images[1]}, dlu (2): ' in printed
     assert Image.open(tmp_path / 'work_dirs/explain.png').format == 'PNG'
     panels = [axes for axes in drawn[0].axes if axes.images]
     titles = [axes.get_title() for axes in panels[:5]]

@@ -24,7 +24,7 @@ from PIL import Image
 import dlu_mmdet  # noqa: F401
 from dlu_mmdet.analysis.matching import match_detections
 from dlu_mmdet.visualization.detections import COLOURS, STYLES, draw_detections
-from dlu_mmdet.visualization.figures import save_figure
+from dlu_mmdet.visualization.figures import new_figure, save_figure
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ('disc', 'cross')
@@ -257,6 +257,18 @@ def test_counts_do_not_cover_each_other(detectors, lines):
     extents += [figure.legends[0].get_window_extent(), *panels]
     for index, extent in enumerate(extents):
         assert not extent.count_overlaps(extents[:index])
+
+
+def test_white_stays_white(tmp_path):
+    """If it fails, the ground of a picture is tinted."""
+    figure = new_figure(2, 2)
+    # colours near to white, which become entries of the palette
+    near = np.stack(np.meshgrid(*[np.arange(230, 255)] * 2, [248]), axis=-1)[:, :, 0]
+    figure.figimage(near.astype(np.uint8))
+    save_figure(figure, tmp_path / 'picture.png')
+    picture = Image.open(tmp_path / 'picture.png').convert('RGB')
+    assert picture.getpixel((299, 0)) == (255, 255, 255)
+    assert picture.getpixel((0, 299)) != (255, 255, 255)
 
 
 def test_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):

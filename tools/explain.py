@@ -116,7 +116,7 @@ def check_choices(args: argparse.Namespace) -> None:
                 '--num-detections is how many to average over, which is done without '
                 'an IMAGE; leave one of them out'
             )
-        args.target = args.target or 'det:0'
+        args.target = 'det:0' if args.target is None else args.target
         if not re.fullmatch(r'det:\d+|class:.+', args.target):
             raise ValueError(
                 f'--target must be det:N or class:NAME, got {args.target!r}'

@@ -170,4 +170,8 @@ def _with_palette(image: np.ndarray, kept: Sequence[str]) -> Image.Image:
         number = 256 - len(palette)
         found = Image.fromarray(others[None]).quantize(number).getpalette()
         palette += np.reshape(found[: 3 * number], (-1, 3)).tolist()
-    return reduced()
+    picture = reduced()
+    # Pillow takes a near entry for the nearest, which tints a white ground
+    ground = Image.fromarray((image == palette[0]).all(axis=2))
+    picture.paste(0, mask=ground)
+    return picture

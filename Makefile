@@ -16,7 +16,7 @@ last_checkpoint = $(DEMO_DIR)/faster-rcnn_r18_fpn-$(1)_shapes/seed0/last_checkpo
 demo: $(READY)
 	@echo '== 1/3 data: $(DEMO_DATA)'
 	$(VENV)/bin/python -m dlu_mmdet.datasets.make_shapes $(DEMO_DATA)
-	@echo '== 2/3 training and testing four detectors: about 12 minutes on 2 cores'
+	@echo '== 2/3 training and testing four detectors: about 11 minutes on 2 cores'
 	$(VENV)/bin/python tools/compare.py --work-dir $(DEMO_DIR) \
 	    $(foreach name,$(DEMO),$(call config,$(name)))
 	@echo '== 3/3 picture'

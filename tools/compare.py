@@ -1,7 +1,6 @@
 """Train, test and compare: python tools/compare.py CONFIG... [--seeds 0 1 2]."""
 
 import argparse
-import errno
 import re
 import shlex
 import sys
@@ -205,7 +204,7 @@ def main() -> int:
         print('\ninterrupted; the same command goes on', file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in runs.FULL:
             raise
         print(
             f'{error}\nno space left on the device; what is finished is kept: free '

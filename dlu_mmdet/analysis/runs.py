@@ -39,8 +39,8 @@ COMPARED = (
     'val_evaluator',
     'test_evaluator',
 )
-# nothing can be written: the disk is full, or the user's share of it
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: Nothing can be written: the disk is full, or the share of it that a user has.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -415,7 +415,7 @@ def _follow(command: list[str], log: Path, lock: int) -> Iterator[str]:
             process.stdout.close()
     if process.returncode:
         tail = ''.join(log.read_text().splitlines(keepends=True)[-20:])
-        for number in _FULL:
+        for number in FULL:
             if os.strerror(number) in tail:
                 raise OSError(number, f'the end of {log}:\n{tail}')
         raise RuntimeError(

@@ -17,6 +17,16 @@ except ModuleNotFoundError as error:
         '"dlu_mmdet[openmmlab]"',
         name=error.name,
     ) from None
+try:
+    import mmcv.ops  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f'dlu_mmdet needs mmcv with its compiled operators, and those of mmcv '
+        f'{mmcv.__version__} cannot be loaded ({error}): it is mmcv-lite, or was built '
+        f'without them or for another torch; install it again with MMCV_WITH_OPS=1 pip '
+        f'install --no-build-isolation --no-cache-dir --force-reinstall --no-deps',
+        name='mmcv.ops',
+    ) from None
 
 from . import datasets, engine, heads, necks, ops, upsamplers, visualization
 

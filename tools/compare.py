@@ -197,6 +197,9 @@ def main() -> int:
         dry_run(planned, launch)
         return 0
     try:
+        if any(run.state != 'finished' for run in planned):
+            print('checking data, heads and evaluation', flush=True)
+            comparison.rehearse(planned)
         runs.begin(args.work_dir, planned, launch)
         failed = run_all(planned, launch)
         report_all(planned, args)

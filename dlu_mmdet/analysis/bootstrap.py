@@ -15,6 +15,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..datasets import annotations
 from .matching import MAX_DETECTIONS
 
 #: COCO's metrics: index of the area range, and the IoU thresholds averaged over.
@@ -71,6 +72,8 @@ class Evaluation:
             Evaluation: The matches of all images.
         """
         with contextlib.redirect_stdout(io.StringIO()):
+            if not isinstance(coco, annotations.COCO):
+                coco = annotations.COCO.completed(coco)
             # loadRes cannot take an empty list
             results = coco.loadRes(detections) if detections else COCO()
             evaluation = COCOeval(coco, results, 'bbox')

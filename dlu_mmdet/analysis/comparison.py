@@ -20,12 +20,13 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from ..datasets import check_data, check_num_classes
 from ..necks import upsampler_name
 from ..ops import library
 from .bootstrap import METRICS, Evaluation, paired_differences
-from .complexity import detector_complexity
+from .complexity import detector_complexity, input_channels
 from .op_benchmark import interleaved, peak_memory
-from .runs import Run, results, write
+from .runs import Run, evaluate, results, write
 from .tables import to_markdown
 
 #: Box AP of R50 FPN 1x on COCO 2017 val, measured by others.
@@ -65,7 +66,8 @@ def published(cfg: Config) -> tuple[float | None, str]:
     # several necks in a row are another detector: Libra R-CNN's
     if isinstance(neck, (list, tuple)):
         return None, ''
-    return PUBLISHED.get((cfg.model.type, upsampler_name(neck)), (None, ''))
+    detector = getattr(cfg.model.type, '__name__', cfg.model.type)
+    return PUBLISHED.get((detector, upsampler_name(neck)), (None, ''))
 
 
 def measure_costs(
@@ -99,10 +101,11 @@ def measure_costs(
             if where.type == 'cuda'
             else f'{platform.machine()}, {torch.get_num_threads()} threads',
         )
-        init_default_scope(run.cfg.get('default_scope', 'mmdet'))
+        init_default_scope(run.cfg.get('default_scope') or 'mmdet')
         model = MODELS.build(run.cfg.model).to(where).eval()
         with torch.no_grad():
-            inputs = model.backbone(torch.zeros(1, 3, *size, device=where))
+            image = torch.zeros(1, input_channels(model), *size, device=where)
+            inputs = model.backbone(image)
         actions.append(lambda neck=model.neck, inputs=inputs: neck(inputs))
     with torch.no_grad():
         for cost, action in zip(costs.values(), actions):
@@ -112,6 +115,29 @@ def measure_costs(
     for cost, (median, _) in zip(costs.values(), times):
         cost['neck_ms'] = median * 1e3
     return costs
+
+
+def rehearse(runs: Sequence[Run]) -> None:
+    """Try now, on new detectors, what would else be tried after the training.
+
+    Data, evaluators and heads are checked, nothing is scored against the test set,
+    and every neck is timed once.
+
+    Args:
+        runs (Sequence[Run]): Runs of a comparison; each config counts once.
+
+    Raises:
+        FileNotFoundError: If data are missing.
+        ValueError: If data, evaluators and heads do not belong together, or there is
+            nothing to find.
+    """
+    each = {run.name: run for run in runs}.values()
+    check_data(next(iter(each)).cfg, ('train', 'val', 'test'), hold=False)
+    for run in each:
+        init_default_scope(run.cfg.get('default_scope') or 'mmdet')
+        check_num_classes(MODELS.build(run.cfg.model), run.cfg, ('train', 'test'))
+    evaluate(next(iter(each)).cfg, [])
+    measure_costs(runs, rounds=1)
 
 
 def summarise(

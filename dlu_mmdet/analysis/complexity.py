@@ -106,6 +106,15 @@ def find_upsamplers(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def input_channels(detector: nn.Module) -> int:
+    """Channels of the images that a detector of mmdet takes: 1 if grey, else 3."""
+    mean = getattr(detector.data_preprocessor, 'mean', None)
+    first = next(m for m in detector.modules() if isinstance(m, nn.Conv2d))
+    # one mean may also stand for three channels
+    single = mean is None or len(mean) == 1
+    return 1 if single and first.in_channels == 1 else 3
+
+
 def detector_complexity(
     detector: Config | nn.Module, image_shape: tuple[int, int]
 ) -> dict[str, int | None]:
@@ -151,7 +160,7 @@ def detector_complexity(
 
     training = detector.training
     detector.eval()
-    data = demo_mm_inputs(1, [(3, height, width)])
+    data = demo_mm_inputs(1, [(input_channels(detector), height, width)])
     data = detector.data_preprocessor(data, False)
     if library.is_available(data['inputs'].device.type):
         counter = _run_counted(detector, **data, mode='tensor')

@@ -22,12 +22,11 @@ from pathlib import Path
 import mmengine
 import numpy as np
 import torch
-from mmdet.registry import DATASETS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
-from pycocotools.coco import COCO
 
-from ..engine import build_runner, enable_amp, replacing
+from ..datasets.annotations import COCO
+from ..datasets.checks import coco_evaluators, sources
+from ..engine import build_runner, enable_amp, merge_options, replacing
 from ..necks import upsampler_name
 from .bootstrap import METRICS, Evaluation
 
@@ -84,7 +83,7 @@ class Run:
         """The last checkpoint, if there is one."""
         file = self.work_dir / 'last_checkpoint'
         # a process killed while it wrote that file leaves an empty one
-        path = Path(file.read_text().strip()) if file.exists() else None
+        path = Path(file.read_text(encoding='utf-8').strip()) if file.exists() else None
         return path if path and path.is_file() else None
 
     @property
@@ -208,7 +207,7 @@ def plan(
                 f'config {config} does not exist; the configs are in configs/'
             )
         cfg = Config.fromfile(config)
-        cfg.merge_from_dict(dict(options or {}))
+        merge_options(cfg, options or {})
         _check_config(config, cfg)
         _skip_last_validation(cfg)
         loaded.append(cfg)
@@ -230,7 +229,10 @@ def plan(
                 seed,
                 Path(work_dir, config.stem, f'seed{seed}'),
             )
-            if run.config.exists() and run.config.read_text() != cfg.pretty_text:
+            if (
+                run.config.exists()
+                and run.config.read_text(encoding='utf-8') != cfg.pretty_text
+            ):
                 raise ValueError(
                     f'{run.work_dir} belongs to another version of {config}; '
                     f'remove it, or name another --work-dir'
@@ -239,30 +241,39 @@ def plan(
     return runs
 
 
-def _evaluator(cfg: Config) -> Mapping:
-    """The first of a config's test evaluators."""
-    evaluators = cfg.get('test_evaluator') or {}
-    return evaluators[0] if isinstance(evaluators, (list, tuple)) else evaluators
-
-
 def _check_config(config: Path, cfg: Config) -> None:
     """Refuse before training what could not be compared after it."""
     if not cfg.model.get('neck'):
         raise ValueError(
             f'{config} has no model.neck, so there is no upsampler to compare'
         )
-    evaluator = _evaluator(cfg)
-    metrics = evaluator.get('metric', 'bbox')
-    metrics = [metrics] if isinstance(metrics, str) else metrics
-    if (
-        evaluator.get('type') != 'CocoMetric'
-        or not evaluator.get('ann_file')
-        or 'bbox' not in metrics
-    ):
+    evaluators = cfg.get('test_evaluator')
+    if _box_evaluator(cfg) is None:
         raise ValueError(
-            f'{config}: test_evaluator must be a CocoMetric with an ann_file and the '
-            f"metric 'bbox', got {dict(evaluator)}"
+            f'{config}: test_evaluator must have a CocoMetric with an ann_file and the '
+            f"metric 'bbox', got {evaluators}"
         )
+    if not _classes(cfg):
+        raise ValueError(
+            f'{config}: test_dataloader.dataset must be a data set of this machine '
+            f'with classes, got the type {cfg.test_dataloader.dataset.get("type")}'
+        )
+
+
+def _box_evaluator(cfg: Config) -> Mapping | None:
+    """The first of a config's test evaluators that scores boxes of a file."""
+    for _, evaluator in coco_evaluators(cfg, 'test'):
+        metrics = evaluator.get('metric', 'bbox')
+        metrics = [metrics] if isinstance(metrics, str) else metrics
+        if evaluator.get('ann_file') and 'bbox' in metrics:
+            return evaluator
+    return None
+
+
+def _classes(cfg: Config) -> Sequence[str]:
+    """Class names of the test set, by label."""
+    found = sources(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
+    return next((source.classes for source in found), ())
 
 
 def _skip_last_validation(cfg: Config) -> None:
@@ -331,7 +342,7 @@ def _check_work_dir(
     file = work_dir / 'plan.json'
     own = dict(configs=[config.stem for config in configs], seeds=list(seeds))
     if file.exists():
-        held = json.loads(file.read_text())
+        held = json.loads(file.read_text(encoding='utf-8'))
         training = held.pop('training', launch.training)
         if training != launch.training:
             raise ValueError(
@@ -390,12 +401,13 @@ def _held(work_dir: Path) -> Iterator[int]:
 
 def _follow(command: list[str], log: Path, lock: int) -> Iterator[str]:
     """Run a command, keep its output in a log, yield the lines of progress."""
-    with log.open('w') as file:
+    with log.open('w', encoding='utf-8') as file:
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            encoding='utf-8',
             errors='replace',
             pass_fds=[lock],
         )
@@ -414,7 +426,7 @@ def _follow(command: list[str], log: Path, lock: int) -> Iterator[str]:
                 process.wait()
             process.stdout.close()
     if process.returncode:
-        tail = ''.join(log.read_text().splitlines(keepends=True)[-20:])
+        tail = ''.join(log.read_text(encoding='utf-8').splitlines(keepends=True)[-20:])
         for number in FULL:
             if os.strerror(number) in tail:
                 raise OSError(number, f'the end of {log}:\n{tail}')
@@ -459,7 +471,7 @@ def execute(run: Run, tools: Path, launch: Launch = Launch()) -> Iterator[str]:
 def _scalars(run: Run) -> Iterator[dict]:
     """What mmengine logged while training and validating, over all starts."""
     for file in sorted(run.work_dir.glob('*/vis_data/scalars.json')):
-        for line in file.read_text().splitlines():
+        for line in file.read_text(encoding='utf-8').splitlines():
             # the last line of a killed process may be cut off
             if line.endswith('}'):
                 yield json.loads(line)
@@ -475,7 +487,7 @@ def _collect(run: Run) -> dict:
             validation[entry['step']] = entry['coco/bbox_mAP']
     steps = sorted(training)
     times = [training[step]['time'] for step in steps]
-    evaluation = _evaluate(run)
+    evaluation = evaluate(run.cfg, mmengine.load(run.work_dir / 'predictions.pkl'))
     evaluation.save(run.matches_file)
     metrics = evaluation.metrics(np.ones((1, evaluation.num_images), dtype=int))[0]
     return dict(
@@ -496,12 +508,22 @@ def _collect(run: Run) -> dict:
     )
 
 
-def _evaluate(run: Run) -> Evaluation:
-    """Match a run's predictions with pycocotools."""
-    init_default_scope(run.cfg.get('default_scope', 'mmdet'))
-    category_ids = DATASETS.build(run.cfg.test_dataloader.dataset).cat_ids
+def evaluate(cfg: Config, samples: Sequence[Mapping]) -> Evaluation:
+    """Match detections with pycocotools.
+
+    Args:
+        cfg (Config): Complete; its test evaluator names the annotations.
+        samples (Sequence[Mapping]): What ``tools/test.py --out`` writes: ``img_id``
+            and ``pred_instances`` with ``bboxes`` (D, 4) x1 y1 x2 y2 in pixels,
+            ``scores`` (D,) and ``labels`` (D,).
+
+    Returns:
+        Evaluation: On all images of the annotations.
+    """
+    coco = COCO(_box_evaluator(cfg)['ann_file'])
+    category_ids = coco.get_cat_ids(_classes(cfg))
     detections = []
-    for sample in mmengine.load(run.work_dir / 'predictions.pkl'):
+    for sample in samples:
         found = sample['pred_instances']
         boxes = found['bboxes'].numpy().astype(float)
         boxes[:, 2:] -= boxes[:, :2]
@@ -516,9 +538,7 @@ def _evaluate(run: Run) -> Evaluation:
                 boxes.tolist(), found['scores'].tolist(), found['labels'].tolist()
             )
         ]
-    return Evaluation.from_coco(
-        COCO(_evaluator(run.cfg)['ann_file']), detections, category_ids
-    )
+    return Evaluation.from_coco(coco, detections, category_ids)
 
 
 def estimate(run: Run, amp: bool = False, iterations: int = 5) -> dict[str, float]:
@@ -582,7 +602,7 @@ def results(runs: Sequence[Run]) -> list[dict]:
     """Results of the finished runs among these."""
     return [
         # what a config is called depends on what it is compared with
-        {**json.loads(run.result_file.read_text()), 'name': run.name}
+        {**json.loads(run.result_file.read_text(encoding='utf-8')), 'name': run.name}
         for run in runs
         if run.result_file.exists()
     ]

@@ -1,7 +1,13 @@
-"""Data sets and their checks."""
+"""Data sets, their annotation files and their checks."""
 
-from .checks import check_data
+from . import annotations, transforms
+from .checks import check_data, check_num_classes
 from .shapes import ShapesDataset
-from .transforms import LoadImageFromFile
 
-__all__ = ['LoadImageFromFile', 'ShapesDataset', 'check_data']
+__all__ = [
+    'ShapesDataset',
+    'annotations',
+    'check_data',
+    'check_num_classes',
+    'transforms',
+]

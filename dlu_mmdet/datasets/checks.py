@@ -1,98 +1,400 @@
-"""Data that a config names: there, and of its classes."""
+"""Data that a config names: there, of its classes, and scored by their own file."""
 
 from __future__ import annotations
 
+import inspect
 import os.path as osp
-from collections.abc import Iterator, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import mmdet
-import mmengine
-from mmdet.registry import DATASETS
+import numpy as np
+from mmdet.datasets import CocoDataset, CocoPanopticDataset
+from mmdet.datasets.transforms import PackDetInputs
+from mmdet.evaluation import CocoMetric
+from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
+from mmdet.registry import DATASETS, METRICS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.registry import Registry
+from PIL import Image
+from torch import nn
+
+from . import annotations
+
+# images whose sizes are compared with those of the file
+_LOOKED_AT = 16
+# what a detector's results cannot be brought back to the image without
+_NEEDED_META = ('img_id', 'ori_shape', 'img_shape', 'scale_factor')
 
 
-def _datasets(cfg: dict) -> Iterator[dict]:
-    """The data sets inside wrappers such as RepeatDataset, one by one."""
+def resolve(registry: Registry, type_: str | type) -> type | None:
+    """The class of a config's ``type``: a name, 'mmdet.Name', a path, or a class."""
+    return type_ if inspect.isclass(type_) else registry.get(type_)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set of a config.
+
+    Attributes:
+        key (str): Where it is in the config.
+        cfg (dict): Its own part of the config.
+        cls (type): Its class.
+        files (dict[str, str]): By key, the paths that it names.
+    """
+
+    key: str
+    cfg: dict
+    cls: type
+    files: dict[str, str]
+
+    @property
+    def ann_file(self) -> str:
+        """Path of its annotations; empty if it has none."""
+        return self.files.get('ann_file', '')
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Class names, in the order of the labels."""
+        metainfo = {**(self.cls.METAINFO or {}), **self.cfg.get('metainfo', {})}
+        classes = metainfo.get('classes') or ()
+        if isinstance(classes, str) and osp.isfile(classes):
+            return Path(classes).read_text(encoding='utf-8').split('\n')
+        return classes
+
+    @property
+    def is_coco(self) -> bool:
+        """Whether it reads COCO files of objects, through this package."""
+        return (
+            issubclass(self.cls, CocoDataset)
+            and self.cls.COCOAPI is annotations.COCO
+            and self.ann_file.endswith('.json')
+        )
+
+
+def sources(cfg: dict, key: str) -> Iterator[Source]:
+    """The data sets inside wrappers such as RepeatDataset, one by one.
+
+    Args:
+        cfg (dict): ``dataset`` of a dataloader.
+        key (str): Its place in the config.
+
+    Yields:
+        Source: Those on this machine; remote ones are left out.
+    """
     if 'dataset' in cfg:
-        yield from _datasets(cfg['dataset'])
+        yield from sources(cfg['dataset'], f'{key}.dataset')
     elif 'datasets' in cfg:
-        for inner in cfg['datasets']:
-            yield from _datasets(inner)
-    else:
-        yield cfg
+        for index, inner in enumerate(cfg['datasets']):
+            yield from sources(inner, f'{key}.datasets.{index}')
+    elif 'type' in cfg and not cfg.get('backend_args'):
+        cls = resolve(DATASETS, cfg['type'])
+        if cls is None:
+            return
+        root = cfg.get('data_root') or ''
+        named = [('ann_file', cfg.get('ann_file'))]
+        named += [
+            (f'data_prefix.{k}', v) for k, v in cfg.get('data_prefix', {}).items()
+        ]
+        files = {k: osp.join(root, v) for k, v in named if v and '://' not in root + v}
+        yield Source(key, cfg, cls, files)
 
 
-def _how_to_get(cls: type, root: str) -> str:
-    if hasattr(cls, 'how_to_make'):
-        return f'make it with: {cls.how_to_make(root)}'
+def _all_sources(cfg: Config, split: str) -> list[Source]:
+    dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
+    return list(sources(dataset, f'{split}_dataloader.dataset'))
+
+
+def coco_evaluators(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
+    """The CocoMetrics of a split that read a file of their own, by their keys."""
+    evaluators = cfg.get(f'{split}_evaluator') or []
+    several = isinstance(evaluators, list | tuple)
+    for index, evaluator in enumerate(evaluators if several else [evaluators]):
+        cls = resolve(METRICS, evaluator['type']) if 'type' in evaluator else None
+        if inspect.isclass(cls) and issubclass(cls, CocoMetric):
+            yield f'{split}_evaluator' + (f'.{index}' if several else ''), evaluator
+
+
+def elsewhere(cfg: Config, root: str = 'DIR') -> str:
+    """The ``--cfg-options`` that take a config's data from another folder."""
+    options = []
+    for split in ('train', 'val', 'test'):
+        options += [f'{s.key}.data_root={root}' for s in _all_sources(cfg, split)]
+        names = [s.cfg.get('ann_file') for s in _all_sources(cfg, split)]
+        for key, evaluator in coco_evaluators(cfg, split):
+            file = evaluator.get('ann_file')
+            if file:
+                # the part that the data set's own key has, where it is the same file
+                inside = next((n for n in names if n and file.endswith(n)), file)
+                options.append(f'{key}.ann_file={osp.join(root, inside)}')
+    return f'--cfg-options {" ".join(options)}'
+
+
+def _how_to_get(source: Source, cfg: Config) -> str:
+    root = source.cfg.get('data_root') or ''
+    if hasattr(source.cls, 'how_to_make'):
+        return f'make it with: {source.cls.how_to_make(root)}'
     script = osp.join(mmdet.__path__[0], '.mim', 'tools', 'misc', 'download_dataset.py')
     return (
         f'COCO 2017 is fetched by: python {script} --dataset-name '
-        f'coco2017 --save-dir {root or "."} --unzip; data elsewhere are '
-        f'named by --cfg-options train_dataloader.dataset.data_root=...'
+        f'coco2017 --save-dir {root or "."} --unzip; data in another folder DIR are '
+        f'named by {elsewhere(cfg)}'
     )
 
 
-def check_data(cfg: Config, splits: Sequence[str]) -> None:
-    """Check the data sets of a config before anything is built.
+def check_data(cfg: Config, splits: Sequence[str], hold: bool = True) -> None:
+    """Check the data of a config before anything is built.
 
     Args:
         cfg (Config): A complete config.
         splits (Sequence[str]): Of 'train', 'val' and 'test', those to check.
+        hold (bool): Whether what was read is handed to the data sets and evaluators
+            that are built next in this process. Defaults to True.
 
     Raises:
         FileNotFoundError: If an annotation file or an image folder is
             missing.
-        ValueError: If an annotation file has none of the config's classes;
-            mmdet would train on nothing.
+        ValueError: If an annotation file cannot be used with the config's classes or
+            with its evaluator, or leaves nothing to learn or to find.
     """
     if not is_main_process():
         return
+    found = {split: _all_sources(cfg, split) for split in splits}
+    for source in [source for each in found.values() for source in each]:
+        for key, path in source.files.items():
+            if not osp.exists(path):
+                raise FileNotFoundError(
+                    f'{source.key}: {path} ({key}) does not exist; '
+                    f'{_how_to_get(source, cfg)}'
+                )
+    contents: dict[str, dict] = {}
+
+    def read(path: str) -> dict:
+        path = osp.realpath(path)
+        if path not in contents:
+            contents[path] = annotations.read(path)
+        return contents[path]
+
     checked = set()
-    for split in splits:
-        for dataset in _datasets(cfg.get(f'{split}_dataloader') or {}):
-            cls = DATASETS.get(dataset['type']) if 'type' in dataset else None
-            if cls is None or dataset.get('backend_args'):
+    uses = Counter()
+    for split, each in found.items():
+        scored = None
+        if split != 'train':
+            scored, files = _check_evaluators(cfg, split, each, read)
+            uses.update(files)
+        for source in each:
+            if split != 'train':
+                _check_meta_keys(source)
+            if not source.is_coco:
                 continue
-            root = dataset.get('data_root') or ''
-            where = f'{split}_dataloader.dataset'
-            for key, name in [('ann_file', dataset.get('ann_file'))] + [
-                (f'data_prefix.{k}', v)
-                for k, v in dataset.get('data_prefix', {}).items()
-            ]:
-                if not name or '://' in name:
-                    continue
-                path = osp.join(root, name)
-                if not osp.exists(path):
-                    raise FileNotFoundError(
-                        f'{where}: {path} ({key}) does not exist; '
-                        f'{_how_to_get(cls, root)}'
-                    )
-            ann_file = osp.join(root, dataset.get('ann_file') or '')
-            metainfo = {**(cls.METAINFO or {}), **dataset.get('metainfo', {})}
-            if (
-                ann_file.endswith('.json')
-                and metainfo.get('classes')
-                and ann_file not in checked
-            ):
-                checked.add(ann_file)
-                _check_classes(where, ann_file, metainfo['classes'])
+            content = read(source.ann_file)
+            uses[osp.realpath(source.ann_file)] += 1
+            # two splits of one file are told once
+            identity = (source.ann_file, tuple(source.classes), split == 'train')
+            if identity not in checked:
+                checked.add(identity)
+                _check_source(source, content, split, scored)
+    if hold:
+        for path, content in contents.items():
+            annotations.keep(path, content, uses[path])
 
 
-def _check_classes(where: str, ann_file: str, classes: Sequence[str]) -> None:
-    try:
-        annotations = mmengine.load(ann_file)
-        found = {c['name'] for c in annotations['categories']}
-    except (ValueError, KeyError, TypeError) as error:
+def _check_source(
+    source: Source, content: dict, split: str, scored: str | None
+) -> None:
+    """Check one data set's classes, objects, masks and image sizes.
+
+    Args:
+        source (Source): The data set.
+        content (dict): Its annotations.
+        split (str): What they are for.
+        scored (str, optional): For val and test: 'bbox' or 'segm' if they are scored.
+    """
+    where = f'{source.key}.ann_file: {source.ann_file}'
+    if not source.classes:
+        return
+    annotations.check_classes(content['categories'], source.classes, where)
+    survey = annotations.survey(content, source.classes)
+    if not content['images']:
+        raise ValueError(f'{where} lists no images; use another file')
+    if split == 'train' or scored:
+        if not survey.kept:
+            what = 'nothing to learn' if split == 'train' else 'nothing to find'
+            raise ValueError(f'{where} has {what}: {survey}; mend it, or use another')
+        needs_masks = scored == 'segm' or (split == 'train' and _loads_masks(source))
+        if needs_masks and survey.without_mask:
+            reason = (
+                'the pipeline loads masks' if split == 'train' else 'masks are scored'
+            )
+            raise ValueError(
+                f'{where}: annotation {survey.without_mask["id"]!r} has no '
+                f"'segmentation', and {reason}; add it, or take a detector of boxes"
+            )
+    if survey.loses_many:
+        warnings.warn(f'{where}: {survey}', stacklevel=2)
+    _compare_sizes(source, content, where)
+
+
+def _loads_masks(source: Source) -> bool:
+    return any(step.get('with_mask') for step in source.cfg.get('pipeline') or ())
+
+
+def _compare_sizes(source: Source, content: dict, where: str) -> None:
+    """Warn where a few images are of another size than the file says."""
+    folder = source.files.get('data_prefix.img') or source.files.get(
+        'data_prefix.img_path', source.cfg.get('data_root') or ''
+    )
+    images = content['images']
+    spread = np.linspace(0, len(images) - 1, min(_LOOKED_AT, len(images)))
+    for image in [images[index] for index in spread.round().astype(int)]:
+        try:
+            with Image.open(osp.join(folder, image['file_name'])) as picture:
+                size, turned = picture.size, picture.getexif().get(0x0112, 1) > 4
+        except (OSError, ValueError, Image.DecompressionBombError):
+            # that is told when it is loaded
+            continue
+        told = image['width'], image['height']
+        if told != size and not (turned and told == size[::-1]):
+            warnings.warn(
+                f'{where}: image {image["file_name"]} is {size[0]} x {size[1]} pixels '
+                f'and the file says {told[0]} x {told[1]}; objects are cut off at the '
+                f"file's size, and boxes of another size are in the wrong places",
+                stacklevel=2,
+            )
+            return
+
+
+def _check_evaluators(
+    cfg: Config, split: str, each: list[Source], read: Callable[[str], dict]
+) -> tuple[str | None, list[str]]:
+    """Check that a split's evaluators score the images that it has.
+
+    Returns:
+        tuple: What they score, 'bbox', 'segm' or None; the files that they read.
+    """
+    scored, files = None, []
+    for key, evaluator in coco_evaluators(cfg, split):
+        metrics = evaluator.get('metric', 'bbox')
+        metrics = [metrics] if isinstance(metrics, str) else metrics
+        if not evaluator.get('format_only'):
+            scored = 'segm' if 'segm' in metrics or scored == 'segm' else 'bbox'
+        path = evaluator.get('ann_file')
+        if not path or '://' in path or evaluator.get('backend_args'):
+            continue
+        where = f'{key}.ann_file: {path}'
+        if not osp.exists(path):
+            raise FileNotFoundError(
+                f'{where} does not exist; it is the path of the file that '
+                f'{split}_dataloader.dataset.ann_file names. Data in another folder '
+                f'DIR are named by {elsewhere(cfg)}'
+            )
+        files.append(osp.realpath(path))
+        content = read(path)
+        for source in each:
+            if source.classes:
+                annotations.check_classes(content['categories'], source.classes, where)
+            if source.cfg.get('indices') is not None:
+                raise ValueError(
+                    f'{source.key}.indices={source.cfg["indices"]} takes a part of the '
+                    f'images, and {where} is scored over all that it lists; make an '
+                    f'annotation file of that part for both'
+                )
+        if each and all(source.is_coco for source in each):
+            _check_same_data(each, where, content, read, cfg)
+    return scored, files
+
+
+def _check_same_data(
+    each: list[Source],
+    where: str,
+    content: dict,
+    read: Callable[[str], dict],
+    cfg: Config,
+) -> None:
+    """Check that an evaluator's file is of the images that the data sets load."""
+    if {osp.realpath(source.ann_file) for source in each} == {
+        osp.realpath(where.partition(': ')[2])
+    }:
+        return
+    own = [read(source.ann_file) for source in each]
+    names = ' and '.join(f'{s.key}.ann_file: {s.ann_file}' for s in each)
+    loaded = {i['id']: osp.basename(i['file_name']) for c in own for i in c['images']}
+    scored = {i['id']: osp.basename(i['file_name']) for i in content['images']}
+    if loaded != scored:
+        differing = [
+            i for i in [*scored, *loaded] if scored.get(i, '-') != loaded.get(i, '-')
+        ]
+        first = differing[0]
         raise ValueError(
-            f'{where}.ann_file: {ann_file} is not a COCO '
-            f'annotation file ({error!r}); make or copy it '
-            f'again'
-        ) from error
-    if found.isdisjoint(classes):
-        raise ValueError(
-            f'{where}.ann_file: {ann_file} has the classes {sorted(found)}, '
-            f'none of which is among those of the config, {list(classes)}; '
-            f'set dataset.metainfo.classes, or use another file'
+            f'{where} lists {len(scored)} images and {names} {len(loaded)}, and they '
+            f'are not the same: id {first!r} is {scored.get(first, "not there")!r} in '
+            f'the former and {loaded.get(first, "not there")!r} in the latter. Name '
+            f'the same file for both; data in another folder DIR are named by '
+            f'{elsewhere(cfg)}'
         )
+
+    def objects(contents: list[dict]) -> Counter:
+        return Counter(
+            (a['image_id'], *a['bbox']) for c in contents for a in c['annotations']
+        )
+
+    if any(c['annotations'] for c in own) and objects(own) != objects([content]):
+        warnings.warn(
+            f'{where} has other objects than {names} has for the same images; the '
+            f'former are scored',
+            stacklevel=2,
+        )
+
+
+def _check_meta_keys(source: Source) -> None:
+    """Check that a test pipeline keeps what results are brought back with."""
+    for step in source.cfg.get('pipeline') or ():
+        if resolve(TRANSFORMS, step.get('type', '')) is PackDetInputs:
+            kept = step.get('meta_keys', _NEEDED_META)
+            missing = [key for key in _NEEDED_META if key not in kept]
+            if missing:
+                raise ValueError(
+                    f'{source.key}.pipeline: meta_keys of PackDetInputs must have '
+                    f'{", ".join(missing)} too, got {tuple(kept)}'
+                )
+
+
+def check_num_classes(model: nn.Module, cfg: Config, splits: Sequence[str]) -> None:
+    """Check that every head has as many classes as the data.
+
+    Args:
+        model (nn.Module): The detector.
+        cfg (Config): Its config.
+        splits (Sequence[str]): Of 'train', 'val' and 'test', those to check.
+
+    Raises:
+        ValueError: If a head has another number, with both and the key.
+    """
+    for source in (source for split in splits for source in _all_sources(cfg, split)):
+        number = len(source.classes)
+        # other heads count otherwise: things and stuff, or words of a text
+        if (
+            not issubclass(source.cls, CocoDataset)
+            or issubclass(source.cls, CocoPanopticDataset)
+            or source.cfg.get('return_classes')
+            or not number
+        ):
+            continue
+        for name, module in model.named_modules():
+            own = getattr(module, 'num_classes', None)
+            if (
+                isinstance(own, int)
+                and own != number
+                and not name.startswith(('backbone', 'semantic_head'))
+                and not name.split('.')[-1].startswith('rpn')
+                and not isinstance(module, FusedSemanticHead)
+            ):
+                raise ValueError(
+                    f'model.{name}.num_classes is {own}, and {source.key} has {number} '
+                    f'classes; set both to the same number: --cfg-options '
+                    f'model.{name}.num_classes={number}'
+                )

@@ -1,34 +1,55 @@
-"""Loading of images, with errors that name the file."""
+"""Errors of data pipelines that name the image.
+
+Importing this module wraps the pipelines of mmengine's data sets and of mmcv, so
+that whatever a transform raises says which file it could not take.
+"""
 
 from __future__ import annotations
 
 import mmcv.transforms
-from mmdet.registry import TRANSFORMS
+import mmengine.dataset
 
 
-# in mmdet's registry it stands before mmcv's transform of the same name
-@TRANSFORMS.register_module()
-class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
-    """mmcv's transform; an image that cannot be decoded is named.
+def _raise_named(error: Exception, results: dict, transform: object) -> None:
+    """Raise an error as one of the image."""
+    path = results['img_path']
+    reason = ' '.join(str(error).split()) or type(error).__name__
+    if 'img' in results:
+        height, width = results['img'].shape[:2]
+        raise ValueError(
+            f'image {path}: {type(transform).__name__} cannot take it ({reason}), '
+            f'here {width} x {height} pixels; change the pipeline, or remove it from '
+            f'the annotations'
+        ) from error
+    if isinstance(error, FileNotFoundError):
+        raise FileNotFoundError(
+            f'image {path} does not exist, though the annotations list it; fetch it '
+            f'again, or remove it from them'
+        ) from error
+    raise ValueError(
+        f'image {path} cannot be read ({reason}); fetch it again, or remove it from '
+        f'the annotations'
+    ) from error
 
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a readable image.
-    """
 
-    def transform(self, results: dict) -> dict | None:
-        """Load ``results['img_path']``; see mmcv."""
-        path = results['img_path']
+def _run(transforms: list, results: dict) -> dict | None:
+    """Apply transforms one after the other, as both Compose classes do."""
+    named = isinstance(results, dict) and 'img_path' in results
+    if named:
+        # a pipeline without Resize leaves an image as large as it is
+        results.setdefault('scale_factor', (1.0, 1.0))
+    for transform in transforms:
         try:
-            return super().transform(results)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f'image {path} does not exist, though the annotations list '
-                f'it; fetch it again, or remove it from them'
-            ) from error
+            results = transform(results)
         except Exception as error:
-            reason = ' '.join(str(error).split())
-            raise ValueError(
-                f'image {path} cannot be read ({reason}); fetch it again, or '
-                f'remove it from the annotations'
-            ) from error
+            # the innermost pipeline has said it
+            if not named or str(error).startswith('image '):
+                raise
+            _raise_named(error, results, transform)
+        if results is None:
+            return None
+    return results
+
+
+mmengine.dataset.Compose.__call__ = lambda self, data: _run(self.transforms, data)
+mmcv.transforms.Compose.transform = lambda self, results: _run(self.transforms, results)

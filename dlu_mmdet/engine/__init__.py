@@ -15,6 +15,7 @@ from .cli import (
     load_config,
 )
 from .files import replacing
+from .options import merge_options
 from .runner import build_runner
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     'load_config',
     'load_detector',
     'load_detectors',
+    'merge_options',
     'replacing',
 ]

@@ -219,6 +219,29 @@ class CheckpointGuardHook(Hook):
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         check_state_dict(model, checkpoint.get('state_dict', checkpoint))
+        if runner.cfg.get('resume'):
+            _tell_kept_settings(runner, checkpoint)
+
+
+def _tell_kept_settings(runner, checkpoint: dict) -> None:
+    """Say which settings of the optimizer a resumed run takes from its checkpoint."""
+    optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
+    saved = checkpoint.get('optimizer') or {}
+    if optimizer is None or 'param_groups' not in saved:
+        return
+    kept = {}
+    for own, old in zip(optimizer.param_groups, saved['param_groups']):
+        for name in own.keys() & old.keys() - {'params', 'lr'}:
+            if own[name] != old[name]:
+                # a scheduler starts from initial_lr
+                kept[name.replace('initial_lr', 'lr')] = old[name], own[name]
+    if kept:
+        told = ', '.join(f'{k} {old}, not {own}' for k, (old, own) in kept.items())
+        runner.logger.warning(
+            f'--resume goes on with the optimizer of the checkpoint: {told}. To train '
+            f'on from its weights with new settings leave --resume out and give '
+            f'--cfg-options load_from=CHECKPOINT'
+        )
 
 
 def check_device(device: str) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
+from .options import merge_options
+
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add ``--work-dir``, ``--cfg-options`` and ``--launcher``."""
@@ -72,6 +74,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
     Raises:
         FileNotFoundError: If there is no such config.
+        ValueError: If an option would change nothing.
     """
     if not Path(args.config).is_file():
         raise FileNotFoundError(
@@ -79,7 +82,7 @@ def load_config(args: argparse.Namespace) -> Config:
         )
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = Config.fromfile(args.config)
-    cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     cfg.launcher = args.launcher
     cfg.work_dir = (
         args.work_dir

@@ -8,7 +8,7 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from ..datasets.checks import check_data
+from ..datasets import check_data, check_num_classes
 
 
 def build_runner(cfg: Config, mode: str) -> Runner:
@@ -23,9 +23,18 @@ def build_runner(cfg: Config, mode: str) -> Runner:
 
     Raises:
         FileNotFoundError: If data are missing.
-        ValueError: If annotations share no class with the config.
+        ValueError: If the data cannot be used with the config, see
+            :func:`~dlu_mmdet.datasets.check_data` and
+            :func:`~dlu_mmdet.datasets.check_num_classes`.
     """
-    check_data(cfg, ('train', 'val') if mode == 'train' else ('test',))
+    splits = ('train', 'val') if mode == 'train' else ('test',)
+    check_data(cfg, splits)
+    for split in ('train', 'val', 'test'):
+        loader = cfg.get(f'{split}_dataloader')
+        # torch takes these with worker processes only
+        if loader and loader.get('num_workers') == 0:
+            loader.persistent_workers = False
+            loader.pop('prefetch_factor', None)
     if mode == 'test' or cfg.get('resume'):
         cfg.custom_hooks = [
             *cfg.get('custom_hooks', []),
@@ -38,4 +47,6 @@ def build_runner(cfg: Config, mode: str) -> Runner:
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
         )
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    check_num_classes(runner.model, cfg, splits)
+    return runner

@@ -1,0 +1,177 @@
+"""Overrides of a config that change nothing are refused."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+
+import mmdet.registry
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
+from mmengine.registry import Registry
+from mmengine.runner import (
+    EpochBasedTrainLoop,
+    IterBasedTrainLoop,
+    Runner,
+    TestLoop,
+    ValLoop,
+    set_random_seed,
+)
+from torch.utils.data import DataLoader
+
+from ..datasets.checks import elsewhere, resolve
+from ..upsamplers import UPSAMPLERS
+
+# what Runner.from_cfg and the tools read; other variables of a file are gone into
+# these once it is resolved
+_READ = {*inspect.signature(Runner.__init__).parameters} - {'self', 'cfg'}
+_READ |= {'runner_type', 'tta_model', 'tta_pipeline'}
+# parts that need no type: whose arguments they are, and what else is read there
+_UNTYPED = {
+    'train_cfg': ((EpochBasedTrainLoop, IterBasedTrainLoop), ('by_epoch',)),
+    'val_cfg': ((ValLoop,), ()),
+    'test_cfg': ((TestLoop,), ()),
+    'optim_wrapper': ((OptimWrapper,), ('type', 'constructor', 'paramwise_cfg')),
+    'randomness': ((set_random_seed,), ()),
+    'auto_scale_lr': ((), ('enable', 'base_batch_size')),
+    **{
+        f'{split}_dataloader': (
+            (DataLoader,),
+            ('dataset', 'batch_sampler', 'num_batch_per_epoch'),
+        )
+        for split in ('train', 'val', 'test')
+    },
+}
+_REGISTRIES = [v for v in vars(mmdet.registry).values() if isinstance(v, Registry)]
+
+
+def merge_options(cfg: Config, options: Mapping) -> None:
+    """Merge ``--cfg-options`` into a config, and see that each has an effect.
+
+    A key may be new where the class that its part of the config names has such an
+    argument.
+
+    Args:
+        cfg (Config): Complete; changed in place.
+        options (Mapping): By dotted key, the values.
+
+    Raises:
+        ValueError: If a key is not in the config and no argument of its part, or is
+            a variable of the file that nothing reads any more; the message names
+            keys that would work.
+    """
+    before = dict(_nodes(cfg._cfg_dict))
+    cfg.merge_from_dict(dict(options))
+    for key, value in options.items():
+        parts = key.split('.')
+        known = key in before
+        if parts[0] in _READ and (known or _is_accepted(cfg, parts, before)):
+            continue
+        why = (
+            'is a variable of the file, which nothing reads once the file is resolved'
+            if known
+            else 'is not in the config, and nothing reads it'
+        )
+        nearest = _nearest(cfg, key, value, before)
+        hint = f'; {nearest}' if nearest else ''
+        raise ValueError(
+            f'--cfg-options {key}={value}: this key {why}, so it would change '
+            f'nothing{hint}. What a class of your own reads can be set in a config file'
+        )
+
+
+def _nodes(value: object, prefix: str = '') -> Iterator[tuple[str, object]]:
+    """Every part of a config with its dotted key."""
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    else:
+        return
+    for name, inner in items:
+        key = f'{prefix}.{name}' if prefix else str(name)
+        yield key, inner
+        yield from _nodes(inner, key)
+
+
+def _is_accepted(cfg: Config, parts: Sequence[str], before: Mapping) -> bool:
+    """Whether the part that a new key is in takes it."""
+    depth = next(i for i in range(len(parts)) if '.'.join(parts[: i + 1]) not in before)
+    name, where = parts[depth], '.'.join(parts[:depth])
+    if not depth or name == '_delete_' or not before[where]:
+        return True
+    part = dict(_nodes(cfg._cfg_dict))[where]
+    if 'type' in part:
+        classes = [_find(part['type'], parts[depth - 1])]
+        others = ()
+        if None in classes:
+            # mmengine says of an unknown type that it is unknown
+            return True
+    elif where == 'default_hooks':
+        return isinstance(part[name], Mapping)
+    elif where in _UNTYPED:
+        classes, others = _UNTYPED[where]
+    else:
+        return False
+    accepted = [_arguments(cls) for cls in classes]
+    return None in accepted or name in {*others, *(n for a in accepted for n in a)}
+
+
+def _alike_arguments(cfg: Config, parts: Sequence[str], before: Mapping) -> list[str]:
+    """Arguments of the part that a new key is in, with a similar name."""
+    where, _, name = '.'.join(parts).rpartition('.')
+    part = before.get(where)
+    cls = _find(part['type'], parts[-2]) if part and 'type' in part else None
+    accepted = (_arguments(cls) if cls else None) or ()
+    return [f'{where}.{n}' for n in difflib.get_close_matches(name, accepted, n=2)]
+
+
+def _find(type_: str | type, part: str) -> object:
+    """What a type names, whatever its registry."""
+    registries = [UPSAMPLERS] if part == 'upsample_cfg' else _REGISTRIES
+    found = (resolve(registry, type_) for registry in registries)
+    return next((cls for cls in found if cls is not None), None)
+
+
+def _arguments(cls: object) -> set[str] | None:
+    """Names of the arguments, those handed on to base classes too; None: any."""
+    names = set()
+    owners = [c for c in cls.__mro__ if '__init__' in vars(c)] if _is(cls) else [cls]
+    for owner in owners:
+        try:
+            call = owner.__init__ if _is(owner) else owner
+            parameters = inspect.signature(call).parameters.values()
+        except (TypeError, ValueError):
+            return None
+        names |= {p.name for p in parameters}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    # mmengine takes these out of any hook's arguments
+    return names | ({'priority'} if _is(cls) and issubclass(cls, Hook) else set())
+
+
+def _is(cls: object) -> bool:
+    return inspect.isclass(cls)
+
+
+def _nearest(cfg: Config, key: str, value: object, before: Mapping) -> str:
+    """Keys that were probably meant."""
+    last = key.split('.')[-1]
+    if last == 'data_root':
+        return f'data in another folder are named by {elsewhere(cfg, value)}'
+    keys = [k for k in before if k.split('.')[0] in _READ]
+    # the same end, as much of it as there is; else a similar name
+    parts = key.split('.')
+    for start in range(len(parts)):
+        end = '.'.join(parts[start:])
+        found = [k for k in keys if f'.{k}'.endswith(f'.{end}')]
+        if found and not end.isdigit():
+            return f'nearest: {", ".join(found[:4])}'
+    near = _alike_arguments(cfg, parts, before)
+    near += difflib.get_close_matches(key, keys, n=2, cutoff=0.75)
+    names = {k.split('.')[-1] for k in keys} - {'_scope_'}
+    alike = difflib.get_close_matches(last, names, n=1, cutoff=0.6)
+    near += [k for k in keys if k.split('.')[-1] in alike][:3]
+    return f'nearest: {", ".join(dict.fromkeys(near))}' if near else ''

@@ -8,6 +8,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def measure_costs(
             else f'{platform.machine()}, {torch.get_num_threads()} threads',
         )
         init_default_scope(run.cfg.get('default_scope') or 'mmdet')
-        model = MODELS.build(run.cfg.model).to(where).eval()
+        model = MODELS.build(deepcopy(run.cfg.model)).to(where).eval()
         with torch.no_grad():
             image = torch.zeros(1, input_channels(model), *size, device=where)
             inputs = model.backbone(image)
@@ -135,7 +136,9 @@ def rehearse(runs: Sequence[Run]) -> None:
     check_data(next(iter(each)).cfg, ('train', 'val', 'test'), hold=False)
     for run in each:
         init_default_scope(run.cfg.get('default_scope') or 'mmdet')
-        check_num_classes(MODELS.build(run.cfg.model), run.cfg, ('train', 'test'))
+        # building a model writes into its config
+        model = MODELS.build(deepcopy(run.cfg.model))
+        check_num_classes(model, run.cfg, ('train', 'test'))
     evaluate(next(iter(each)).cfg, [])
     measure_costs(runs, rounds=1)
 

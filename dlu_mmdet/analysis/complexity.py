@@ -14,6 +14,7 @@ import csv
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def detector_complexity(
         init_default_scope(detector.get('default_scope', 'mmdet'))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
-            detector = MODELS.build(detector.model)
+            detector = MODELS.build(deepcopy(detector.model))
     upsamplers = find_upsamplers(detector)
     result = dict(
         parameters=count_parameters(detector),

@@ -94,7 +94,12 @@ def complete(content: object, path: object) -> dict:
             f"{path}: the images' ids are text in some places and numbers in others; "
             f'make them all the same, and image_id in the annotations too'
         )
+    complete_objects(annotations, path)
+    return content
 
+
+def complete_objects(annotations: list[dict], path: object) -> None:
+    """The part of :func:`complete` that is about objects, in place."""
     ids = []
     for index, ann in enumerate(annotations):
         try:
@@ -112,7 +117,6 @@ def complete(content: object, path: object) -> dict:
     if any(type(i) is not int or i < 1 for i in ids) or len(set(ids)) < len(ids):
         for number, ann in enumerate(annotations, 1):
             ann['id'] = number
-    return content
 
 
 def _is_positive(value: object) -> bool:
@@ -217,11 +221,9 @@ class COCO(api_wrappers.COCO):
     def completed(cls, coco: api_wrappers.COCO) -> COCO:
         """The same annotations as another COCO's, completed; that one stays."""
         own = cls()
-        copies = {
-            key: [dict(entry) for entry in value] if isinstance(value, list) else value
-            for key, value in coco.dataset.items()
-        }
-        own.dataset = complete(copies, 'annotations')
+        objects = [dict(ann) for ann in coco.dataset.get('annotations', ())]
+        complete_objects(objects, 'annotations')
+        own.dataset = {'info': {}, **coco.dataset, 'annotations': objects}
         own.createIndex()
         return own
 

@@ -250,7 +250,7 @@ def _check_config(config: Path, cfg: Config) -> None:
     evaluators = cfg.get('test_evaluator')
     if _box_evaluator(cfg) is None:
         raise ValueError(
-            f'{config}: test_evaluator must have a CocoMetric with an ann_file and the '
+            f'{config}: test_evaluator must be a CocoMetric with an ann_file and the '
             f"metric 'bbox', got {evaluators}"
         )
     if not _classes(cfg):

@@ -1,0 +1,407 @@
+"""Annotation files as people write them, and what a config makes of them."""
+
+import builtins
+import copy
+import json
+import re
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import DATASETS, METRICS
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+
+from dlu_mmdet.analysis.bootstrap import Evaluation
+from dlu_mmdet.datasets import annotations, check_data
+from dlu_mmdet.datasets.shapes import CLASSES
+from dlu_mmdet.engine import build_runner
+
+
+@pytest.fixture
+def files(config, tmp_path):
+    """Writes changed annotations and names them in the config."""
+    init_default_scope('mmdet')
+    root = Path(config.train_dataloader.dataset.data_root)
+
+    def change(split, function):
+        data = json.loads((root / f'annotations/instances_{split}.json').read_text())
+        result = function(data)
+        data = result if isinstance(result, list) else data
+        file = tmp_path / f'{split}.json'
+        file.write_text(json.dumps(data, ensure_ascii=False), encoding='utf-8')
+        if split == 'train':
+            config.train_dataloader.dataset.ann_file = str(file)
+        else:
+            config.test_dataloader.dataset.ann_file = str(file)
+            config.test_evaluator.ann_file = str(file)
+        return file
+
+    return change
+
+
+def each(key, change):
+    """Change every object, or image, or category."""
+
+    def apply(data):
+        for number, entry in enumerate(data[key]):
+            change(entry, number)
+
+    return apply
+
+
+def without(key):
+    return each('annotations', lambda ann, _: ann.pop(key))
+
+
+def loaded(config, split='train'):
+    """Objects that a data set loads, as (box, class name)."""
+    data = DATASETS.build(config[f'{split}_dataloader'].dataset)
+    return sorted(
+        (tuple(i['bbox']), data.metainfo['classes'][i['bbox_label']])
+        for n in range(len(data))
+        for i in data.get_data_info(n)['instances']
+    )
+
+
+def perfect_metric(config, **options):
+    """Metrics of detections equal to the objects, by the config's evaluator."""
+    metric = METRICS.build(dict(config.test_evaluator, **options))
+    data = DATASETS.build(config.test_dataloader.dataset)
+    metric.dataset_meta = data.metainfo
+    for n in range(len(data)):
+        info = data.get_data_info(n)
+        found = [i for i in info['instances'] if not i['ignore_flag']]
+        boxes = torch.tensor([i['bbox'] for i in found]).reshape(-1, 4)
+        predicted = dict(
+            bboxes=boxes,
+            scores=torch.full((len(found),), 0.9),
+            labels=torch.tensor([i['bbox_label'] for i in found], dtype=torch.long),
+        )
+        sample = dict(
+            img_id=info['img_id'], ori_shape=(128, 128), pred_instances=predicted
+        )
+        metric.process({}, [sample])
+    return metric.compute_metrics(metric.results)
+
+
+def sparse(data):
+    for category in data['categories']:
+        category['id'] *= 10
+    for ann in data['annotations']:
+        ann['category_id'] *= 10
+
+
+SAME = {
+    'reversed categories': lambda data: data['categories'].reverse(),
+    'sparse category ids': sparse,
+    'area 0': each('annotations', lambda ann, _: ann.update(area=0)),
+    'no area': without('area'),
+    'no iscrowd': without('iscrowd'),
+    'no id': without('id'),
+    'no info': lambda data: data.pop('info'),
+    'ids from 0': each('annotations', lambda ann, n: ann.update(id=n)),
+    'one id': each('annotations', lambda ann, _: ann.update(id=1)),
+    'text ids': each('annotations', lambda ann, n: ann.update(id=f'a{n}')),
+    'id null': each('annotations', lambda ann, n: ann.update(id=None)),
+    'a class that the config does not name': lambda data: data['categories'].insert(
+        0, {'id': 99, 'name': 'shape'}
+    ),
+}
+
+
+@pytest.mark.parametrize('change', SAME.values(), ids=SAME)
+def test_what_has_one_meaning_changes_nothing(config, files, change):
+    """Every object is loaded under its own name, and a perfect detector has AP 1."""
+    whole = loaded(config)
+    files('train', change)
+    files('val', change)
+    check_data(config, ('train', 'test'))
+    assert loaded(config) == whole and len(whole) > 50
+    assert perfect_metric(config)['bbox_mAP'] == 1
+
+
+def test_every_class_has_its_own_ap(config, files):
+    """The table of classes, with a file whose categories are in another order: only
+    the class whose objects are left out of the detections scores less."""
+    files('val', SAME['reversed categories'])
+    data = json.loads(Path(config.test_evaluator.ann_file).read_text())
+    gone = next(c['id'] for c in data['categories'] if c['name'] == 'ring')
+    kept = [a for a in data['annotations'] if a['category_id'] != gone]
+    Path(config.test_evaluator.ann_file).write_text(json.dumps(data))
+    loader = Path(config.test_evaluator.ann_file).with_name('fewer.json')
+    loader.write_text(json.dumps(dict(data, annotations=kept)))
+    config.test_dataloader.dataset.ann_file = str(loader)
+    found = perfect_metric(config, classwise=True)
+    of_class = {name: float(found[f'{name}_precision']) for name in CLASSES}
+    assert of_class == {name: float(name != 'ring') for name in CLASSES}
+
+
+@pytest.mark.parametrize('name', ['ids from 0', 'one id', 'text ids', 'no area'])
+def test_the_bootstrap_matches_what_pycocotools_takes_for_none(files, name):
+    from pycocotools.coco import COCO
+
+    coco = COCO(files('val', SAME[name]))
+    found = [
+        dict(image_id=a['image_id'], category_id=a['category_id'], bbox=a['bbox'])
+        for a in coco.dataset['annotations']
+    ]
+    for detection in found:
+        detection['score'] = 0.9
+    evaluation = Evaluation.from_coco(coco, found, coco.getCatIds())
+    ones = np.ones((1, evaluation.num_images), int)
+    assert evaluation.metrics(ones, ['AP'])[0, 0] == 1
+
+
+REFUSED = {
+    'a class is missing': (
+        lambda data: data['categories'].pop(0),
+        r"train\.json has no category 'disc'",
+    ),
+    'a class is spelled otherwise': (
+        lambda data: data['categories'][1].update(name='Ring'),
+        r"no category 'ring'.*'Ring', which the config does not name",
+    ),
+    'a class is there twice': (
+        lambda data: data['categories'].append({'id': 77, 'name': 'disc'}),
+        r"categories has the name 'disc' more than once",
+    ),
+    'images of one id': (
+        each('images', lambda image, _: image.update(id=1)),
+        'images has the id 1 more than once',
+    ),
+    'some ids are text': (
+        lambda data: data['images'][0].update(id='1'),
+        'text in some places and numbers in others',
+    ),
+    'image ids are text on one side': (
+        each('annotations', lambda ann, _: ann.update(image_id=str(ann['image_id']))),
+        r"nothing to learn: 0 of \d+ objects.*whose image_id is text where the images' "
+        'ids are numbers',
+    ),
+    'shares of the image': (
+        each(
+            'annotations',
+            lambda ann, _: ann.update(bbox=[v / 128 for v in ann['bbox']]),
+        ),
+        'less than a pixel wide or high.*shares',
+    ),
+    'all crowd': (
+        each('annotations', lambda ann, _: ann.update(iscrowd=1)),
+        r'0 of (\d+) objects can be used; left out are \1 crowds',
+    ),
+    'no annotations': (lambda data: data.pop('annotations') and None, '0 of 0 objects'),
+    'no images': (lambda data: data.update(images=[], annotations=[]), 'no images'),
+    'no height': (
+        lambda data: data['images'][1].pop('height') and None,
+        r"images\[1\] \(id 2\) has no 'height'",
+    ),
+    'a height that is none': (
+        lambda data: data['images'][1].update(height=None),
+        r'images\[1\] \(id 2\) has the height None',
+    ),
+    'no bbox': (
+        lambda data: data['annotations'][3].pop('bbox') and None,
+        r"annotations\[3\] \(id 4\) has no 'bbox'",
+    ),
+    'not a number': (
+        lambda data: data['annotations'][3].update(bbox=[float('nan'), 1, 2, 3]),
+        r'annotations\[3\] \(id 4\) has the bbox \[nan',
+    ),
+    'three numbers': (
+        lambda data: data['annotations'][3].update(bbox=[1, 2, 3]),
+        r'annotations\[3\] \(id 4\) has the bbox \[1, 2, 3\].*\[x, y, width, height\]',
+    ),
+    'a list': (lambda data: data['annotations'], 'is not a COCO annotation file'),
+    'no categories': (
+        lambda data: data.pop('categories') and None,
+        "'categories' is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize(('change', 'message'), REFUSED.values(), ids=REFUSED)
+def test_refused_before_anything_starts(config, files, change, message):
+    files('train', change)
+    with pytest.raises(ValueError, match=message):
+        check_data(config, ('train',))
+
+
+@pytest.mark.parametrize(
+    'name', ['a class is spelled otherwise', 'shares of the image', 'all crowd']
+)
+def test_refused_before_a_test(config, files, name):
+    change, message = REFUSED[name]
+    files('val', change)
+    with pytest.raises(ValueError, match=message.replace('learn', 'find')):
+        build_runner(config, 'test')
+
+
+def test_what_is_left_out_is_said(config, files):
+    """Sizes that are not the pictures': some objects go, and the size is named."""
+    files('train', each('images', lambda image, _: image.update(height=64)))
+    with pytest.warns(UserWarning) as told:
+        check_data(config, ('train',))
+    texts = '\n'.join(str(w.message) for w in told)
+    count = re.search(r'(\d+) of (\d+) objects can be used; left out are (\d+)', texts)
+    kept, whole, gone = map(int, count.groups())
+    assert kept + gone == whole and len(loaded(config)) == kept < whole
+    assert '128 x 128 pixels and the file says 128 x 64' in texts
+
+
+def test_a_sound_set_is_taken_in_silence(config):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        check_data(config, ('train', 'val', 'test'))
+
+
+def test_masks_are_asked_for_only_where_they_are_loaded(config, files):
+    files('train', lambda data: data['annotations'][2].update(segmentation=[]))
+    check_data(config, ('train',))
+    config.train_dataloader.dataset.pipeline[1].with_mask = True
+    with pytest.raises(ValueError, match="annotation 3 has no 'segmentation'"):
+        check_data(config, ('train',))
+
+
+def test_masks_are_asked_for_where_they_are_scored(config, files):
+    files('val', without('segmentation'))
+    check_data(config, ('test',))
+    config.test_evaluator.metric = ['bbox', 'segm']
+    with pytest.raises(ValueError, match="has no 'segmentation', and masks are scored"):
+        check_data(config, ('test',))
+
+
+@pytest.mark.parametrize('classes', ['disc', ('disc', 'disc')])
+def test_classes_that_are_no_list_of_names(config, classes):
+    config.train_dataloader.dataset.metainfo = dict(classes=classes)
+    with pytest.raises(ValueError, match=r"metainfo\.classes.*'disc'"):
+        check_data(config, ('train',))
+
+
+def test_an_evaluator_of_other_images(config, files):
+    """Other images under the same ids are told apart, and the hint works."""
+    own = dict(config.test_evaluator)
+    files('val', lambda data: data['images'].pop())
+    config.test_evaluator = own
+    message = r'test_evaluator\.ann_file.* 8 images and test_dataloader\.dataset\.ann_f'
+    with pytest.raises(ValueError, match=message):
+        build_runner(config, 'test')
+    files('val', each('images', lambda i, n: i.update(file_name=f'other{n}.png')))
+    config.test_evaluator = own
+    with pytest.raises(ValueError, match=r"id 1 is '000000.png' in .* 'other0.png'"):
+        build_runner(config, 'test')
+
+
+def test_an_evaluator_of_other_objects(config, files):
+    own = dict(config.test_evaluator)
+    files('val', lambda data: data['annotations'].pop())
+    config.test_evaluator = own
+    with pytest.warns(UserWarning, match='other objects'):
+        check_data(config, ('test',))
+
+
+def test_a_part_of_the_images(config):
+    config.test_dataloader.dataset.indices = 3
+    with pytest.raises(ValueError, match='indices=3 takes a part of the images'):
+        build_runner(config, 'test')
+
+
+def test_the_hint_for_data_elsewhere_works(config, shapes_root, tmp_path):
+    """What the message says to give makes the config run on the copy."""
+    moved = tmp_path / 'moved'
+    moved.symlink_to(shapes_root)
+    for split in ('train', 'val', 'test'):
+        config[f'{split}_dataloader'].dataset.type = 'CocoDataset'
+        config[f'{split}_dataloader'].dataset.metainfo = dict(classes=CLASSES)
+        config[f'{split}_dataloader'].dataset.data_root = str(tmp_path / 'nowhere')
+    with pytest.raises(FileNotFoundError) as info:
+        build_runner(config, 'train')
+    hint = re.search(r'--cfg-options (.*)', str(info.value)).group(1)
+    options = dict(o.split('=') for o in hint.replace('DIR', str(moved)).split())
+    assert any('evaluator' in key for key in options)
+    config.merge_from_dict(options)
+    check_data(config, ('train', 'val', 'test'))
+    assert str(moved) in config.val_evaluator.ann_file
+
+
+@pytest.mark.parametrize('head', ['roi_head.bbox_head'])
+@pytest.mark.parametrize('number', [3, 5, 80])
+def test_heads_of_another_number_of_classes(config, tmp_path, head, number):
+    config.work_dir = str(tmp_path)
+    config.merge_from_dict({f'model.{head}.num_classes': number})
+    message = rf'model\.{head}\.num_classes is {number}, and train_.* has 6 classes'
+    with pytest.raises(ValueError, match=message):
+        build_runner(config, 'train')
+    with pytest.raises(ValueError, match='test_dataloader.dataset has 6 classes'):
+        build_runner(config, 'test')
+
+
+def test_an_annotation_file_is_read_once(config, tmp_path, monkeypatch):
+    """Check, data set and evaluator share what was read: COCO's file has 450 MB."""
+    reads = []
+    own = annotations.read
+    monkeypatch.setattr(
+        annotations, 'read', lambda path: reads.append(Path(path).name) or own(path)
+    )
+    config.work_dir = str(tmp_path)
+    config.train_cfg.max_epochs = config.train_cfg.val_interval = 1
+    opened = []
+    plain = builtins.open
+    monkeypatch.setattr(
+        builtins, 'open', lambda f, *a, **k: opened.append(str(f)) or plain(f, *a, **k)
+    )
+    build_runner(config, 'train').train()
+    assert sorted(reads) == ['instances_train.json', 'instances_val.json']
+    assert not [name for name in opened if 'instances_' in name]
+    assert not any('instances_' in name for name in annotations._kept)
+
+
+def test_what_is_shared_is_not_written_into(config):
+    """An evaluation marks crowds as ignored in its own copy only."""
+    path = config.test_evaluator.ann_file
+    content = annotations.read(path)
+    annotations.keep(path, content, 2)
+    first = annotations.COCO(path)
+    first.dataset['annotations'][0]['ignore'] = 1
+    assert 'ignore' not in annotations.COCO(path).dataset['annotations'][0]
+
+
+def test_a_transform_that_fails_names_the_image(config, files, tmp_path):
+    cv2.imwrite(str(tmp_path / 'thin.png'), np.zeros((2, 3000, 3), np.uint8))
+
+    def thin(data):
+        data['images'][0].update(
+            file_name=str(tmp_path / 'thin.png'), height=2, width=3000
+        )
+
+    files('train', thin)
+    data = DATASETS.build(config.train_dataloader.dataset)
+    with pytest.raises(ValueError, match=r'thin\.png: Resize cannot take it .*3000 x'):
+        for index in range(len(data)):
+            data[index]
+
+
+def test_a_test_pipeline_without_resize(trained, config, tmp_path):
+    """Images as they are: results are in their pixels."""
+    config.load_from = str(trained / 'epoch_4.pth')
+    config.work_dir = str(tmp_path)
+    pipeline = config.test_dataloader.dataset.pipeline
+    config.test_dataloader.dataset.pipeline = [
+        step for step in copy.deepcopy(pipeline) if step.type != 'Resize'
+    ]
+    assert 'coco/bbox_mAP' in build_runner(config, 'test').test()
+    config.test_dataloader.dataset.pipeline[-1].meta_keys = ('img_id', 'img_shape')
+    with pytest.raises(ValueError, match='must have ori_shape, scale_factor too'):
+        build_runner(config, 'test')
+
+
+def test_without_worker_processes(config, tmp_path):
+    config.work_dir = str(tmp_path)
+    for split in ('train', 'val', 'test'):
+        config[f'{split}_dataloader'].update(num_workers=0, persistent_workers=True)
+    runner = build_runner(config, 'train')
+    assert isinstance(runner, Runner)
+    assert next(iter(runner.build_dataloader(runner._train_dataloader)))

@@ -3,11 +3,13 @@
 import argparse
 from copy import deepcopy
 
+import mmdet.engine
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config, ConfigDict
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from dlu_mmdet.engine import add_config_arguments, build_runner, load_config
+from dlu_mmdet.visualization import DetVisualizationHook
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,6 +49,8 @@ def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
             f'default_hooks.visualization, which {args.config} '
             f"does not set; inherit mmdet's default_runtime.py"
         )
+    if hooks.visualization.type is mmdet.engine.DetVisualizationHook:
+        hooks.visualization.type = DetVisualizationHook
     hooks.visualization.update(
         draw=True, show=args.show, wait_time=args.wait_time, test_out_dir=args.show_dir
     )

@@ -14,6 +14,7 @@ from mmengine.structures import InstanceData
 from dlu_mmdet.analysis.matching import Matches
 
 from .figures import new_figure
+from .fonts import as_written
 
 # colour and line style of each kind of box; the dashes tell misses from hits
 # for readers who cannot tell red from green
@@ -312,6 +313,7 @@ def _draw_boxes(
                 boxstyle='square,pad=0.15', facecolor=STYLES[kind][0], edgecolor='none'
             ),
         )
+        as_written(text)
         for x, y, ha, va in (
             (x1 + gap, y1 - gap, 'left', 'bottom'),
             (x1 + gap, y1 + gap, 'left', 'top'),

@@ -18,7 +18,14 @@ from mmengine.utils import track_iter_progress
 from torch import nn
 
 from dlu_mmdet.analysis.tables import to_markdown
-from dlu_mmdet.engine import add_cfg_options, check_classes, load_detectors, replacing
+from dlu_mmdet.engine import (
+    add_cfg_options,
+    check_classes,
+    check_writable,
+    load_detectors,
+    print_anything,
+    replacing,
+)
 from dlu_mmdet.visualization.cam import (
     METHODS,
     TITLES,
@@ -142,6 +149,8 @@ def check_choices(args: argparse.Namespace) -> None:
         raise ValueError(
             f'--out: {what} a {" or ".join(suffixes)} file, got {args.out}'
         )
+    if args.out:
+        check_writable(args.out)
 
 
 def find_detections(model: nn.Module, image: str, score_thr: float):
@@ -408,6 +417,7 @@ def print_table(rows: Sequence[tuple[str, str, float, float]], out: str | None) 
 
 
 def main() -> None:
+    print_anything()
     args = parse_args()
     pairs = [(args.config, args.checkpoint), *args.also]
     models = load_detectors(pairs, args.device, args.cfg_options)

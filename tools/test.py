@@ -8,7 +8,12 @@ from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config, ConfigDict
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from dlu_mmdet.engine import add_config_arguments, build_runner, load_config
+from dlu_mmdet.engine import (
+    add_config_arguments,
+    build_runner,
+    load_config,
+    print_anything,
+)
 from dlu_mmdet.visualization import DetVisualizationHook
 
 
@@ -95,6 +100,7 @@ def enable_tta(cfg: Config) -> None:
 # torchrun then ends with the error itself
 @record
 def main() -> None:
+    print_anything()
     args = parse_args()
     cfg = load_config(args)
     cfg.load_from = args.checkpoint

@@ -13,7 +13,13 @@ from mmengine.structures import InstanceData
 from mmengine.utils import track_iter_progress
 
 from dlu_mmdet.analysis.matching import disagreement, match_detections
-from dlu_mmdet.engine import add_cfg_options, check_classes, load_detectors
+from dlu_mmdet.engine import (
+    add_cfg_options,
+    check_classes,
+    check_writable,
+    load_detectors,
+    print_anything,
+)
 from dlu_mmdet.visualization import detections, features, kernels
 from dlu_mmdet.visualization.detector_score import detect
 from dlu_mmdet.visualization.figures import free_path, save_figure, write_page
@@ -139,6 +145,7 @@ def parse_args() -> argparse.Namespace:
     args.out = Path(args.out or f'work_dirs/{args.command}.png')
     if args.out.suffix not in ('', '.png') and not args.out.is_dir():
         parser.error(f'--out must be a .png file or a folder, got {args.out}')
+    check_writable(args.out if args.out.suffix == '.png' else args.out / 'index.html')
     return args
 
 
@@ -428,6 +435,7 @@ def show_features(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    print_anything()
     args = parse_args()
     args.run(args)
 

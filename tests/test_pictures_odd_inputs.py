@@ -261,6 +261,17 @@ def test_sizes_at_the_end(model, tmp_path, shape):
     as_image(figure)
 
 
+def test_a_huge_image_is_drawn_from_a_small_one():
+    """If it fails, a scan of 200 megapixels takes all the memory."""
+    image = np.zeros((10, 9000, 3), np.uint8)
+    image[:, 4500:] = 255
+    figure = draw_detections([image], [no_objects()], {}, {}, CLASSES)
+    (drawn,) = figure.axes[0].images
+    assert drawn.get_array().shape[1] < 4000
+    assert drawn.get_extent() == [0, 9000, 10, 0]
+    assert drawn.get_array()[0, [0, -1], 0].tolist() == [0, 255]
+
+
 def test_one_channel(photo):
     """If it fails, a detector of grey images cannot be shown."""
     model = random_detector(channels=1)

@@ -15,6 +15,7 @@ from dlu_mmdet.analysis.matching import Matches
 
 from .figures import new_figure
 from .fonts import as_written
+from .images import reduced
 
 # colour and line style of each kind of box; the dashes tell misses from hits
 # for readers who cannot tell red from green
@@ -262,7 +263,7 @@ def _layout(
 
 def _show(axes: Axes, image: np.ndarray) -> None:
     """Show an image so that a box's coordinates are those of pixel edges."""
-    axes.imshow(image, extent=(0, image.shape[1], image.shape[0], 0))
+    axes.imshow(reduced(image), extent=(0, image.shape[1], image.shape[0], 0))
 
 
 def _draw_boxes(

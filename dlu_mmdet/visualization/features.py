@@ -186,6 +186,8 @@ def draw_features(recordings: Mapping[str, Recording], image_name: str = '') -> 
     figure_width = _LEFT + _RIGHT + columns * (width + _GAP)
     # the colour bar is in the second row
     figure_height = _TOP + _BOTTOM + max(len(levels), 2) * (height + _GAP)
+    # and has its words below
+    figure_height = max(figure_height, _TOP + height + 1.1)
     figure = new_figure(figure_width, figure_height)
 
     def panel(row: int, column: int) -> Axes:

@@ -11,6 +11,7 @@ from pathlib import PurePath
 import numpy as np
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.dataset import Compose
+from PIL import Image
 from torch import nn
 
 
@@ -126,6 +127,12 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
     if top > 255 or (0 < top <= 1):
         image *= 255 / top if top > 255 else 255
     return image.astype(np.uint8)
+
+
+def reduced(image: np.ndarray) -> np.ndarray:
+    """Shrink an image (H, W, 3) that has far more pixels than a figure shows."""
+    factor = max(image.shape) // 2000
+    return np.asarray(Image.fromarray(image).reduce(factor)) if factor > 1 else image
 
 
 def printable(text: str | os.PathLike) -> str:

@@ -251,7 +251,7 @@ def write(
         path = args.out
         if path.suffix != '.png':
             path = free_path(path, f'{args.command} {name}'.strip(), source)
-        title = f'{args.command.capitalize()}, {name}' if name else args.command
+        title = args.command.capitalize() + (f', {name}' if name else '')
         save_figure(figure, path, colours, title, caption, source)
         print(f'picture: {path}')
     if args.out.suffix != '.png':

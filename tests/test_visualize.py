@@ -25,6 +25,7 @@ import dlu_mmdet  # noqa: F401
 from dlu_mmdet.analysis.matching import match_detections
 from dlu_mmdet.visualization.detections import COLOURS, STYLES, draw_detections
 from dlu_mmdet.visualization.figures import new_figure, save_figure
+from dlu_mmdet.visualization.images import load_image
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ('disc', 'cross')
@@ -118,15 +119,16 @@ def answer(tool, monkeypatch, answers):
         upsampler = model.cfg.model.neck.upsample_cfg.type
         of_model = answers.get(upsampler, answers)
         boxes, labels, scores = zip(*of_model[Path(path).stem], strict=True)
-        return DetDataSample(
+        return None, DetDataSample(
+            image=load_image(model, path)['image'],
             pred_instances=InstanceData(
                 bboxes=torch.tensor(boxes, dtype=torch.float32),
                 labels=torch.tensor(labels),
                 scores=torch.tensor(scores),
-            )
+            ),
         )
 
-    monkeypatch.setattr(tool, 'inference_detector', infer)
+    monkeypatch.setattr(tool, 'detect', infer)
 
 
 def kinds_along(picture, axes, x1, y1, x2, y2):

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from dlu_mmdet.analysis import op_benchmark
+from dlu_mmdet.engine import print_anything
 
 CONFIG = (
     Path(__file__).resolve().parents[1]
@@ -70,6 +71,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
+    print_anything()
     args = parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dlu_mmdet.analysis import comparison, report, runs
 from dlu_mmdet.analysis.tables import to_markdown
-from dlu_mmdet.engine import add_cfg_options, add_training_arguments
+from dlu_mmdet.engine import add_cfg_options, add_training_arguments, print_anything
 
 TOOLS = Path(__file__).resolve().parent
 
@@ -175,6 +175,7 @@ def report_all(planned: list[runs.Run], args: argparse.Namespace) -> None:
 
 
 def main() -> int:
+    print_anything()
     args = parse_args()
     if args.processes < 1 or args.resamples < 100:
         raise ValueError(

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from dlu_mmdet.analysis import complexity
+from dlu_mmdet.engine import print_anything
 
 
 def parse_args() -> argparse.Namespace:
@@ -23,12 +24,13 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
+    print_anything()
     args = parse_args()
     rows = complexity.measure(args.scales, args.channels)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     text = complexity.report(rows)
-    (out / 'complexity.md').write_text(text)
+    (out / 'complexity.md').write_text(text, encoding='utf-8')
     complexity.write_csv(rows, out / 'complexity.csv')
     complexity.plot(rows, out / 'complexity.png')
     print(text)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import mmcv
 import numpy as np
 import torch
 from mmdet.registry import DATASETS
@@ -19,7 +18,15 @@ from mmengine.utils import track_iter_progress
 from torch import nn
 
 from dlu_mmdet.analysis.tables import to_markdown
-from dlu_mmdet.engine import add_cfg_options, check_classes, load_detectors, replacing
+from dlu_mmdet.datasets import check_data
+from dlu_mmdet.engine import (
+    add_cfg_options,
+    check_classes,
+    check_writable,
+    load_detectors,
+    print_anything,
+    replacing,
+)
 from dlu_mmdet.visualization.cam import (
     METHODS,
     TITLES,
@@ -35,6 +42,7 @@ from dlu_mmdet.visualization.detector_score import (
 )
 from dlu_mmdet.visualization.figures import save_figure
 from dlu_mmdet.visualization.heatmaps import COLOURS, HeatmapRow, draw_heatmaps
+from dlu_mmdet.visualization.images import image_names
 
 
 def parse_args() -> argparse.Namespace:
@@ -123,7 +131,7 @@ def check_choices(args: argparse.Namespace) -> None:
             )
         args.out = args.out or 'work_dirs/explain.png'
         for image in args.images:
-            if not Path(image).is_file():
+            if '://' not in image and not Path(image).is_file():
                 raise FileNotFoundError(f'image {image} does not exist; check the path')
     else:
         if args.target is not None:
@@ -142,6 +150,8 @@ def check_choices(args: argparse.Namespace) -> None:
         raise ValueError(
             f'--out: {what} a {" or ".join(suffixes)} file, got {args.out}'
         )
+    if args.out:
+        check_writable(args.out)
 
 
 def find_detections(model: nn.Module, image: str, score_thr: float):
@@ -281,11 +291,12 @@ def show_images(args: argparse.Namespace, models: dict[str, nn.Module]) -> None:
     # mistakes show before the first detection is explained, which takes long
     subjects = find_subjects(args, models)
     several = len(args.images) > 1
+    names = dict(zip(args.images, image_names(args.images), strict=True))
     rows = []
     for subject in subjects:
         print(f'\n{subject.image}, {subject.name}: {subject.caption}')
         name = subject.name
-        title = f'{name}\n{Path(subject.image).name}' if several else name
+        title = f'{name}\n{names[subject.image]}' if several else name
         rows.append(explain_subject(args, subject, title, several))
     save_figure(
         draw_heatmaps(rows, args.method),
@@ -306,7 +317,7 @@ def explain_subject(
         ValueError: If the score does not depend on the layer; with several images
             the row says so.
     """
-    pixels = mmcv.imread(subject.image, channel_order='rgb')
+    pixels = subject.sample.image
     if subject.index is None:
         return HeatmapRow(title, pixels, subject.caption)
     found = subject.sample.pred_instances[subject.index]
@@ -341,6 +352,7 @@ def average(args: argparse.Namespace, models: dict[str, nn.Module]) -> None:
     """Print the axioms of each method, averaged over the test set."""
     rows = []
     for name, model in models.items():
+        check_data(model.cfg, ('test',))
         dataset = DATASETS.build(model.cfg.test_dataloader.dataset)
         number = min(args.num_detections, len(dataset))
         spread = np.linspace(0, len(dataset) - 1, number).round().astype(int)
@@ -395,7 +407,10 @@ def print_table(rows: Sequence[tuple[str, str, float, float]], out: str | None) 
     print(table)
     if out is None:
         return
-    with replacing(out) as partial, open(partial, 'w', newline='') as file:
+    with (
+        replacing(out) as partial,
+        open(partial, 'w', newline='', encoding='utf-8') as file,
+    ):
         if Path(out).suffix == '.csv':
             csv.writer(file).writerows([head, *body])
         else:
@@ -404,6 +419,7 @@ def print_table(rows: Sequence[tuple[str, str, float, float]], out: str | None) 
 
 
 def main() -> None:
+    print_anything()
     args = parse_args()
     pairs = [(args.config, args.checkpoint), *args.also]
     models = load_detectors(pairs, args.device, args.cfg_options)

@@ -3,11 +3,18 @@
 import argparse
 from copy import deepcopy
 
+import mmdet.engine
 from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config, ConfigDict
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from dlu_mmdet.engine import add_config_arguments, build_runner, load_config
+from dlu_mmdet.engine import (
+    add_config_arguments,
+    build_runner,
+    load_config,
+    print_anything,
+)
+from dlu_mmdet.visualization import DetVisualizationHook
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,6 +54,8 @@ def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
             f'default_hooks.visualization, which {args.config} '
             f"does not set; inherit mmdet's default_runtime.py"
         )
+    if hooks.visualization.type is mmdet.engine.DetVisualizationHook:
+        hooks.visualization.type = DetVisualizationHook
     hooks.visualization.update(
         draw=True, show=args.show, wait_time=args.wait_time, test_out_dir=args.show_dir
     )
@@ -91,6 +100,7 @@ def enable_tta(cfg: Config) -> None:
 # torchrun then ends with the error itself
 @record
 def main() -> None:
+    print_anything()
     args = parse_args()
     cfg = load_config(args)
     cfg.load_from = args.checkpoint

@@ -10,6 +10,7 @@ from dlu_mmdet.engine import (
     build_runner,
     enable_amp,
     load_config,
+    print_anything,
 )
 
 
@@ -31,6 +32,7 @@ def parse_args() -> argparse.Namespace:
 # torchrun then ends with the error itself
 @record
 def main() -> None:
+    print_anything()
     args = parse_args()
     cfg = load_config(args)
     if args.amp:

@@ -1,22 +1,30 @@
 """Picture what detectors do: detections, reassembly kernels, feature maps."""
 
 import argparse
-import re
+import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import mmcv
 import numpy as np
-from mmdet.apis import inference_detector
 from mmdet.registry import DATASETS
 from mmengine.dataset import BaseDataset
 from mmengine.structures import InstanceData
 from mmengine.utils import track_iter_progress
 
 from dlu_mmdet.analysis.matching import disagreement, match_detections
-from dlu_mmdet.engine import add_cfg_options, check_classes, load_detectors
+from dlu_mmdet.datasets import check_data
+from dlu_mmdet.engine import (
+    add_cfg_options,
+    check_classes,
+    check_writable,
+    load_detectors,
+    print_anything,
+)
 from dlu_mmdet.visualization import detections, features, kernels
-from dlu_mmdet.visualization.figures import save_figure, write_page
+from dlu_mmdet.visualization.detector_score import detect
+from dlu_mmdet.visualization.figures import free_path, save_figure, write_page
+from dlu_mmdet.visualization.images import image_names, load_image
 
 
 class _PairModels(argparse.Action):
@@ -53,7 +61,7 @@ def parse_args() -> argparse.Namespace:
         'detections, else 1)',
     )
     which.add_argument(
-        '--image-ids', type=int, nargs='+', help='COCO ids of images to show instead'
+        '--image-ids', nargs='+', metavar='ID', help='ids of images to show instead'
     )
     which.add_argument(
         '--images',
@@ -138,6 +146,7 @@ def parse_args() -> argparse.Namespace:
     args.out = Path(args.out or f'work_dirs/{args.command}.png')
     if args.out.suffix not in ('', '.png') and not args.out.is_dir():
         parser.error(f'--out must be a .png file or a folder, got {args.out}')
+    check_writable(args.out if args.out.suffix == '.png' else args.out / 'index.html')
     return args
 
 
@@ -151,23 +160,16 @@ def _position(text: str) -> tuple[int, int]:
 
 
 def pick_images(
-    dataset: BaseDataset, num_images: int, image_ids: Sequence[int] | None
+    dataset: BaseDataset, num_images: int, image_ids: Sequence[str] | None
 ) -> list[dict]:
     """Find the images to show: those asked for, or an even spread."""
     infos = [dataset.get_data_info(index) for index in range(len(dataset))]
     if image_ids is not None:
-        by_id = {info['img_id']: info for info in infos}
-        unknown = [image_id for image_id in image_ids if image_id not in by_id]
-        if unknown:
-            raise ValueError(
-                f'--image-ids: the data set has no image {unknown}; '
-                f'it has ids such as {list(by_id)[:3]}'
-            )
-        return [by_id[image_id] for image_id in image_ids]
+        return find_images(infos, image_ids)
     infos = [
         info
         for info in infos
-        if any(not instance['ignore_flag'] for instance in info['instances'])
+        if any(not instance['ignore_flag'] for instance in info.get('instances', ()))
     ]
     if not infos:
         raise ValueError(
@@ -175,6 +177,25 @@ def pick_images(
         )
     spread = np.linspace(0, len(infos) - 1, min(num_images, len(infos)))
     return [infos[index] for index in spread.round().astype(int)]
+
+
+def find_images(infos: Sequence[dict], image_ids: Sequence[str]) -> list[dict]:
+    """Find images by their ids as text, whatever type the data set gives them."""
+    by_id = {}
+    for info in infos:
+        by_id.setdefault(str(info['img_id']), []).append(info)
+    # as in COCO's file names
+    keys = {
+        i: str(int(i)) if i not in by_id and i.isdecimal() else i for i in image_ids
+    }
+    unknown = [image_id for image_id, key in keys.items() if key not in by_id]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], by_id, n=3) or list(by_id)[:3]
+        raise ValueError(
+            f'--image-ids: the data set has no image [{", ".join(unknown)}]; it has '
+            f'{len(infos)}, with ids such as {", ".join(near)}'
+        )
+    return [info for image_id in image_ids for info in by_id[keys[image_id]]]
 
 
 def choose_images(args: argparse.Namespace, dataset: BaseDataset | None) -> list[dict]:
@@ -185,15 +206,15 @@ def choose_images(args: argparse.Namespace, dataset: BaseDataset | None) -> list
     """
     if dataset is None:
         for path in args.images:
-            if not Path(path).is_file():
+            if '://' not in path and not Path(path).is_file():
                 raise FileNotFoundError(
                     f'--images: {path} does not exist; check the path, or take '
                     'images of the data set with --image-ids'
                 )
-        stems = [Path(path).stem for path in args.images]
+        names = image_names(args.images, suffix=False)
         return [
-            dict(img_path=path, name=stem if stems.count(stem) == 1 else path)
-            for path, stem in zip(args.images, stems, strict=True)
+            dict(img_path=path, name=name)
+            for path, name in zip(args.images, names, strict=True)
         ]
     number = NUM_IMAGES[args.command] if args.num_images is None else args.num_images
     if number < 1:
@@ -209,12 +230,14 @@ def load_dataset(args: argparse.Namespace, models: dict) -> BaseDataset | None:
     """The first config's test set, unless image files are given."""
     if args.images:
         return None
-    return DATASETS.build(next(iter(models.values())).cfg.test_dataloader.dataset)
+    cfg = next(iter(models.values())).cfg
+    check_data(cfg, ('test',))
+    return DATASETS.build(cfg.test_dataloader.dataset)
 
 
 def ground_truth(info: dict) -> InstanceData:
     """Gather an image's objects: bboxes, labels and whether each is a crowd."""
-    instances = info['instances']
+    instances = info.get('instances', [])
     return InstanceData(
         bboxes=np.array([i['bbox'] for i in instances], dtype=float).reshape(-1, 4),
         labels=np.array([i['bbox_label'] for i in instances], dtype=int),
@@ -225,14 +248,14 @@ def ground_truth(info: dict) -> InstanceData:
 def write(
     args: argparse.Namespace, figures: Sequence[tuple], colours: Sequence[str]
 ) -> None:
-    """Write figures, each with its image's name and a caption, where --out says."""
-    for figure, name, caption in figures:
+    """Write figures, each with its name, images and caption, where --out says."""
+    for figure, name, infos, caption in figures:
+        source = '\n'.join(os.path.abspath(str(info['img_path'])) for info in infos)
         path = args.out
         if path.suffix != '.png':
-            stem = f'{args.command} {name}'.strip()
-            path = path / (re.sub(r'[\s/\\]+', '-', stem) + '.png')
-        title = f'{args.command}, {name}' if name else args.command
-        save_figure(figure, path, colours, title.capitalize(), caption)
+            path = free_path(path, f'{args.command} {name}'.strip(), source)
+        title = args.command.capitalize() + (f', {name}' if name else '')
+        save_figure(figure, path, colours, title, caption, source)
         print(f'picture: {path}')
     if args.out.suffix != '.png':
         print(f'page: {write_page(args.out)}')
@@ -267,10 +290,18 @@ def show_detections(args: argparse.Namespace) -> None:
     truths = None if dataset is None else [ground_truth(info) for info in infos]
 
     found = {name: [] for name in models}
+    shapes = {}
     matches = {name: [] for name in models}
     jobs = [(name, index) for name in models for index in range(len(infos))]
     for name, index in track_iter_progress(jobs):
-        result = inference_detector(models[name], infos[index]['img_path'])
+        path = infos[index]['img_path']
+        _, result = detect(models[name], path)
+        if shapes.setdefault(index, result.image.shape) != result.image.shape:
+            raise ValueError(
+                f'{name} loads {path} as {result.image.shape[:2]} (height, width), '
+                f'{next(iter(models))} as {shapes[index][:2]}: their boxes cannot be '
+                'drawn over one image; make a picture of each, or load alike'
+            )
         boxes = result.pred_instances.cpu().numpy()
         boxes = boxes[boxes.scores >= args.score_thr]
         found[name].append(boxes)
@@ -303,8 +334,10 @@ def show_detections(args: argparse.Namespace) -> None:
         for index, (objects, _) in zip(shown, extents, strict=True):
             names[index] += f': {objects} found by one only'
 
+    first = next(iter(models.values()))
+    shown_infos = [infos[i] for i in shown]
     figure = detections.draw_detections(
-        [mmcv.imread(infos[i]['img_path'], channel_order='rgb') for i in shown],
+        [load_image(first, info['img_path'])['image'] for info in shown_infos],
         None if truths is None else [truths[i] for i in shown],
         {name: [boxes[i] for i in shown] for name, boxes in found.items()},
         {name: [match[i] for i in shown] for name, match in matches.items() if match},
@@ -319,7 +352,8 @@ def show_detections(args: argparse.Namespace) -> None:
         print(f'over {len(infos)} images, score >= {args.score_thr:g}:')
         for name, (_, checkpoint) in zip(models, args.models, strict=True):
             print(f'{name}: {detections.describe_counts(totals[name])}  [{checkpoint}]')
-    write(args, [(figure, '', f'{", ".join(models)}; {note}.')], detections.COLOURS)
+    caption = f'{", ".join(models)}; {note}.'
+    write(args, [(figure, '', shown_infos, caption)], detections.COLOURS)
 
 
 def pick_differences(
@@ -340,7 +374,7 @@ def pick_differences(
 
 
 def record_images(args: argparse.Namespace) -> list[tuple]:
-    """Run every detector on every image; name, then recordings by detector."""
+    """Run every detector on every image; the image, then recordings by detector."""
     models = load_detectors(args.models, args.device, args.cfg_options)
     infos = choose_images(args, load_dataset(args, models))
     if args.out.suffix == '.png' and len(infos) > 1:
@@ -352,14 +386,14 @@ def record_images(args: argparse.Namespace) -> list[tuple]:
     for info in track_iter_progress(infos):
         recordings = {}
         for name, model in models.items():
-            data = features.load_image(model, info['img_path'])
+            data = load_image(model, info['img_path'])
             recordings[name] = features.record(model, data)
             if not recordings[name].finite:
                 raise ValueError(
                     f'{name}: features of {info["img_path"]} are not finite; the '
                     'training has diverged, take an earlier checkpoint'
                 )
-        recorded.append((info['name'], recordings))
+        recorded.append((info, recordings))
     print()
     return recorded
 
@@ -367,7 +401,8 @@ def record_images(args: argparse.Namespace) -> list[tuple]:
 def show_kernels(args: argparse.Namespace) -> None:
     """Draw how DLU and CARAFE come by their kernels."""
     figures = []
-    for image, recordings in record_images(args):
+    for info, recordings in record_images(args):
+        image = info['name']
         first = next(iter(recordings.values()))
         level = args.level or min(first.upsamplings, default='P2')
         maps = {}
@@ -383,7 +418,7 @@ def show_kernels(args: argparse.Namespace) -> None:
         figure = kernels.draw_kernels(first, maps, positions, level, image)
         places = '; '.join(f'{x},{y}' for x, y in positions)
         caption = f'{", ".join(maps)}: kernels of {level} at positions {places}.'
-        figures.append((figure, image, caption))
+        figures.append((figure, image, [info], caption))
     write(args, figures, kernels.COLOURS)
 
 
@@ -391,17 +426,19 @@ def show_features(args: argparse.Namespace) -> None:
     """Draw the maps of the pyramids side by side."""
     figures = [
         (
-            features.draw_features(recordings, image),
-            image,
+            features.draw_features(recordings, info['name']),
+            info['name'],
+            [info],
             f'{", ".join(recordings)}: root mean square of the channels, one colour '
             'scale.',
         )
-        for image, recordings in record_images(args)
+        for info, recordings in record_images(args)
     ]
     write(args, figures, features.COLOURS)
 
 
 def main() -> None:
+    print_anything()
     args = parse_args()
     args.run(args)
 

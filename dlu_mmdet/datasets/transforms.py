@@ -6,6 +6,8 @@ that whatever a transform raises says which file it could not take.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import mmcv.transforms
 import mmengine.dataset
 
@@ -32,20 +34,30 @@ def _raise_named(error: Exception, results: dict, transform: object) -> None:
     ) from error
 
 
-def _run(transforms: list, results: dict) -> dict | None:
+def apply(transform: Callable, results: dict) -> dict | None:
+    """Apply one transform; see mmcv.
+
+    Raises:
+        FileNotFoundError: If the image is to be loaded and does not exist.
+        ValueError: If the transform fails; the message names image and transform.
+    """
+    try:
+        return transform(results)
+    except Exception as error:
+        named = isinstance(results, dict) and 'img_path' in results
+        # an inner pipeline has said it
+        if not named or str(error).startswith('image '):
+            raise
+        _raise_named(error, results, transform)
+
+
+def _run(transforms: Sequence[Callable], results: dict) -> dict | None:
     """Apply transforms one after the other, as both Compose classes do."""
-    named = isinstance(results, dict) and 'img_path' in results
-    if named:
+    if isinstance(results, dict) and 'img_path' in results:
         # a pipeline without Resize leaves an image as large as it is
         results.setdefault('scale_factor', (1.0, 1.0))
     for transform in transforms:
-        try:
-            results = transform(results)
-        except Exception as error:
-            # the innermost pipeline has said it
-            if not named or str(error).startswith('image '):
-                raise
-            _raise_named(error, results, transform)
+        results = apply(transform, results)
         if results is None:
             return None
     return results

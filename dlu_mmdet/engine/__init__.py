@@ -14,7 +14,7 @@ from .cli import (
     enable_amp,
     load_config,
 )
-from .files import replacing
+from .files import check_writable, print_anything, replacing
 from .options import merge_options
 from .runner import build_runner
 
@@ -26,10 +26,12 @@ __all__ = [
     'build_runner',
     'check_classes',
     'check_state_dict',
+    'check_writable',
     'enable_amp',
     'load_config',
     'load_detector',
     'load_detectors',
     'merge_options',
+    'print_anything',
     'replacing',
 ]

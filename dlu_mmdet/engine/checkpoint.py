@@ -1,6 +1,6 @@
 """Checkpoints: loaded without running code, and only where they fit.
 
-Importing this module replaces mmengine's loader of local files. Training
+Importing this module replaces mmengine's loaders of local files and of URLs. Training
 stores more than tensors (mmengine's message hub), which ``torch.load`` with
 ``weights_only`` refuses; here exactly those types are allowed.
 """
@@ -10,23 +10,30 @@ from __future__ import annotations
 import builtins
 import os
 import pickle
+import re
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
+from http.client import HTTPException
 from itertools import zip_longest
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import torch
+from mmdet.registry import DATASETS, MODELS
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
-from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.registry import HOOKS
+from mmengine.model import BaseTTAModel, is_model_wrapper, revert_sync_batchnorm
+from mmengine.registry import HOOKS, init_default_scope
 from mmengine.runner import CheckpointLoader
-from mmengine.runner.checkpoint import load_from_http
 from torch import nn
 
 from ..necks import upsampler_name
+from .options import merge_options
 
 try:
     from numpy._core import multiarray
@@ -111,6 +118,70 @@ def load_from_local(
         ) from error
 
 
+@CheckpointLoader.register_scheme(prefixes='file://', force=True)
+def load_from_file_url(
+    filename: str, map_location: str | torch.device | None = None
+) -> dict:
+    """Load the local checkpoint that a ``file://`` URL names.
+
+    Args:
+        filename (str): The URL.
+        map_location (str | torch.device, optional): As ``torch.load``.
+
+    Returns:
+        dict: The checkpoint.
+
+    Raises:
+        FileNotFoundError: As :func:`load_from_local`.
+        ValueError: As :func:`load_from_local`.
+    """
+    return load_from_local(url2pathname(urlsplit(filename).path), map_location)
+
+
+@CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
+def load_from_url(
+    filename: str, map_location: str | torch.device | None = None
+) -> dict:
+    """Fetch a checkpoint; load it as a local one, without running code.
+
+    torch.hub's cache goes by the file name alone, so only a name with a hash in it,
+    as in MMDetection's model zoo, is kept there: ``epoch_12.pth`` of one URL is not
+    that of another.
+
+    Args:
+        filename (str): The URL.
+        map_location (str | torch.device, optional): As ``torch.load``.
+
+    Returns:
+        dict: The checkpoint.
+
+    Raises:
+        FileNotFoundError: If it cannot be fetched.
+        ValueError: As :func:`load_from_local`.
+    """
+    name = Path(unquote(urlsplit(filename).path)).name or 'checkpoint'
+    with TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        if re.search(r'-[0-9a-f]{8,}\.', name):
+            path = Path(torch.hub.get_dir(), 'checkpoints', name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            try:
+                torch.hub.download_url_to_file(
+                    filename, str(path), progress=sys.stderr.isatty()
+                )
+            except (OSError, HTTPException) as error:
+                raise FileNotFoundError(
+                    f'checkpoint {filename} cannot be fetched ({error}); check the '
+                    f'address and the connection, or give a local file'
+                ) from error
+        try:
+            return load_from_local(path, map_location)
+        except ValueError as error:
+            # where it lies for a moment tells nobody anything
+            raise ValueError(str(error).replace(str(path), filename)) from error
+
+
 #: ImageNet weights of ``torchvision://NAME``, for when torchvision is absent.
 TORCHVISION_WEIGHTS = dict(
     resnet18='resnet18-f37072fd',
@@ -151,7 +222,7 @@ def load_from_torchvision(
         return load_from_local(cached, map_location)
     url = f'https://download.pytorch.org/models/{file}'
     try:
-        return load_from_http(url, map_location)
+        return load_from_url(url, map_location)
     except OSError as error:
         raise FileNotFoundError(
             f'{filename} cannot be downloaded ({error}). Put {url} at '
@@ -181,7 +252,7 @@ def check_state_dict(model: nn.Module, state_dict: dict) -> None:
         ValueError: If keys are missing, unexpected, or of another shape.
     """
     own = model.state_dict()
-    given = {k.removeprefix('module.'): v for k, v in state_dict.items()}
+    given = _own_keys(state_dict)
     problems = []
     for title, keys in (
         ('missing', [k for k in own if k not in given]),
@@ -273,22 +344,23 @@ def load_detector(
 
     Args:
         config (str | PathLike | Config): The config it was trained with.
-        checkpoint (str | PathLike): Its checkpoint.
+        checkpoint (str | PathLike): Its checkpoint: a file, or what else mmengine
+            loads, such as a URL.
         device (str): Device to put it on. Defaults to 'cpu'.
         cfg_options (dict, optional): Overrides of the config.
 
     Returns:
         nn.Module: The detector in eval mode, with ``cfg`` and
-        ``dataset_meta``.
+        ``dataset_meta``, whose ``classes`` are those of the checkpoint or, if it
+        has none, those of the config's test set.
 
     Raises:
         FileNotFoundError: If the config or the checkpoint does not exist.
         ValueError: If the checkpoint cannot be read or is of another
-            architecture, or the device is not there.
+            architecture, the device is not there, or neither checkpoint nor
+            config names the classes.
     """
     check_device(device)
-    from mmdet.apis import init_detector
-
     if not isinstance(config, Config):
         if not Path(config).is_file():
             raise FileNotFoundError(
@@ -296,12 +368,60 @@ def load_detector(
             )
         config = Config.fromfile(config)
     config = config.copy()
-    config.merge_from_dict(cfg_options or {})
-    config.model.backbone.init_cfg = None  # the checkpoint has these weights
-    state = load_from_local(checkpoint, 'cpu')
-    model = init_detector(config, str(checkpoint), device=device, cfg_options={})
-    check_state_dict(model, state.get('state_dict', state))
-    return model
+    merge_options(config, cfg_options or {})
+    try:
+        loaded = CheckpointLoader.load_checkpoint(str(checkpoint), 'cpu')
+    except KeyError as error:
+        raise ValueError(
+            f'checkpoint {checkpoint}: there is no model of the name {error}'
+        ) from error
+    if not isinstance(loaded, Mapping):
+        raise ValueError(
+            f'checkpoint {checkpoint} holds a {type(loaded).__name__}; it must be a '
+            'state_dict, or what training writes'
+        )
+    state_dict = loaded.get('state_dict', loaded)
+    scope = config.get('default_scope', 'mmdet')
+    if scope is not None:
+        init_default_scope(scope)
+    model = revert_sync_batchnorm(MODELS.build(config.model))
+    check_state_dict(model, state_dict)
+    model.load_state_dict(_own_keys(state_dict))
+    model.dataset_meta = _dataset_meta(loaded, config, model)
+    model.cfg = config
+    return model.to(device).eval()
+
+
+def _own_keys(state_dict: Mapping) -> dict:
+    """The weights without the ``module.`` that a wrapped model puts in front."""
+    return {k.removeprefix('module.'): v for k, v in state_dict.items()}
+
+
+def _dataset_meta(checkpoint: Mapping, config: Config, model: nn.Module) -> dict:
+    """The class names of a checkpoint; of one without, those of its config."""
+    meta = checkpoint.get('meta') or {}
+    # of mmdet 2 the checkpoint says CLASSES
+    meta = {**meta, **(meta.get('dataset_meta') or {})}
+    meta = {k.lower(): v for k, v in meta.items()}
+    if meta.get('classes'):
+        classes = meta['classes']
+        meta['classes'] = [classes] if isinstance(classes, str) else classes
+        return {k: meta[k] for k in ('classes', 'palette') if k in meta}
+    dataset = config.get('test_dataloader', {}).get('dataset', {})
+    while 'dataset' in dataset or 'datasets' in dataset:
+        dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
+    found = DATASETS.build({**dataset, 'lazy_init': True}).metainfo if dataset else {}
+    classes = found.get('classes') or ()
+    head = getattr(getattr(model, 'roi_head', model), 'bbox_head', None)
+    head = head[-1] if isinstance(head, nn.ModuleList) else head
+    number = getattr(head, 'num_classes', len(classes))
+    if not classes or len(classes) != number:
+        raise ValueError(
+            f'the checkpoint does not name its classes, and the config names '
+            f'{len(classes)} for a head of num_classes={number}; set '
+            'test_dataloader.dataset.metainfo.classes to those of the training'
+        )
+    return dict(found)
 
 
 def load_detectors(

@@ -1,5 +1,6 @@
 """Pictures of what detectors find and of how their upsamplers work."""
 
+from .detection_hook import DetVisualizationHook
 from .hook import UpsampleVisualizationHook
 
-__all__ = ['UpsampleVisualizationHook']
+__all__ = ['DetVisualizationHook', 'UpsampleVisualizationHook']

@@ -9,12 +9,14 @@ its map is ReLU(sum_k alpha_k F_k).
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from unittest.mock import patch
 
 import torch
+import torch.utils.checkpoint
 from mmengine.utils import ProgressBar, apply_to
 from torch import Tensor, nn
 
@@ -56,7 +58,7 @@ class LayerScore:
                 'change each other; call module.eval() first'
             )
         self._layer = find_layer(module, layer)
-        self._run = run
+        self._module, self._run = module, run
         self._finished: dict[nn.Module, list] = {}
         self.features, score = self._record(module, layer)
         with torch.no_grad():
@@ -76,6 +78,7 @@ class LayerScore:
             Tensor: (N,), the scores.
         """
         with ExitStack() as stack:
+            stack.enter_context(_without_checkpointing(self._module))
             for module, outputs in self._finished.items():
                 replay = _replay(outputs, len(features))
                 stack.enter_context(patch.object(module, 'forward', replay))
@@ -109,6 +112,7 @@ class LayerScore:
                         self._finished.pop(part, None)
 
         with ExitStack() as stack, torch.no_grad():
+            stack.enter_context(_without_checkpointing(module))
             for name, child in module.named_modules():
                 handle = child.register_forward_hook(
                     lambda child, args, output, name=name: after(name, child, output)
@@ -372,6 +376,29 @@ def find_layer(module: nn.Module, name: str) -> nn.Module:
             + ', '.join(nearest or list(layers)[1:6])
         )
     return layers[name]
+
+
+def _without_checkpointing(module: nn.Module) -> ExitStack:
+    """Let a network with ``with_cp=True`` keep its activations.
+
+    Gradient checkpointing runs a part again when the gradient is asked for, and by
+    then the layer has its own forward back.
+    """
+    checkpoint = torch.utils.checkpoint.checkpoint
+    own = 'use_reentrant', 'preserve_rng_state', 'context_fn', 'determinism_check'
+    own += 'debug', 'early_stop'
+
+    def call(function: Callable, *args, **kwargs):
+        return function(*args, **{k: v for k, v in kwargs.items() if k not in own})
+
+    # some files import the function itself
+    files = {type(child).__module__ for child in module.modules()}
+    stack = ExitStack()
+    for file in {'torch.utils.checkpoint', *files}:
+        for name, value in list(vars(sys.modules[file]).items()):
+            if value is checkpoint:
+                stack.enter_context(patch.object(sys.modules[file], name, call))
+    return stack
 
 
 def _replay(outputs: Sequence, copies: int) -> Callable:

@@ -14,6 +14,8 @@ from mmengine.structures import InstanceData
 from dlu_mmdet.analysis.matching import Matches
 
 from .figures import new_figure
+from .fonts import as_written
+from .images import reduced
 
 # colour and line style of each kind of box; the dashes tell misses from hits
 # for readers who cannot tell red from green
@@ -261,7 +263,7 @@ def _layout(
 
 def _show(axes: Axes, image: np.ndarray) -> None:
     """Show an image so that a box's coordinates are those of pixel edges."""
-    axes.imshow(image, extent=(0, image.shape[1], image.shape[0], 0))
+    axes.imshow(reduced(image), extent=(0, image.shape[1], image.shape[0], 0))
 
 
 def _draw_boxes(
@@ -312,6 +314,7 @@ def _draw_boxes(
                 boxstyle='square,pad=0.15', facecolor=STYLES[kind][0], edgecolor='none'
             ),
         )
+        as_written(text)
         for x, y, ha, va in (
             (x1 + gap, y1 - gap, 'left', 'bottom'),
             (x1 + gap, y1 + gap, 'left', 'top'),

@@ -12,7 +12,7 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor, nn
 
-from .features import load_image
+from .images import load_image
 
 
 @torch.no_grad()
@@ -24,19 +24,22 @@ def detect(model: nn.Module, image: str | os.PathLike) -> tuple[Tensor, DetDataS
         image (str | PathLike): An image file.
 
     Returns:
-        tuple[Tensor, DetDataSample]: The network's input (1, 3, H, W), normalised
-        and padded, and the sample with ``pred_instances``: ``bboxes`` (D, 4)
-        x1 y1 x2 y2 in pixels of the file, ``labels``, ``scores``, best first.
+        tuple[Tensor, DetDataSample]: The network's input (1, C, H, W), normalised
+        and padded, and the sample with ``image``, (H, W, 3) uint8 RGB, the image
+        as the test pipeline loaded it, and ``pred_instances``: ``bboxes`` (D, 4)
+        x1 y1 x2 y2 in pixels of that image, ``labels``, ``scores``, best first.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not a readable image.
     """
-    data = {key: [value] for key, value in load_image(model, image).items()}
+    item = load_image(model, image)
+    data = {key: [item[key]] for key in ('inputs', 'data_samples')}
     data = model.data_preprocessor(data, training=False)
     (sample,) = model.predict(data['inputs'], data['data_samples'])
     order = sample.pred_instances.scores.argsort(descending=True, stable=True)
     sample.pred_instances = sample.pred_instances[order]
+    sample.image = item['image']
     return data['inputs'], sample
 
 
@@ -54,7 +57,7 @@ def detection_score(
         model (nn.Module): A detector with a standard RoI head (Faster R-CNN, Mask
             R-CNN) or a dense head that decodes boxes from priors (RetinaNet,
             FCOS, ATSS).
-        inputs (Tensor): (1, 3, H, W), from :func:`detect`.
+        inputs (Tensor): (1, C, H, W), from :func:`detect`.
         sample (DetDataSample): From :func:`detect`.
         index (int): Which of its detections.
 

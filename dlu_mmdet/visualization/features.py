@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from mmdet.utils import get_test_pipeline_cfg
-from mmengine.dataset import Compose
 from torch import Tensor, nn
 
 from .figures import map_colours, new_figure
+from .images import as_rgb
 
 _COLOUR_MAP = 'viridis'
 #: What a picture must keep, for :func:`dlu_mmdet.visualization.figures.save_figure`.
@@ -27,6 +24,7 @@ _FIGURE_WIDTH = 10.0
 _MAX_PANEL_WIDTH = 2.2
 _LEFT, _RIGHT, _TOP, _BOTTOM = 0.1, 0.1, 0.34, 0.1
 _GAP = 0.08
+_MAX_ASPECT = 1.4
 
 
 @dataclass(frozen=True)
@@ -78,27 +76,6 @@ class Recording:
         return maps[:, :h, :w]
 
 
-def load_image(model: nn.Module, path: str | os.PathLike) -> dict:
-    """Send an image file through a detector's test pipeline.
-
-    Args:
-        model (nn.Module): With ``cfg``, as
-            :func:`dlu_mmdet.engine.load_detector` returns it.
-        path (str | PathLike): The image.
-
-    Returns:
-        dict: ``inputs`` and ``data_samples``, as an item of a data set.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a readable image.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'image {path} does not exist; check the path')
-    pipeline = Compose(get_test_pipeline_cfg(model.cfg.copy()))
-    return pipeline(dict(img_path=str(path), img_id=0))
-
-
 @torch.no_grad()
 def record(model: nn.Module, data: dict) -> Recording:
     """Run a detector on one image and keep what its neck did.
@@ -107,8 +84,9 @@ def record(model: nn.Module, data: dict) -> Recording:
 
     Args:
         model (nn.Module): A detector, in eval mode.
-        data (dict): ``inputs``, a uint8 or float tensor (3, h, w) in BGR, and
-            ``data_samples``: an item of a data set, or of :func:`load_image`.
+        data (dict): ``inputs``, a tensor (C, h, w) of grey or BGR, and
+            ``data_samples``: an item of a data set, or of
+            :func:`dlu_mmdet.visualization.images.load_image`.
 
     Returns:
         Recording: On the detector's device, in float32.
@@ -125,8 +103,7 @@ def record(model: nn.Module, data: dict) -> Recording:
     batch = model.data_preprocessor(
         dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
     )
-    image = data['inputs'].detach().cpu().numpy()[::-1].transpose(1, 2, 0)
-    image = np.ascontiguousarray(image.clip(0, 255).astype(np.uint8))
+    image = as_rgb(data['inputs'].detach().cpu().numpy().transpose(1, 2, 0))
     recording = Recording(image, tuple(batch['inputs'].shape[2:]))
 
     def keep_upsampling(module: nn.Module, args: tuple, output: Tensor) -> None:
@@ -205,10 +182,12 @@ def draw_features(recordings: Mapping[str, Recording], image_name: str = '') -> 
     columns = 1 + len(strengths)
     width = (_FIGURE_WIDTH - _LEFT - _RIGHT) / columns - _GAP
     width = min(width, _MAX_PANEL_WIDTH)
-    height = width * h / w
+    height = width * min(h / w, _MAX_ASPECT)
     figure_width = _LEFT + _RIGHT + columns * (width + _GAP)
     # the colour bar is in the second row
     figure_height = _TOP + _BOTTOM + max(len(levels), 2) * (height + _GAP)
+    # and has its words below
+    figure_height = max(figure_height, _TOP + height + 1.1)
     figure = new_figure(figure_width, figure_height)
 
     def panel(row: int, column: int) -> Axes:

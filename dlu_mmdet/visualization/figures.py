@@ -1,9 +1,12 @@
 """Figures as files: PNGs that know their caption, and one page of them."""
 
 import base64
+import hashlib
 import html
 import os
+import re
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from string import Template
 
@@ -16,12 +19,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..engine import replacing
+from .fonts import write_plainly
+from .images import printable
 
 #: Dots per inch of every figure.
 DPI = 150
 
 # the PNG standard's keywords; the last one tells our pictures from others'
-_TITLE, _CAPTION, _MAKER = 'Title', 'Description', 'Software'
+_TITLE, _CAPTION, _MAKER, _SOURCE = 'Title', 'Description', 'Software', 'Source'
 _OURS = 'dlu_mmdet'
 
 _PAGE = Template("""<!DOCTYPE html>
@@ -86,6 +91,7 @@ def as_image(figure: Figure) -> np.ndarray:
     Returns:
         np.ndarray: (H, W, 3) uint8, RGB: what mmengine's visualizer takes.
     """
+    write_plainly(figure)
     figure.canvas.draw()
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
@@ -96,6 +102,7 @@ def save_figure(
     colours: Sequence[str] = (),
     title: str = '',
     caption: str = '',
+    source: str = '',
 ) -> None:
     """Write a figure as PNG, so that the file is never half written.
 
@@ -107,13 +114,58 @@ def save_figure(
             photos a third of the size.
         title (str): Stored in the file, for :func:`write_page`.
         caption (str): Stored in the file, for :func:`write_page`.
+        source (str): What it is of; a hash of it is stored, for
+            :func:`free_path`.
     """
     picture = _with_palette(as_image(figure), ['white', 'black', *colours])
     texts = PngInfo()
-    for key, text in ((_TITLE, title), (_CAPTION, caption), (_MAKER, _OURS)):
+    for key, text in (
+        (_TITLE, title),
+        (_CAPTION, caption),
+        (_MAKER, _OURS),
+        (_SOURCE, _hash(source)),
+    ):
         texts.add_itxt(key, text)
     with replacing(path) as partial:
         picture.save(partial, format='PNG', optimize=True, pnginfo=texts)
+
+
+def free_path(folder: str | os.PathLike, name: str, source: str) -> Path:
+    """Find a file name that does not overwrite the picture of anything else.
+
+    Args:
+        folder (str or os.PathLike): Where the picture goes.
+        name (str): What it should be called.
+        source (str): What it is of, as :func:`save_figure` takes it.
+
+    Returns:
+        Path: A PNG that is not there, or that :func:`save_figure` made of the
+        same source.
+    """
+    stem = re.sub(r'[\s/\\:*?"<>|]+', '-', printable(name))
+    # file systems end at 255 bytes
+    stem = stem.encode()[:200].decode(errors='ignore')
+    for number in count(1):
+        path = Path(folder, f'{stem}-{number}.png' if number > 1 else f'{stem}.png')
+        if not path.exists():
+            return path
+        texts = _read_texts(path)
+        if texts.get(_MAKER) == _OURS and texts.get(_SOURCE) == _hash(source):
+            return path
+
+
+def _hash(source: str) -> str:
+    """A path says more than a reader of the picture needs to know."""
+    return hashlib.sha256(source.encode('utf-8', 'surrogateescape')).hexdigest()[:16]
+
+
+def _read_texts(path: Path) -> dict[str, str]:
+    """The texts stored in a PNG; none in what is not one."""
+    try:
+        with Image.open(path) as picture:
+            return dict(getattr(picture, 'text', {}))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return {}
 
 
 def write_page(folder: str | os.PathLike, title: str = 'Pictures') -> Path:
@@ -132,8 +184,7 @@ def write_page(folder: str | os.PathLike, title: str = 'Pictures') -> Path:
     """
     figures = []
     for path in sorted(Path(folder).glob('*.png')):
-        with Image.open(path) as picture:
-            texts = dict(picture.text)
+        texts = _read_texts(path)
         if texts.get(_MAKER) != _OURS:
             continue
         figures.append(

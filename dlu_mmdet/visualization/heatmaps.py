@@ -16,6 +16,7 @@ from matplotlib.patheffects import Normal, Stroke
 
 from .cam import TITLES, Explanation
 from .figures import map_colours, new_figure
+from .images import reduced
 
 _COLOUR_MAP = 'inferno'
 _OPACITY = 0.55
@@ -90,7 +91,8 @@ def draw_heatmaps(rows: Sequence[HeatmapRow], methods: Sequence[str]) -> Figure:
     for row, axes in zip(rows, panels):
         _show(axes[0], row, row.image)
         # grey, so that every colour is the map's
-        grey = np.repeat(row.image.mean(2, keepdims=True), 3, axis=2).astype(np.uint8)
+        grey = reduced(row.image).mean(2, keepdims=True)
+        grey = np.repeat(grey, 3, axis=2).astype(np.uint8)
         for panel in axes[1:]:
             _show(panel, row, grey)
         axes[0].set_ylabel(row.name, fontsize=9, fontweight='bold')
@@ -120,8 +122,8 @@ def draw_heatmaps(rows: Sequence[HeatmapRow], methods: Sequence[str]) -> Figure:
 
 def _show(axes: Axes, row: HeatmapRow, image: np.ndarray) -> None:
     """Show the image and the box; coordinates are those of pixel edges."""
-    height, width = image.shape[:2]
-    axes.imshow(image, extent=(0, width, height, 0), interpolation='bilinear')
+    height, width = row.image.shape[:2]
+    axes.imshow(reduced(image), extent=(0, width, height, 0), interpolation='bilinear')
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     if row.box is not None:

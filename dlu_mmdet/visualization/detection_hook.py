@@ -1,0 +1,110 @@
+"""The pictures of ``tools/test.py --show-dir``: each of the image that was tested."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import mmdet.engine
+from matplotlib import rc_context
+from mmdet.registry import HOOKS
+from mmdet.structures import DetDataSample
+from mmengine.dataset import BaseDataset
+from mmengine.runner import Runner
+
+from .fonts import plain_settings
+from .images import file_names, image_names, loaded_pixels
+
+
+# in mmdet's registry it takes the place of the hook that it extends
+@HOOKS.register_module(force=True)
+class DetVisualizationHook(mmdet.engine.DetVisualizationHook):
+    """mmdet's hook; it draws over the image that the pipeline loaded.
+
+    mmdet reads the file a second time, with flags of its own: boxes of an image
+    loaded without its EXIF orientation come to lie on the turned one. It also gives
+    the pictures of two images of one name the same file, and takes ``$`` in a class
+    name for mathematics.
+    """
+
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict,
+        outputs: Sequence[DetDataSample],
+    ) -> None:
+        """Draw the first image of every so many batches; see mmdet."""
+        step = runner.iter + batch_idx
+        if not self.draw or step % self.interval:
+            return
+        if not hasattr(self, '_val_images'):
+            self._val_images = dict(_list_images(runner.val_dataloader.dataset))
+        transforms = self._val_images[_key(outputs[0].img_path)]
+        self._draw(outputs[0], transforms, 'val_img', step)
+
+    def after_test_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict,
+        outputs: Sequence[DetDataSample],
+    ) -> None:
+        """Draw every image; see mmdet."""
+        if not self.draw:
+            return
+        if not hasattr(self, '_test_images'):
+            self._test_images = dict(_list_images(runner.test_dataloader.dataset))
+            names = file_names(image_names(list(self._test_images)))
+            self._files = dict(zip(self._test_images, names, strict=True))
+        for sample in outputs:
+            self._test_index += 1
+            key = _key(sample.img_path)
+            file = None
+            if self.test_out_dir is not None:
+                folder = Path(runner.work_dir, runner.timestamp, self.test_out_dir)
+                folder.mkdir(parents=True, exist_ok=True)
+                file = str(folder / self._files[key])
+            self._draw(
+                sample, self._test_images[key], 'test_img', self._test_index, file
+            )
+
+    def _draw(
+        self,
+        sample: DetDataSample,
+        transforms: Sequence[Callable],
+        name: str,
+        step: int,
+        file: str | None = None,
+    ) -> None:
+        classes = self._visualizer.dataset_meta.get('classes') or ()
+        with rc_context(plain_settings(classes)):
+            self._visualizer.add_datasample(
+                Path(_key(sample.img_path)).name if self.show else name,
+                loaded_pixels(transforms, sample.img_path),
+                data_sample=sample,
+                show=self.show,
+                wait_time=self.wait_time,
+                pred_score_thr=self.score_thr,
+                out_file=file,
+                step=step,
+            )
+
+
+def _key(path: str | Sequence[str]) -> str:
+    """What stands for an image: its file, or the first of several."""
+    return path if isinstance(path, str) else path[0]
+
+
+def _list_images(dataset: BaseDataset) -> Iterator[tuple[str, Sequence[Callable]]]:
+    """The images of a data set, or of those that it wraps, and what loads them."""
+    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    if inner != [None]:
+        for each in inner:
+            yield from _list_images(each)
+        return
+    for index in range(len(dataset)):
+        yield (
+            _key(dataset.get_data_info(index)['img_path']),
+            dataset.pipeline.transforms,
+        )

@@ -8,6 +8,7 @@ from mmdet.evaluation import DumpDetResults
 from mmengine.config import Config, ConfigDict
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from dlu_mmdet.datasets.checks import sources
 from dlu_mmdet.engine import (
     add_config_arguments,
     build_runner,
@@ -68,11 +69,9 @@ def enable_tta(cfg: Config) -> None:
             type='DetTTAModel',
             tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
         )
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
+    parts = list(sources(cfg.test_dataloader.dataset, 'test_dataloader.dataset'))
     if 'tta_pipeline' not in cfg:
-        cfg.tta_pipeline = deepcopy(dataset.pipeline)
+        cfg.tta_pipeline = deepcopy(parts[0].cfg.pipeline)
         cfg.tta_pipeline[-1] = dict(
             type='TestTimeAug',
             transforms=[
@@ -94,7 +93,8 @@ def enable_tta(cfg: Config) -> None:
             ],
         )
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    dataset.pipeline = cfg.tta_pipeline
+    for part in parts:
+        part.cfg.pipeline = cfg.tta_pipeline
 
 
 # torchrun then ends with the error itself

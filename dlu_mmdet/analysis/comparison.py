@@ -22,6 +22,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..datasets import check_data, check_num_classes
+from ..datasets.checks import sources
 from ..necks import upsampler_name
 from ..ops import library
 from .bootstrap import METRICS, Evaluation, paired_differences
@@ -55,7 +56,8 @@ def image_size(cfg: Config) -> tuple[int, int]:
     Returns:
         tuple[int, int]: Pixels, height first.
     """
-    pipeline = cfg.test_dataloader.dataset.get('pipeline', [])
+    found = sources(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
+    pipeline = next((s.cfg.get('pipeline') for s in found), None) or []
     scale = next((t['scale'] for t in pipeline if t.get('scale')), (1333, 800))
     divisor = cfg.model.get('data_preprocessor', {}).get('pad_size_divisor', 1)
     return tuple(math.ceil(side / divisor) * divisor for side in sorted(scale))

@@ -44,7 +44,7 @@ class Source:
         key (str): Where it is in the config.
         cfg (dict): Its own part of the config.
         cls (type): Its class.
-        files (dict[str, str]): By key, the paths that it names.
+        files (dict[str, str]): By key, the paths on this machine that it names.
     """
 
     key: str
@@ -84,17 +84,14 @@ def sources(cfg: dict, key: str) -> Iterator[Source]:
         key (str): Its place in the config.
 
     Yields:
-        Source: Those on this machine; remote ones are left out.
+        Source: Of remote ones without the files.
     """
     if 'dataset' in cfg:
         yield from sources(cfg['dataset'], f'{key}.dataset')
     elif 'datasets' in cfg:
         for index, inner in enumerate(cfg['datasets']):
             yield from sources(inner, f'{key}.datasets.{index}')
-    elif 'type' in cfg and not cfg.get('backend_args'):
-        cls = resolve(DATASETS, cfg['type'])
-        if cls is None:
-            return
+    elif 'type' in cfg and (cls := resolve(DATASETS, cfg['type'])):
         root = cfg.get('data_root') or ''
         named = [('ann_file', cfg.get('ann_file'))]
         named += [
@@ -102,6 +99,10 @@ def sources(cfg: dict, key: str) -> Iterator[Source]:
         ]
         files = {k: osp.join(root, v) for k, v in named if v and '://' not in root + v}
         yield Source(key, cfg, cls, files)
+
+
+def _is_remote(cfg: dict) -> bool:
+    return (cfg.get('backend_args') or {}).get('backend', 'local') != 'local'
 
 
 def _all_sources(cfg: Config, split: str) -> list[Source]:
@@ -283,7 +284,7 @@ def _check_evaluators(
         if not evaluator.get('format_only'):
             scored = 'segm' if 'segm' in metrics or scored == 'segm' else 'bbox'
         path = evaluator.get('ann_file')
-        if not path or '://' in path or evaluator.get('backend_args'):
+        if not path or '://' in path or _is_remote(evaluator):
             continue
         where = f'{key}.ann_file: {path}'
         if not osp.exists(path):

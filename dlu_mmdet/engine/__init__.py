@@ -4,8 +4,10 @@ from .checkpoint import (
     CheckpointGuardHook,
     check_classes,
     check_state_dict,
+    latest_checkpoint,
     load_detector,
     load_detectors,
+    resume_latest,
 )
 from .cli import (
     add_cfg_options,
@@ -26,8 +28,10 @@ __all__ = [
     'check_classes',
     'check_state_dict',
     'enable_amp',
+    'latest_checkpoint',
     'load_config',
     'load_detector',
     'load_detectors',
     'replacing',
+    'resume_latest',
 ]

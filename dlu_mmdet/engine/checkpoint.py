@@ -8,6 +8,7 @@ stores more than tensors (mmengine's message hub), which ``torch.load`` with
 from __future__ import annotations
 
 import builtins
+import logging
 import os
 import pickle
 import zipfile
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader
@@ -109,6 +110,57 @@ def load_from_local(
             f'it is truncated or no checkpoint ({error}). Use an earlier one '
             f'or copy it again.'
         ) from error
+
+
+def _checkpoints(work_dir: Path) -> list[Path]:
+    """What training saved in a folder, whole or not."""
+    return [*work_dir.glob('epoch_*.pth'), *work_dir.glob('iter_*.pth')]
+
+
+def latest_checkpoint(work_dir: str | os.PathLike) -> Path | None:
+    """The checkpoint that training in a folder goes on from.
+
+    A killed process leaves what it was writing: an empty ``last_checkpoint`` or a
+    truncated ``epoch_N.pth``.
+
+    Args:
+        work_dir (str | PathLike): Folder of a training.
+
+    Returns:
+        Path | None: What ``last_checkpoint`` names, if that is whole, else the
+        youngest whole ``epoch_*.pth`` or ``iter_*.pth``.
+    """
+    work_dir = Path(work_dir)
+    file = work_dir / 'last_checkpoint'
+    named = file.read_text().strip() if file.is_file() else ''
+    rest = _checkpoints(work_dir)
+    rest.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    # the second is for a folder that was moved
+    first = [Path(named), work_dir / Path(named).name] if named else []
+    # the directory of a zip file comes last: one that has it is whole
+    return next((path for path in [*first, *rest] if zipfile.is_zipfile(path)), None)
+
+
+def resume_latest(cfg: Config) -> None:
+    """Make a config go on from the latest checkpoint of its ``work_dir``.
+
+    Without one the training starts anew, with the config's own ``load_from``. What is
+    skipped is said.
+
+    Args:
+        cfg (Config): Gets ``resume`` and, with a checkpoint, ``load_from``.
+    """
+    latest = latest_checkpoint(cfg.work_dir)
+    files = _checkpoints(Path(cfg.work_dir))
+    broken = sorted(path.name for path in files if not zipfile.is_zipfile(path))
+    said = f'; truncated and skipped: {", ".join(broken)}' if broken else ''
+    cfg.resume = latest is not None
+    if latest:
+        cfg.load_from = str(latest)
+        said = f'--resume: goes on from {latest}{said}'
+    else:
+        said = f'--resume: no checkpoint in {cfg.work_dir}, training starts anew{said}'
+    print_log(said, logger='current', level=logging.WARNING if broken else logging.INFO)
 
 
 #: ImageNet weights of ``torchvision://NAME``, for when torchvision is absent.

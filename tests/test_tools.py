@@ -145,11 +145,17 @@ def test_the_latest_checkpoint_is_a_whole_one(tmp_path):
         os.utime(path, (number, number))
     last = tmp_path / 'last_checkpoint'
     last.write_text(str(tmp_path / 'epoch_2.pth'))
+    # killed after the checkpoint, before the file that names it
+    assert latest_checkpoint(tmp_path).name == 'epoch_3.pth'
+    # left by an earlier training: the file has the word
+    os.utime(tmp_path / 'epoch_3.pth', (0, 0))
     assert latest_checkpoint(tmp_path).name == 'epoch_2.pth'
-    # an earlier training may have left more epochs: the file has the word
+    os.utime(tmp_path / 'epoch_2.pth', (0, 0))
     last.write_text('/was/here/once/epoch_1.pth')
     assert latest_checkpoint(tmp_path) == tmp_path / 'epoch_1.pth'
     last.write_text('')
+    os.utime(tmp_path / 'epoch_3.pth', (3, 3))
+    os.utime(tmp_path / 'epoch_2.pth', (2, 2))
     assert latest_checkpoint(tmp_path).name == 'epoch_3.pth'
     whole = (tmp_path / 'epoch_3.pth').read_bytes()
     for size in (0, 10, len(whole) // 2, len(whole) - 1):

@@ -120,25 +120,40 @@ def _checkpoints(work_dir: Path) -> list[Path]:
 def latest_checkpoint(work_dir: str | os.PathLike) -> Path | None:
     """The checkpoint that training in a folder goes on from.
 
-    A killed process leaves what it was writing: an empty ``last_checkpoint`` or a
-    truncated ``epoch_N.pth``.
+    A killed process leaves what it was writing: an empty ``last_checkpoint``, one that
+    names the checkpoint before, or a truncated ``epoch_N.pth``.
 
     Args:
         work_dir (str | PathLike): Folder of a training.
 
     Returns:
-        Path | None: What ``last_checkpoint`` names, if that is whole, else the
-        youngest whole ``epoch_*.pth`` or ``iter_*.pth``.
+        Path | None: What ``last_checkpoint`` names or, where that is not whole, the
+        youngest whole ``epoch_*.pth`` or ``iter_*.pth``; or a later one written since.
     """
     work_dir = Path(work_dir)
     file = work_dir / 'last_checkpoint'
-    named = file.read_text().strip() if file.is_file() else ''
-    rest = _checkpoints(work_dir)
-    rest.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    # the second is for a folder that was moved
-    first = [Path(named), work_dir / Path(named).name] if named else []
+    name = file.read_text().strip() if file.is_file() else ''
     # the directory of a zip file comes last: one that has it is whole
-    return next((path for path in [*first, *rest] if zipfile.is_zipfile(path)), None)
+    whole = [path for path in _checkpoints(work_dir) if zipfile.is_zipfile(path)]
+    # the second is for a folder that was moved
+    for named in (Path(name), work_dir / Path(name).name) if name else ():
+        if zipfile.is_zipfile(named):
+            # an older training in this folder may have left more epochs
+            whole = [path for path in whole if _written(path) > _written(named)]
+            whole = [path for path in whole if _number(path) > _number(named)]
+            return max(whole, key=_written, default=named)
+    return max(whole, key=_written, default=None)
+
+
+def _written(path: Path) -> float:
+    """When a file was written, in seconds."""
+    return path.stat().st_mtime
+
+
+def _number(path: Path) -> int:
+    """Epoch or iteration in the name of a checkpoint."""
+    digits = path.stem.rpartition('_')[2]
+    return int(digits) if digits.isdecimal() else -1
 
 
 def resume_latest(cfg: Config) -> None:

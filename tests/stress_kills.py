@@ -40,8 +40,8 @@ COMPARED = [
     for name in ('nearest', 'bilinear', 'dlu')
 ]
 EPOCHS, ITERATIONS = 4, 4
-#: Allowed of the last epoch's mean loss, relative, and of the AP, absolute; resumed runs
-#: were seen to differ by 0.07 and 0.001.
+#: Of the last epoch's mean loss, relative, and of the AP, absolute; resumed runs were
+#: seen to differ by 0.07 and 0.006.
 LOSS_NOISE, AP_NOISE = 0.3, 0.02
 
 

@@ -252,7 +252,10 @@ def bounds(call: dict) -> dict[str, torch.Tensor]:
 
     def errors(terms: int, summed_as: str = 'features') -> float:
         dtype = torch.promote_types(call['dtypes'][summed_as], torch.float32)
-        return (4 * terms**0.5 + 8) * torch.finfo(dtype).eps / 2
+        # equal summands round alike: their errors add up
+        alike = any('expanded' in layout for layout in call['layouts'].values())
+        most = terms if alike else min(terms, 4 * terms**0.5)
+        return (most + 8) * torch.finfo(dtype).eps / 2
 
     n = x.shape[0]
     summed = box(grad, s, s)  # over the sub-pixels of a source pixel
@@ -268,8 +271,9 @@ def bounds(call: dict) -> dict[str, torch.Tensor]:
     # may meet in one
     taps = F.unfold(x, k, padding=k // 2).reshape(n, g, c // g, k * k, h, w)
     taps = (taps * summed.reshape(n, g, c // g, 1, h, w)).sum((2, 4, 5))
-    # ... and their sum is kept in the dtype of the kernels, float32 at least
-    most = errors(c // g) + errors(h * w * s * s, 'kernels')
+    # ... and added in float32, unless features and kernels are float64
+    most = errors(c // g)
+    most += max(errors(h * w * s * s, name) for name in ('features', 'kernels'))
     found['grad of kernels'] = most * taps.reshape(n, g * k * k, 1, 1)
     slopes = (grad * repeat(box(x, k, 1))).reshape(n, g, c // g, h, s, w, s).sum(2)
     slopes = slopes.permute(0, 1, 3, 5, 2, 4).reshape(n, g, 1, s * s, h, w)

@@ -8,7 +8,6 @@ stores more than tensors (mmengine's message hub), which ``torch.load`` with
 from __future__ import annotations
 
 import builtins
-import logging
 import os
 import pickle
 import zipfile
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader
@@ -175,7 +174,7 @@ def resume_latest(cfg: Config) -> None:
         said = f'--resume: goes on from {latest}{said}'
     else:
         said = f'--resume: no checkpoint in {cfg.work_dir}, training starts anew{said}'
-    print_log(said, logger='current', level=logging.WARNING if broken else logging.INFO)
+    print(said, flush=True)
 
 
 #: ImageNet weights of ``torchvision://NAME``, for when torchvision is absent.

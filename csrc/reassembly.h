@@ -44,6 +44,18 @@ static DLU_INLINE Axis<A> locate(A position, int64_t size) {
   return axis;
 }
 
+// Where an offset from a pixel falls. Offsets in double are added in double: narrowed
+// first, a finite one could become infinite, or one just inside fall on the border.
+template <typename A, typename O>
+static DLU_INLINE Axis<A> locate(int64_t pixel, O offset, int64_t size) {
+  if constexpr (sizeof(O) > sizeof(A)) {
+    const Axis<O> axis = locate(static_cast<O>(pixel) + offset, size);
+    return {axis.lower, axis.step, static_cast<A>(axis.weight), axis.inside};
+  } else {
+    return locate(static_cast<A>(pixel) + static_cast<A>(offset), size);
+  }
+}
+
 // Weights of the four neighbours: w[0] k00 + w[1] k01 + w[2] k10 + w[3] k11, where
 // k01 is one step in x and k10 one step in y.
 template <typename A>

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CONFIGS, ROOT, SHAPES_DLU, as_arguments
+import torch
+from conftest import CONFIGS, ROOT, SHAPES_DLU, as_arguments, run
 from mmengine.config import Config
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -252,7 +253,9 @@ def test_commands_of_the_launchers(tmp_path, monkeypatch):
     planned.work_dir.mkdir(parents=True)
     (planned.work_dir / 'last_checkpoint').write_text('')
     assert planned.state == 'not started'
-    (planned.work_dir / 'epoch_1.pth').touch()
+    (planned.work_dir / 'epoch_1.pth').write_bytes(b'PK: the beginning of a zip')
+    assert planned.state == 'not started'
+    torch.save({}, planned.work_dir / 'epoch_1.pth')
     (planned.work_dir / 'last_checkpoint').write_text(
         str(planned.work_dir / 'epoch_1.pth')
     )
@@ -424,6 +427,13 @@ def test_killed_it_goes_on_where_it_was(options, tmp_path, capsys):
     # the checkpoint comes before the validation of its epoch
     assert [epoch for epoch, _ in result['validation']][-2:] == [2, 3]
     assert result['loss'][-1][0] == 6
+
+
+@pytest.mark.slow
+def test_two_kills(tmp_path):
+    """A short run of the script, so that it stays able to run."""
+    command = ['tests/stress_kills.py', '--work-dir', tmp_path / 'kills', '--kills', 2]
+    assert 'summary: 2 kills, everything went on' in run(*command).stdout
 
 
 def test_a_failing_run_is_reported_and_the_others_go_on(

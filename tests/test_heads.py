@@ -1,7 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.registry import MODELS
+from mmdet.structures.mask import BitmapMasks
+from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
 
 from dlu_mmdet.heads import UpsampleMaskHead
 from dlu_mmdet.upsamplers import UPSAMPLERS
@@ -45,6 +49,31 @@ def test_every_upsampler_in_the_mask_head(name):
     masks.square().sum().backward()
     for key, parameter in head.named_parameters():
         assert parameter.grad is not None, f'{key} takes no part'
+
+
+@pytest.mark.parametrize('class_agnostic', [False, True])
+@pytest.mark.parametrize('name', sorted(UPSAMPLERS.module_dict))
+def test_a_batch_without_a_positive_roi(name, class_agnostic):
+    """An image whose objects no proposal covers: the loss is 0, not an error."""
+    head = UpsampleMaskHead(
+        upsample_cfg=dict(type=name), class_agnostic=class_agnostic, **ARGS
+    )
+    head.init_weights()
+    roi_features = features()[:0].requires_grad_()
+    masks = head(roi_features)
+    empty = InstanceData(
+        priors=torch.empty(0, 4),
+        pos_priors=torch.empty(0, 4),
+        pos_gt_labels=torch.empty(0, dtype=torch.long),
+        pos_assigned_gt_inds=torch.empty(0, dtype=torch.long),
+    )
+    image = InstanceData(masks=BitmapMasks(np.zeros((1, 32, 32), np.uint8), 32, 32))
+    losses = head.loss_and_target(masks, [empty], [image], ConfigDict(mask_size=14))
+    loss = losses['loss_mask']['loss_mask'].sum()
+    loss.backward()
+    assert loss == 0 and roi_features.grad.shape == (0, 6, 7, 7)
+    for key, parameter in head.named_parameters():
+        assert parameter.grad is not None and not parameter.grad.any(), key
 
 
 def test_initialisation_leaves_dlu_a_box_filter():

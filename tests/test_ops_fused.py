@@ -1,6 +1,7 @@
 """The compiled operators against the reference; test_ops.py holds that to loops."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -204,6 +205,39 @@ def test_wild_offsets(n, c, h, w, k, s, last, wild):
             torch.autograd.grad(out, inputs, grad), expected_grads
         ):
             assert_close(value, wanted, torch.float64)
+
+
+@needs_ops
+@pytest.mark.parametrize('feature_dtype', [torch.float16, torch.float32])
+@on_devices
+def test_float64_offsets_beside_narrower_features(device, feature_dtype):
+    """Narrowed first, 1e300 would be infinite and spoil its pixel, and 1e-300 at a
+    border would lose its gradient."""
+    case = (1, 2, 3, 4, 3, 1, 2)
+    inputs, grad, sizes = make(*case, feature_dtype, device)
+    values = torch.tensor([1e300, -1e300, 1e-300, -1e-300], dtype=torch.float64)
+    offsets = values.repeat(24).reshape(inputs[2].shape).to(device)
+    inputs[2] = offsets.requires_grad_()
+    expected, expected_grads = reference_of('dlu', inputs, grad, sizes)
+    for backend in (library, reference):
+        out = backend.dlu(*inputs, *sizes)
+        assert_close(out, expected, feature_dtype)
+        grads = torch.autograd.grad(out, inputs, grad)
+        for value, wanted in zip(grads, expected_grads):
+            assert_close(value, wanted, feature_dtype)
+
+
+@needs_ops
+def test_random_calls_differ_nowhere():
+    """A short run of the script, so that it stays able to run."""
+    command = [sys.executable, ROOT / 'tests' / 'stress_operators.py']
+    output = subprocess.run(
+        [*command, '--calls', '300', '--isa', 'generic', '--seconds', '60'],
+        text=True,
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
+    assert re.search(r'all: \d+ calls, \d+ comparisons, 0 differences', output)
 
 
 @needs_ops

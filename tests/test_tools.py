@@ -19,6 +19,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import dlu_mmdet  # noqa: F401  the loader of checkpoints
+from dlu_mmdet.engine import latest_checkpoint, resume_latest
 
 METRICS = [
     'bbox_mAP',
@@ -132,6 +133,48 @@ def test_resume_after_kill(trained, small, tmp_path):
         assert parts[step] == pytest.approx(loss, rel=0.2), step
     saved = CheckpointLoader.load_checkpoint(str(tmp_path / 'epoch_4.pth'))
     assert saved['meta']['epoch'] == 4 and saved['optimizer']['state']
+
+
+def test_the_latest_checkpoint_is_a_whole_one(tmp_path):
+    """What kill -9 can leave: half a checkpoint, an empty last_checkpoint, a folder
+    that was moved."""
+    assert latest_checkpoint(tmp_path / 'nowhere') is None
+    for number in (1, 2, 3):
+        path = tmp_path / f'epoch_{number}.pth'
+        torch.save(dict(weight=torch.ones(1000)), path)
+        os.utime(path, (number, number))
+    last = tmp_path / 'last_checkpoint'
+    last.write_text(str(tmp_path / 'epoch_2.pth'))
+    # killed after the checkpoint, before the file that names it
+    assert latest_checkpoint(tmp_path).name == 'epoch_3.pth'
+    # left by an earlier training: the file has the word
+    os.utime(tmp_path / 'epoch_3.pth', (0, 0))
+    assert latest_checkpoint(tmp_path).name == 'epoch_2.pth'
+    os.utime(tmp_path / 'epoch_2.pth', (0, 0))
+    last.write_text('/was/here/once/epoch_1.pth')
+    assert latest_checkpoint(tmp_path) == tmp_path / 'epoch_1.pth'
+    last.write_text('')
+    os.utime(tmp_path / 'epoch_3.pth', (3, 3))
+    os.utime(tmp_path / 'epoch_2.pth', (2, 2))
+    assert latest_checkpoint(tmp_path).name == 'epoch_3.pth'
+    whole = (tmp_path / 'epoch_3.pth').read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        (tmp_path / 'epoch_3.pth').write_bytes(whole[:size])
+        assert latest_checkpoint(tmp_path).name == 'epoch_2.pth', size
+
+
+def test_resume_passes_over_half_a_checkpoint(tmp_path, capsys):
+    cfg = Config(dict(work_dir=str(tmp_path), load_from='weights.pth'))
+    (tmp_path / 'epoch_2.pth').write_bytes(b'PK: the beginning of a zip')
+    (tmp_path / 'last_checkpoint').touch()
+    resume_latest(cfg)
+    # anew means as the config says, and not silently
+    assert (cfg.resume, cfg.load_from) == (False, 'weights.pth')
+    assert 'starts anew; truncated and skipped: epoch_2.pth' in capsys.readouterr().out
+    torch.save({}, tmp_path / 'epoch_1.pth')
+    resume_latest(cfg)
+    assert (cfg.resume, cfg.load_from) == (True, str(tmp_path / 'epoch_1.pth'))
+    assert 'goes on from' in capsys.readouterr().out
 
 
 def test_two_processes_on_cpu(small, tmp_path):

@@ -5,6 +5,7 @@ import torch
 from mmcv.cnn import build_upsample_layer
 from torch import nn
 
+from dlu_mmdet.ops import library
 from dlu_mmdet.upsamplers import UPSAMPLERS, build_upsampler
 
 NAMES = sorted(UPSAMPLERS.module_dict)
@@ -37,6 +38,60 @@ def test_every_upsampler_multiplies_the_size_and_trains(name, scale):
 def test_every_upsampler_takes_a_single_pixel(name):
     module = build_upsampler(dict(type=name), channels=8)
     assert module(torch.randn(1, 8, 1, 1)).shape == (1, 8, 2, 2)
+
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+EXTENSION = pytest.mark.parametrize('plain', [False, True], ids=['fused', 'plain'])
+
+
+@EXTENSION
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('scale', [1, 2, 3])
+@pytest.mark.parametrize('name', NAMES)
+def test_every_upsampler_takes_an_empty_batch(
+    name, scale, dtype, layout, plain, monkeypatch
+):
+    """A mask head in a batch without a positive RoI: training goes on."""
+    if plain:
+        monkeypatch.setattr(library, '_DEVICE_TYPES', frozenset())
+    module = build_upsampler(dict(type=name), 8, scale).to(dtype)
+    x = torch.randn(0, 8, 3, 5, dtype=dtype).to(memory_format=layout)
+    x.requires_grad_()
+    out = module(x)
+    assert out.shape == (0, 8, 3 * scale, 5 * scale) and out.dtype == dtype
+    out.square().sum().backward()
+    assert x.grad.shape == x.shape
+    # a parameter without gradient would stop distributed training
+    for parameter in module.parameters():
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
+
+
+@pytest.mark.parametrize('name', ['carafe', 'dlu'])
+def test_groups_of_an_empty_batch(name):
+    module = build_upsampler(dict(type=name, up_group=4), 8)
+    assert module(torch.randn(0, 8, 3, 5)).shape == (0, 8, 6, 10)
+
+
+@pytest.mark.parametrize('name', ['carafe', 'dlu', 'pixel_shuffle'])
+def test_compiled_upsamplers_take_an_empty_batch(name):
+    """The number of RoIs changes from batch to batch, and is 0 in some."""
+    module = build_upsampler(dict(type=name), 8)
+    compiled = torch.compile(module, fullgraph=True, backend='aot_eager')
+    for n in (2, 0, 3):
+        x = torch.randn(n, 8, 3, 5, requires_grad=True)
+        out = compiled(x)
+        torch.testing.assert_close(out, module(x))
+        out.sum().backward()
+        assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize('shape', [(1, 8, 0, 5), (1, 8, 3, 0)])
+@pytest.mark.parametrize('name', NAMES)
+def test_a_map_without_pixels_is_refused(name, shape):
+    """As F.interpolate refuses it; nothing makes such a map on purpose."""
+    with pytest.raises((RuntimeError, ValueError), match='size|shape'):
+        build_upsampler(dict(type=name), 8)(torch.randn(shape))
 
 
 @pytest.mark.parametrize(

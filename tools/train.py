@@ -11,6 +11,7 @@ from dlu_mmdet.engine import (
     enable_amp,
     load_config,
     print_anything,
+    resume_latest,
 )
 
 
@@ -45,9 +46,11 @@ def main() -> None:
                 f'{args.config} does not set'
             )
         cfg.auto_scale_lr.enable = True
-    if args.resume:
+    if args.resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
+        resume_latest(cfg)
+    elif args.resume:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.load_from = args.resume
     build_runner(cfg, 'train').train()
 
 

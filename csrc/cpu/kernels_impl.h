@@ -106,16 +106,6 @@ DLU_INLINE T* at(const Map& map, int64_t n, int64_t c, int64_t y, int64_t x) {
   return static_cast<T*>(map.data) + n * map.n + c * map.c + y * map.y + x * map.x;
 }
 
-template <typename A>
-DLU_INLINE A load(const Map& map, int64_t n, int64_t c, int64_t y, int64_t x) {
-  A value = 0;
-  with_type(map.type, [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    value = static_cast<A>(widen(*at<T>(map, n, c, y, x)));
-  });
-  return value;
-}
-
 // ---- vectors -------------------------------------------------------------------
 
 template <typename A>
@@ -356,8 +346,11 @@ struct Reassembly {
   static DLU_INLINE void position(const Problem& p, int64_t n, int64_t g, int64_t q,
                                   int64_t y, int64_t x, Axis<A>& u, Axis<A>& v) {
     const int64_t c = g * 2 * p.Q() + q;
-    u = locate(static_cast<A>(x) + load<A>(p.offsets, n, c, y, x), p.W);
-    v = locate(static_cast<A>(y) + load<A>(p.offsets, n, c + p.Q(), y, x), p.H);
+    with_type(p.offsets.type, [&](auto tag) {
+      using TO = typename decltype(tag)::type;
+      u = locate<A>(x, widen(*at<TO>(p.offsets, n, c, y, x)), p.W);
+      v = locate<A>(y, widen(*at<TO>(p.offsets, n, c + p.Q(), y, x)), p.H);
+    });
   }
 
   // k~ of the cell at (y, x), zeros beyond the last pixel of the row.

@@ -120,8 +120,14 @@ template <typename A>
 __device__ void position(const Problem& p, const Block& b, int q, int y, int x,
                          Axis<A>& u, Axis<A>& v) {
   const int64_t i = p.offsets.at(b.n, b.g * 2 * p.Q() + q, y, x);
-  u = locate(static_cast<A>(x) + load<A>(p.offsets, i), p.W);
-  v = locate(static_cast<A>(y) + load<A>(p.offsets, i + p.Q() * p.offsets.c), p.H);
+  const int64_t j = i + p.Q() * p.offsets.c;
+  if (p.offsets.type == at::kDouble) {
+    u = locate<A>(x, load<double>(p.offsets, i), p.W);
+    v = locate<A>(y, load<double>(p.offsets, j), p.H);
+  } else {
+    u = locate<A>(x, load<A>(p.offsets, i), p.W);
+    v = locate<A>(y, load<A>(p.offsets, j), p.H);
+  }
 }
 
 // k~[t0 .. t0 + taps) of sub-pixel q of a source pixel, to[t * step].

@@ -26,7 +26,13 @@ from mmengine.config import Config
 
 from ..datasets.annotations import COCO
 from ..datasets.checks import coco_evaluators, sources
-from ..engine import build_runner, enable_amp, merge_options, replacing
+from ..engine import (
+    build_runner,
+    enable_amp,
+    latest_checkpoint,
+    merge_options,
+    replacing,
+)
 from ..necks import upsampler_name
 from .bootstrap import METRICS, Evaluation
 
@@ -80,11 +86,8 @@ class Run:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The last checkpoint, if there is one."""
-        file = self.work_dir / 'last_checkpoint'
-        # a process killed while it wrote that file leaves an empty one
-        path = Path(file.read_text(encoding='utf-8').strip()) if file.exists() else None
-        return path if path and path.is_file() else None
+        """The last whole checkpoint, if there is one."""
+        return latest_checkpoint(self.work_dir)
 
     @property
     def state(self) -> str:
@@ -472,8 +475,8 @@ def _scalars(run: Run) -> Iterator[dict]:
     """What mmengine logged while training and validating, over all starts."""
     for file in sorted(run.work_dir.glob('*/vis_data/scalars.json')):
         for line in file.read_text(encoding='utf-8').splitlines():
-            # the last line of a killed process may be cut off
-            if line.endswith('}'):
+            # the line that a killed process was writing is cut off
+            with contextlib.suppress(json.JSONDecodeError):
                 yield json.loads(line)
 
 

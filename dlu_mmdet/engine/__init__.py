@@ -4,8 +4,10 @@ from .checkpoint import (
     CheckpointGuardHook,
     check_classes,
     check_state_dict,
+    latest_checkpoint,
     load_detector,
     load_detectors,
+    resume_latest,
 )
 from .cli import (
     add_cfg_options,
@@ -28,10 +30,12 @@ __all__ = [
     'check_state_dict',
     'check_writable',
     'enable_amp',
+    'latest_checkpoint',
     'load_config',
     'load_detector',
     'load_detectors',
     'merge_options',
     'print_anything',
     'replacing',
+    'resume_latest',
 ]

@@ -182,6 +182,72 @@ def load_from_url(
             raise ValueError(str(error).replace(str(path), filename)) from error
 
 
+def _checkpoints(work_dir: Path) -> list[Path]:
+    """What training saved in a folder, whole or not."""
+    return [*work_dir.glob('epoch_*.pth'), *work_dir.glob('iter_*.pth')]
+
+
+def latest_checkpoint(work_dir: str | os.PathLike) -> Path | None:
+    """The checkpoint that training in a folder goes on from.
+
+    A killed process leaves what it was writing: an empty ``last_checkpoint``, one that
+    names the checkpoint before, or a truncated ``epoch_N.pth``.
+
+    Args:
+        work_dir (str | PathLike): Folder of a training.
+
+    Returns:
+        Path | None: What ``last_checkpoint`` names or, where that is not whole, the
+        youngest whole ``epoch_*.pth`` or ``iter_*.pth``; or a later one written since.
+    """
+    work_dir = Path(work_dir)
+    file = work_dir / 'last_checkpoint'
+    name = file.read_text(encoding='utf-8').strip() if file.is_file() else ''
+    # the directory of a zip file comes last: one that has it is whole
+    whole = [path for path in _checkpoints(work_dir) if zipfile.is_zipfile(path)]
+    # the second is for a folder that was moved
+    for named in (Path(name), work_dir / Path(name).name) if name else ():
+        if zipfile.is_zipfile(named):
+            # an older training in this folder may have left more epochs
+            whole = [path for path in whole if _written(path) > _written(named)]
+            whole = [path for path in whole if _number(path) > _number(named)]
+            return max(whole, key=_written, default=named)
+    return max(whole, key=_written, default=None)
+
+
+def _written(path: Path) -> float:
+    """When a file was written, in seconds."""
+    return path.stat().st_mtime
+
+
+def _number(path: Path) -> int:
+    """Epoch or iteration in the name of a checkpoint."""
+    digits = path.stem.rpartition('_')[2]
+    return int(digits) if digits.isdecimal() else -1
+
+
+def resume_latest(cfg: Config) -> None:
+    """Make a config go on from the latest checkpoint of its ``work_dir``.
+
+    Without one the training starts anew, with the config's own ``load_from``. What is
+    skipped is said.
+
+    Args:
+        cfg (Config): Gets ``resume`` and, with a checkpoint, ``load_from``.
+    """
+    latest = latest_checkpoint(cfg.work_dir)
+    files = _checkpoints(Path(cfg.work_dir))
+    broken = sorted(path.name for path in files if not zipfile.is_zipfile(path))
+    said = f'; truncated and skipped: {", ".join(broken)}' if broken else ''
+    cfg.resume = latest is not None
+    if latest:
+        cfg.load_from = str(latest)
+        said = f'--resume: goes on from {latest}{said}'
+    else:
+        said = f'--resume: no checkpoint in {cfg.work_dir}, training starts anew{said}'
+    print(said, flush=True)
+
+
 #: ImageNet weights of ``torchvision://NAME``, for when torchvision is absent.
 TORCHVISION_WEIGHTS = dict(
     resnet18='resnet18-f37072fd',

@@ -39,7 +39,8 @@ def dlu(
             g*K*K + t, normalised over t by the caller.
         offsets (Tensor): (N, G*2*s*s, H, W) in source pixels, channel
             g*2*s*s + axis*s*s + i*s + j, axis 0 = x and 1 = y. Sampling
-            positions are computed in float32 at least.
+            positions are computed in float32, or in float64 where ``features``
+            or ``offsets`` are.
         kernel_size (int): K, odd.
         group_size (int): G, the number of channel groups; divides C.
         scale_factor (int): s, at least 1.

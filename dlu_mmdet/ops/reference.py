@@ -95,7 +95,7 @@ def dlu(
     n, _, h, w = features.shape
     g, s = group_size, scale_factor
     dtype = _accumulation_dtype(features.dtype)
-    position_dtype = _accumulation_dtype(offsets.dtype)
+    position_dtype = torch.promote_types(dtype, offsets.dtype)
 
     # offsets[g, axis, i, j, y, x], axis 0 = x, 1 = y, in source pixels
     dx, dy = offsets.to(position_dtype).reshape(n, g, 2, s, s, h, w).unbind(2)

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..ops import carafe
 from ..ops.checks import check_geometry
 from .builder import UPSAMPLERS
+from .pixel_shuffle import pixel_shuffle
 
 
 # force: under mmcv's own name, so that configs made for it run on a CPU too
@@ -58,6 +59,16 @@ class CARAFEPack(_CARAFEPack):
             encoder_dilation,
             compressed_channels,
         )
+
+    def kernel_normalizer(self, mask: Tensor) -> Tensor:
+        """Kernels (N, G*K*K, s*H, s*W) from (N, G*K*K*s*s, H, W), as mmcv's.
+
+        mmcv leaves G to be inferred, which an empty batch does not allow.
+        """
+        mask = pixel_shuffle(mask, self.scale_factor)
+        n, channels, h, w = mask.shape
+        mask = mask.reshape(n * self.up_group, self.up_kernel**2, h, w)
+        return mask.softmax(dim=1, dtype=mask.dtype).reshape(n, channels, h, w)
 
     def feature_reassemble(self, x: Tensor, mask: Tensor) -> Tensor:
         """Reassemble x (N, C, H, W) with masks (N, G*K*K, s*H, s*W)."""

@@ -97,9 +97,9 @@ class DLUPack(nn.Module):
         """
         compressed = self.channel_compressor(x)
         kernels = self.kernel_space_generator(compressed)
-        n, _, h, w = kernels.shape
+        n, channels, h, w = kernels.shape
         kernels = kernels.reshape(n * self.up_group, self.up_kernel**2, h, w)
-        kernels = kernels.softmax(dim=1).reshape(n, -1, h, w)
+        kernels = kernels.softmax(dim=1).reshape(n, channels, h, w)
         return kernels, self.conv_offset(compressed)
 
     def forward(self, x: Tensor) -> Tensor:

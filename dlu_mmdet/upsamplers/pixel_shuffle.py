@@ -1,8 +1,30 @@
 """Sub-pixel convolution."""
 
+from __future__ import annotations
+
+import torch.nn.functional as F
 from mmcv.cnn.bricks.upsample import PixelShufflePack
+from torch import Tensor
 
 from .builder import UPSAMPLERS
+
+
+def pixel_shuffle(x: Tensor, scale_factor: int) -> Tensor:
+    """torch's pixel shuffle, with a gradient for an empty batch too.
+
+    Args:
+        x (Tensor): (N, C*s*s, H, W).
+        scale_factor (int): s.
+
+    Returns:
+        Tensor: (N, C, s*H, s*W).
+    """
+    n, c, h, w = x.shape
+    if n == 0:
+        # torch (2.13) gives this gradient the shape of the output
+        s = scale_factor
+        return x.reshape(n, c // s**2, h * s, w * s)
+    return F.pixel_shuffle(x, scale_factor)
 
 
 @UPSAMPLERS.register_module('pixel_shuffle')
@@ -22,3 +44,7 @@ class PixelShuffle(PixelShufflePack):
         self, channels: int, scale_factor: int = 2, upsample_kernel: int = 3
     ) -> None:
         super().__init__(channels, channels, scale_factor, upsample_kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upsample (N, C, H, W) to (N, C, s*H, s*W)."""
+        return pixel_shuffle(self.upsample_conv(x), self.scale_factor)

@@ -4,15 +4,16 @@ import json
 import os
 import pickle
 import re
+import shutil
 
 import pytest
 import torch
-from conftest import SHAPES_DLU, run
+from conftest import SHAPES_DLU, as_arguments, run
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from dlu_mmdet.engine import build_runner, load_detector
+from dlu_mmdet.engine import build_runner, load_detector, merge_options
 
 
 def annotations(config):
@@ -172,3 +173,83 @@ def test_wrong_upsampler_on_the_command_line(tmp_path):
     )
     assert failed.returncode
     assert 'known types: bilinear, carafe, deconv, dlu' in failed.stdout
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'hint'),
+    [
+        ('data_root', '/elsewhere', 'test_evaluator.ann_file=/elsewhere/annotations/'),
+        ('max_epochs', 3, 'nearest: train_cfg.max_epochs'),
+        ('train_pipeline.2.scale', (9, 9), 'train_dataloader.dataset.pipeline.2.scale'),
+        ('lr', 1, 'optim_wrapper.optimizer.lr'),
+        ('modle.neck.type', 'FPN', 'model.neck.type'),
+        ('train_dataloader.batchsize', 3, 'train_dataloader.batch_size'),
+        ('train_cfg.max_epoch', 3, 'train_cfg.max_epochs'),
+        ('model.test_cfg.rcnn.score_thresh', 0.1, 'model.test_cfg.rcnn.score_thr'),
+        ('model.neck.upsample_cfg.upkernel', 3, 'model.neck.upsample_cfg.up_kernel'),
+        ('default_hooks.checkpoint.save_bst', 1, 'default_hooks.checkpoint.save_best'),
+    ],
+)
+def test_an_override_that_would_change_nothing(config, key, value, hint):
+    with pytest.raises(ValueError, match=rf'--cfg-options {key}=.*{re.escape(hint)}'):
+        merge_options(config, {key: value})
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('train_cfg.max_epochs', 3),
+        ('train_cfg.val_begin', 3),
+        ('train_dataloader.pin_memory', True),
+        ('train_dataloader.dataset.indices', 3),
+        ('train_dataloader.dataset.metainfo.classes', ('a', 'b')),
+        ('model.neck.upsample_cfg.up_kernel', 3),
+        ('model.neck.top_down', 'direct'),
+        ('model.backbone.with_cp', True),
+        ('optim_wrapper.accumulative_counts', 2),
+        ('optim_wrapper.optimizer.betas', (0.5, 0.9)),
+        ('load_from', 'x.pth'),
+        ('default_hooks.early_stopping.type', 'EarlyStoppingHook'),
+        ('test_evaluator.classwise', True),
+        ('visualizer.vis_backends.0.type', 'TensorboardVisBackend'),
+    ],
+)
+def test_an_override_that_a_class_reads(config, key, value):
+    """New keys are fine where the class of that part has the argument."""
+    merge_options(config, {key: value})
+    assert config.get(key.split('.')[0])
+
+
+def test_resume_says_that_the_learning_rate_stays(trained, small, tmp_path):
+    """mmengine takes it from the checkpoint, whatever the config says."""
+    shutil.copy(trained / 'epoch_4.pth', tmp_path)
+    options = {
+        **small,
+        'optim_wrapper.optimizer.lr': 0.5,
+        'train_cfg.max_epochs': 5,
+        'train_cfg.val_interval': 9,
+    }
+    arguments = ['--work-dir', tmp_path, *as_arguments(options)]
+    output = run('tools/train.py', SHAPES_DLU, '--resume', *arguments).stdout
+    words = (
+        r'--resume goes on with the optimizer of the checkpoint: lr 0\.0015, not 0\.5'
+    )
+    assert re.search(words, output)
+    steps = [
+        json.loads(line)
+        for file in tmp_path.glob('*/vis_data/scalars.json')
+        for line in file.read_text().splitlines()
+    ]
+    assert all(step.get('lr', 0) < 0.01 for step in steps)
+
+
+def test_mmcv_without_its_operators():
+    """One sentence that says what to install."""
+    code = (
+        'import sys; sys.modules["mmcv._ext"] = None\n'
+        'try:\n    import dlu_mmdet\n'
+        'except ImportError as error:\n    print(error)'
+    )
+    output = run('-c', code).stdout.strip().splitlines()[-1]
+    assert 'needs mmcv with its compiled operators' in output
+    assert 'MMCV_WITH_OPS=1' in output

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..upsamplers import split_upsample_cfg
 from .own_upsamplers import OwnUpsamplersMixin
-from .places import Replacement, Trial, try_neck
+from .places import Place, Replacement, Trial, try_neck
 
 
 class AnyNeckMixin(OwnUpsamplersMixin):
@@ -37,6 +37,8 @@ class AnyNeckMixin(OwnUpsamplersMixin):
         ValueError: If the neck enlarges nothing or cannot be tried, or if the
             upsampler is unknown or does not fit a place.
     """
+
+    upsample_calls: list[Place | None] | None = None
 
     def __init__(
         self,
@@ -66,12 +68,20 @@ class AnyNeckMixin(OwnUpsamplersMixin):
         in_channels = kwargs.get('in_channels', getattr(self, 'in_channels', None))
         trial = try_from_channels(self, in_channels, num_levels)
         if not trial.places:
-            raise ValueError(without_places(name, trial))
+            hint = ''
+            if isinstance(in_channels, int) and num_levels is None:
+                hint = (
+                    f'; its in_channels={in_channels} is one number: if it is given '
+                    'more maps than one, say how many with num_levels'
+                )
+            raise ValueError(without_places(name, trial) + hint)
         self.upsample_calls = trial.calls
         self.add_upsample_modules(named, trial.places)
 
     def forward(self, *args, **kwargs):
         """Forward of the neck, with its upsamplers at their places."""
+        if self.upsample_calls is None:  # it is being tried
+            return super().forward(*args, **kwargs)
         with Replacement(self.upsample_modules, self.upsample_calls) as replacement:
             out = super().forward(*args, **kwargs)
         if replacement.count != len(self.upsample_calls):
@@ -169,27 +179,31 @@ def _inputs(neck: nn.Module, channels: list[int]) -> Iterator[list[tuple]]:
     top = len(channels) - 1
     # levels that the neck adds on top are halves of the last one, too
     extra = getattr(neck, 'num_outs', 0) - top - 1 + getattr(neck, 'start_level', 0)
-    coarsest = 2 ** max(2, extra)
+    least = 2 ** max(2, extra)
 
-    def maps(height: int, channels: Sequence[int]) -> tuple[Tensor, ...]:
+    def maps(coarsest: tuple[int, int], channels: Sequence[int]) -> tuple[Tensor, ...]:
+        h, w = coarsest
         return tuple(
-            weight.new_zeros(1, c, height << (top - i), coarsest << (top - i))
+            weight.new_zeros(1, c, h << (top - i), w << (top - i))
             for i, c in enumerate(channels)
         )
 
-    heights = (coarsest, 2 * coarsest)
-    yield [(maps(height, channels),) for height in heights]
-    # listed from the coarsest level, as YOLOV3Neck does
-    yield [(maps(height, channels[::-1]),) for height in heights]
-    # behind the image, as RFP takes them
-    yield [
-        (
-            (weight.new_zeros(1, 3, height << top + 2, coarsest << top + 2),)
-            + maps(height, channels),
-        )
-        for height in heights
-    ]
-    yield [maps(height, channels) for height in heights]
+    # large ones for a neck that makes small ones smaller than nothing
+    for length in (least, 8 * least):
+        sizes = [(length, length), (2 * length, length)]
+        yield [(maps(size, channels),) for size in sizes]
+        # listed from the coarsest level, as YOLOV3Neck does
+        yield [(maps(size, channels[::-1]),) for size in sizes]
+        # behind the image, as RFP takes them
+        yield [(_with_image(maps(size, channels)),) for size in sizes]
+        if not top:
+            yield [maps(size, channels) for size in sizes]
+
+
+def _with_image(maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Maps behind an image of four times the finest one's size."""
+    _, _, h, w = maps[0].shape
+    return maps[0].new_zeros(1, 3, 4 * h, 4 * w), *maps
 
 
 def find_argument(cls: type, name: str) -> inspect.Parameter | None:

@@ -103,3 +103,53 @@ def check_equality(part, inputs):
         assert not result.unexpected_keys
         assert all(k.startswith('upsample_modules.') for k in result.missing_keys)
     return len(ours.upsample_modules)
+
+
+SMALL = [
+    (NECK, None),
+    (dict(NECK, type='CSPNeXtPAFPN'), None),
+    (dict(type='PAFPN', **FPN_ARGS), (33, 39)),
+    (dict(type='FPN', **FPN_ARGS), (33, 39)),
+    (dict(type='HRFPN', in_channels=[4, 6, 8], out_channels=8), None),
+    (
+        dict(
+            type='YOLOV3Neck',
+            num_scales=3,
+            in_channels=[8, 6, 4],
+            out_channels=[16, 8, 4],
+        ),
+        None,
+    ),
+    (dict(type='BFP', in_channels=4, num_levels=4), (33, 39)),
+    (
+        dict(type='NASFCOS_FPN', in_channels=[4, 6, 8, 10], out_channels=8, num_outs=5),
+        (33, 39),
+    ),
+    (
+        dict(
+            type='NASFPN',
+            in_channels=[6, 8, 10],
+            out_channels=8,
+            num_outs=5,
+            stack_times=2,
+            norm_cfg=NORM,
+        ),
+        (33, 39),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    'part, odd', SMALL, ids=lambda v: v['type'] if isinstance(v, dict) else ''
+)
+def test_equal_to_the_neck_with_its_interpolation(part, odd):
+    """Else a comparison of upsamplers would compare necks, and checkpoints of
+    mmdet's zoo would not load."""
+    channels = part['in_channels']
+    if isinstance(channels, int):
+        channels = [channels] * part['num_levels']
+    elif part['type'] == 'YOLOV3Neck':
+        channels = channels[::-1]
+    for size in [(32, 64), odd]:
+        if size:
+            assert check_equality(part, levels(channels, size)) >= 2

@@ -10,7 +10,6 @@ import mmdet
 import pytest
 import torch
 import torch.nn.functional as F
-from mmdet.models.necks import FPN, FPN_CARAFE
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModule
@@ -153,3 +152,175 @@ def test_equal_to_the_neck_with_its_interpolation(part, odd):
     for size in [(32, 64), odd]:
         if size:
             assert check_equality(part, levels(channels, size)) >= 2
+
+
+@MODELS.register_module()
+class NeverSeen(BaseModule):
+    """F.interpolate in one part, nn.Upsample in another; one ratio not whole."""
+
+    def __init__(self, in_channels, num_outs=2):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(c, 6, 1) for c in in_channels)
+        self.norm = nn.BatchNorm2d(6)
+        self.up = nn.Upsample(scale_factor=2, mode='bilinear', align_corners=False)
+
+    def forward(self, xs):
+        low, high = (conv(x) for conv, x in zip(self.convs, xs))
+        low = low + F.interpolate(high, size=low.shape[2:])
+        half = F.interpolate(low, scale_factor=1.5)
+        pooled = F.interpolate(low.mean((2, 3), keepdim=True), size=low.shape[2:])
+        return self.up(self.norm(low + pooled)), half
+
+
+def test_a_neck_that_the_package_has_never_seen():
+    args = dict(type='NeverSeen', in_channels=[4, 8])
+    neck = build(args, 'dlu')
+    assert [call and call.scale_factor for call in neck.upsample_calls] == [
+        2,
+        None,
+        None,
+        2,
+    ]
+    assert neck.training and neck.norm.num_batches_tracked == 0
+    neck.init_weights()
+    sum(out.square().sum() for out in neck(levels([4, 8], (9, 7)))).backward()
+    for key, weight in neck.named_parameters():
+        assert weight.grad is not None, f'{key} takes no part'
+
+
+def test_copies_and_checkpoints():
+    """EMA copies the neck, a runner pickles it."""
+    neck, xs = build(NECK, 'dlu').eval(), levels(NECK['in_channels'], (16, 24))
+    buffer = io.BytesIO()
+    torch.save(neck, buffer)
+    buffer.seek(0)
+    for other in (
+        copy.deepcopy(neck),
+        pickle.loads(pickle.dumps(neck)),
+        torch.load(buffer, weights_only=False),
+    ):
+        assert type(other) is type(neck)
+        assert all(map(torch.equal, other(xs), neck(xs)))
+
+
+def test_compiles_without_a_break():
+    neck, xs = build(NECK, 'carafe').eval(), levels(NECK['in_channels'], (16, 24))
+    compiled = torch.compile(neck, backend='eager', fullgraph=True)
+    assert all(map(torch.equal, compiled(xs), neck(xs)))
+
+
+@pytest.mark.parametrize('name', sorted(UPSAMPLERS.module_dict))
+def test_autocast(name):
+    neck = build(NECK, name)
+    with torch.autocast('cpu', torch.bfloat16):
+        outs = neck(levels(NECK['in_channels'], (16, 24)))
+    sum(out.float().sum() for out in outs).backward()
+    assert all(w.grad is not None for w in neck.upsample_modules.parameters())
+
+
+def test_two_lines_under_an_inherited_config(tmp_path):
+    base = tmp_path / 'base.py'
+    own = dict(NECK, upsample_cfg=dict(scale_factor=2, mode='nearest'))
+    base.write_text(f'model = dict(neck={own!r})')
+    config = tmp_path / 'config.py'
+    config.write_text(
+        "_base_ = 'base.py'\nmodel = dict(neck=dict("
+        "type='dlu_mmdet.YOLOXPAFPN', upsample_cfg=dict(type='dlu')))"
+    )
+    neck = MODELS.build(Config.fromfile(config).model.neck)
+    assert len(neck.upsample_modules) == 2
+
+
+def test_parts_of_a_list():
+    """BFP and DyHead take what FPN gives: maps that in_channels do not tell."""
+    parts = [
+        dict(type='mmdet.FPN', **FPN_ARGS),
+        dict(type='BFP', in_channels=8, num_levels=5, refine_level=1),
+        dict(type='DyHead', in_channels=8, out_channels=32, num_blocks=1),
+    ]
+    given = ConfigDict(model(*parts))
+    cfg = with_upsampler(given, dict(type='carafe'))
+    assert given == ConfigDict(model(*parts))
+    assert [part['type'] for part in cfg.neck] == [
+        'dlu_mmdet.FPN',
+        'dlu_mmdet.BFP',
+        'dlu_mmdet.DyHead',
+    ]
+    assert cfg.neck[2].num_levels == 5
+    assert Config(dict(model=cfg)).pretty_text
+    neck = MODELS.build(cfg.neck)
+    # P3, P2 from above; gather from three levels, scatter to one; one block
+    assert [len(part.upsample_modules) for part in neck] == [2, 4, 4]
+    again = with_upsampler(cfg, dict(type='nearest'))
+    assert [part['upsample_cfg'] for part in again.neck] == [dict(type='nearest')] * 3
+
+
+@pytest.mark.parametrize(
+    'cfg, upsample_cfg, words',
+    [
+        (model(NECK), dict(type='dlux'), ['dlux', 'carafe', 'dlu']),
+        (model(NECK), dict(type='dlu', up_group=3), ['upsample_modules.0', '16 chan']),
+        (model(dict(NECK, type='YOLOXPFPN')), dict(type='dlu'), ['YOLOXPAFPN']),
+        (dict(type='DETR'), dict(type='dlu'), ['DETR', 'no neck']),
+        ({}, dict(type='dlu'), ['no neck']),
+        (
+            model(dict(type='ChannelMapper', in_channels=[4, 6], out_channels=8)),
+            dict(type='dlu'),
+            ['ChannelMapper enlarges no map'],
+        ),
+    ],
+)
+def test_bad_input(cfg, upsample_cfg, words):
+    with pytest.raises(ValueError) as info:
+        cfg = with_upsampler(cfg, upsample_cfg)
+        MODELS.build(cfg['neck'])
+    for word in words:
+        assert word in str(info.value)
+    assert '\n' not in str(info.value)
+
+
+def test_ratio_below_one():
+    with pytest.raises(ValueError, match='scale_factor must be at least 1, got 0'):
+        build_upsampler(dict(type='nearest'), 8, 0)
+
+
+def test_scopes():
+    assert NECKS.get('YOLOXPAFPN') is MODELS.get('dlu_mmdet.YOLOXPAFPN')
+    assert MODELS.get('dlu_mmdet.mmdet.PAFPN') is MODELS.get('dlu_mmdet.PAFPN')
+    assert MODELS.get('dlu_mmdet.necks.UpsampleFPN') is NECKS.get('FPN')
+
+
+@pytest.mark.slow
+def test_the_whole_zoo(capsys):
+    """Every neck of mmdet's configs that upsamples takes any upsampler."""
+    root = Path(mmdet.__file__).parent / '.mim' / 'configs'
+    necks, covered, total = {}, 0, 0
+    for path in sorted(root.glob('**/*.py')):
+        try:
+            cfg = Config.fromfile(path, import_custom_modules=False).get('model')
+        except (OSError, ImportError):  # another package's, or a base that is missing
+            continue
+        if '_base_' in path.parts or not cfg:
+            continue
+        total += 1
+        if cfg.get('neck'):
+            necks.setdefault(str(cfg['neck']), []).append(cfg)
+    refused = Counter()
+    for cfgs in necks.values():
+        try:
+            with_upsampler(cfgs[0], dict(type='dlu'))
+            covered += len(cfgs)
+        except ValueError as error:
+            refused[str(error).split()[0]] += len(cfgs)
+        except TypeError as error:  # a config that mmdet cannot build either
+            assert 'force_grad_on_level' in str(error)
+    with capsys.disabled():
+        print(f'{covered} of {total} model configs take any upsampler; not: {refused}')
+    assert covered >= 640
+    assert set(refused) <= {
+        'ChannelMapper',
+        'SSDNeck',
+        'CTResNetNeck',
+        'DilatedEncoder',
+        'GlobalAveragePooling',
+    }

@@ -82,7 +82,8 @@ class AnyNeckMixin(OwnUpsamplersMixin):
         """Forward of the neck, with its upsamplers at their places."""
         if self.upsample_calls is None:  # it is being tried
             return super().forward(*args, **kwargs)
-        with Replacement(self.upsample_modules, self.upsample_calls) as replacement:
+        replacement = Replacement(self.upsample_modules, self.upsample_calls)
+        with replacement:
             out = super().forward(*args, **kwargs)
         if replacement.count != len(self.upsample_calls):
             raise RuntimeError(

@@ -62,6 +62,22 @@ FPN_VARIANTS = [
 ]
 
 
+@pytest.mark.parametrize('neck', ['UpsampleFPN', 'UnifiedFPN'])
+@pytest.mark.parametrize('name', sorted(UPSAMPLERS.module_dict))
+@pytest.mark.parametrize('top_down', ['cascade', 'direct'])
+def test_levels_that_the_backbone_rounds_down(neck, name, top_down):
+    """Backbones without padding give 25, 12, 6, 3: twice 12 is less than 25."""
+    xs = [torch.randn(1, c, n, n) for c, n in zip(ARGS['in_channels'], (25, 12, 6, 3))]
+    args = dict(upsample_cfg=dict(type=name), top_down=top_down, **ARGS)
+    outs = MODELS.build(dict(type=neck, **args))(xs)
+    assert [o.shape[2] for o in outs] == [25, 12, 6, 3, 2]
+    if neck == 'UpsampleFPN' and name == 'nearest' and top_down == 'cascade':
+        theirs = FPN(**ARGS)
+        ours = UpsampleFPN(**args)
+        ours.load_state_dict(theirs.state_dict())
+        assert all(map(torch.equal, ours(xs), theirs(xs)))
+
+
 @pytest.mark.parametrize('variant', FPN_VARIANTS)
 def test_upsample_fpn_is_mmdets_fpn(variant):
     """Checkpoints of mmdet's zoo must load and score the same."""
@@ -70,7 +86,7 @@ def test_upsample_fpn_is_mmdets_fpn(variant):
     assert keys(ours) == keys(theirs)
     ours.load_state_dict(theirs.state_dict())
     for a, b in zip(ours(inputs()), theirs(inputs())):
-        torch.testing.assert_close(a, b)
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +135,9 @@ def test_direct_takes_the_top_to_every_level(neck, levels):
     torch.testing.assert_close(outs[levels - 1], module.fpn_convs[levels - 1](top))
     for i, ratio in enumerate([16, 8, 4, 2][5 - levels :]):
         h, w = SIZES[i]
-        from_top = F.interpolate(top, scale_factor=ratio, mode='bilinear')
+        # to the level's size, as mmdet's FPN, or by the ratio, as its FPN_CARAFE
+        goal = dict(size=(h, w)) if levels == 4 else dict(scale_factor=ratio)
+        from_top = F.interpolate(top, **goal, mode='bilinear')
         expected = module.fpn_convs[i](laterals[i] + from_top[:, :, :h, :w])
         torch.testing.assert_close(outs[i], expected)
 

@@ -1,7 +1,16 @@
 """Feature pyramids whose upsampler a config chooses."""
 
+from .registry import NECKS
 from .top_down import upsampler_name, upsampling_part
 from .unified_fpn import UnifiedFPN
 from .upsample_fpn import UpsampleFPN
+from .with_upsampler import with_upsampler
 
-__all__ = ['UnifiedFPN', 'UpsampleFPN', 'upsampler_name', 'upsampling_part']
+__all__ = [
+    'NECKS',
+    'UnifiedFPN',
+    'UpsampleFPN',
+    'upsampler_name',
+    'upsampling_part',
+    'with_upsampler',
+]

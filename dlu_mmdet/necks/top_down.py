@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from mmengine.config import ConfigDict
-from mmengine.model import ModuleList
 from torch import Tensor, nn
 
-from ..upsamplers import build_upsampler
+from ..upsamplers import split_upsample_cfg, upsample_to
+from .own_upsamplers import OwnUpsamplersMixin
 
 
 def upsampling_part(
@@ -43,7 +43,7 @@ def upsampler_name(neck: ConfigDict | list[ConfigDict] | None) -> str | None:
     return f'{name}-direct' if name and part.get('top_down') == 'direct' else name
 
 
-class TopDownMixin:
+class TopDownMixin(OwnUpsamplersMixin):
     """A neck whose ``upsample_modules`` carry the top of its pyramid down.
 
     With ``top_down='cascade'``, the FPN of the papers, every level is doubled
@@ -73,36 +73,28 @@ class TopDownMixin:
             raise ValueError(
                 f"top_down must be 'cascade' or 'direct', got {top_down!r}"
             )
+        # a config that inherits from FPN's may hold its interpolation as well
+        upsample_cfg, _ = split_upsample_cfg(upsample_cfg)
         self.top_down = top_down
-        self.upsample_modules = ModuleList(
-            build_upsampler(
-                upsample_cfg, channels, 2 if top_down == 'cascade' else 2 ** (num - i)
-            )
-            for i in range(num)
-        )
+        ratios = (2 if top_down == 'cascade' else 2 ** (num - i) for i in range(num))
+        self.add_upsample_modules(upsample_cfg, ((channels, s) for s in ratios))
         self.upsample_cfg = dict(upsample_cfg)
 
-    def add_top_down(self, laterals: list[Tensor]) -> None:
-        """Add what comes from above, cropped, to every level, in place.
+    def add_top_down(self, laterals: list[Tensor], whole_ratio: bool) -> None:
+        """Add what comes from above to every level, in place.
 
         Args:
-            laterals (list[Tensor]): (N, C, H_i, W_i), finest first, each at
-                most twice the size of the next.
+            laterals (list[Tensor]): (N, C, H_i, W_i), finest first.
+            whole_ratio (bool): Whether interpolation goes to the ratio times
+                the size of the level above, and is cropped, as in mmdet's
+                ``FPN_CARAFE``, or to the level's own size, as in ``FPN``.
         """
         for i in reversed(range(len(laterals) - 1)):
-            source = laterals[i + 1 if self.top_down == 'cascade' else -1]
-            h, w = laterals[i].shape[2:]
-            upsampled = self.upsample_modules[i](source)
+            source = i + 1 if self.top_down == 'cascade' else len(laterals) - 1
+            size = h, w = laterals[i].shape[2:]
+            if whole_ratio:
+                s = 2 ** (source - i)
+                # less than the level where the backbone rounds sizes down
+                size = [max(n, s * m) for n, m in zip(size, laterals[source].shape[2:])]
+            upsampled = upsample_to(self.upsample_modules[i], laterals[source], size)
             laterals[i] = laterals[i] + upsampled[:, :, :h, :w]
-
-    def init_weights(self) -> None:
-        """Initialise the neck; leave upsamplers as they make themselves."""
-        own = {k: v.clone() for k, v in self.upsample_modules.state_dict().items()}
-        super().init_weights()
-        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
-            return
-        # the neck's rule for its convolutions reached theirs as well
-        self.upsample_modules.load_state_dict(own)
-        for module in self.upsample_modules:
-            if hasattr(module, 'init_weights'):
-                module.init_weights()

@@ -77,5 +77,5 @@ class UnifiedFPN(TopDownMixin, FPN_CARAFE):
         for conv in self.lateral_convs[len(sources) :]:
             x = conv(x)
             laterals.append(x)
-        self.add_top_down(laterals)
+        self.add_top_down(laterals, whole_ratio=True)
         return tuple(conv(lateral) for conv, lateral in zip(self.fpn_convs, laterals))

@@ -68,7 +68,7 @@ class UpsampleFPN(TopDownMixin, FPN):
             conv(inputs[i + self.start_level])
             for i, conv in enumerate(self.lateral_convs)
         ]
-        self.add_top_down(laterals)
+        self.add_top_down(laterals, whole_ratio=False)
         outs = [conv(lateral) for conv, lateral in zip(self.fpn_convs, laterals)]
 
         extra = self.num_outs - len(outs)

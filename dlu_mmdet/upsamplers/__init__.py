@@ -3,9 +3,23 @@
 import importlib
 import pkgutil
 
-from .builder import UPSAMPLERS, build_upsampler
+from .builder import (
+    INTERPOLATION_ARGS,
+    UPSAMPLERS,
+    build_upsampler,
+    split_upsample_cfg,
+    upsampler_class,
+)
+from .resize import upsample_to
 
 for _module in pkgutil.iter_modules(__path__, f'{__name__}.'):
     importlib.import_module(_module.name)
 
-__all__ = ['UPSAMPLERS', 'build_upsampler']
+__all__ = [
+    'INTERPOLATION_ARGS',
+    'UPSAMPLERS',
+    'build_upsampler',
+    'split_upsample_cfg',
+    'upsample_to',
+    'upsampler_class',
+]

@@ -11,7 +11,67 @@ from torch import nn
 #: Classes that ``upsample_cfg.type`` can name. Each takes ``channels`` (equal
 #: in and out) and ``scale_factor`` first, then keyword arguments with
 #: defaults, and maps (N, C, H, W) to (N, C, s*H, s*W).
-UPSAMPLERS = Registry('upsampler', parent=MODELS, scope='dlu_mmdet')
+UPSAMPLERS = Registry('upsampler', parent=MODELS, scope='dlu_mmdet_upsampler')
+
+
+#: Arguments of ``torch.nn.functional.interpolate`` that necks of MMDetection hold
+#: under a key ``upsample_cfg`` of their own.
+INTERPOLATION_ARGS = ('scale_factor', 'mode', 'align_corners')
+
+
+def upsampler_class(cfg: dict) -> type[nn.Module]:
+    """Look up the upsampler that a config names.
+
+    Args:
+        cfg (dict): As :func:`build_upsampler`.
+
+    Returns:
+        type[nn.Module]: The class.
+
+    Raises:
+        TypeError: If ``cfg`` is no dict.
+        ValueError: If ``type`` is missing or unknown.
+    """
+    if not isinstance(cfg, dict):
+        raise TypeError(
+            f'upsample_cfg must be a dict, got {cfg!r} of type {type(cfg).__name__}'
+        )
+    known = ', '.join(sorted(UPSAMPLERS.module_dict))
+    if 'type' not in cfg:
+        raise ValueError(
+            f'upsample_cfg needs a "type", got {dict(cfg)}; known types: {known}'
+        )
+    name = cfg['type']
+    cls = name if inspect.isclass(name) else UPSAMPLERS.get(name)
+    if cls is None:
+        raise ValueError(
+            f'upsample_cfg.type={name!r} is not registered; known types: {known}'
+        )
+    return cls
+
+
+def split_upsample_cfg(cfg: dict) -> tuple[dict, dict]:
+    """Part an upsampler's arguments from those of the interpolation it replaces.
+
+    A config that inherits ``upsample_cfg=dict(scale_factor=2, mode='nearest')``
+    from MMDetection's and adds ``type='dlu'`` holds all three in one dict.
+
+    Args:
+        cfg (dict): As :func:`build_upsampler`, with arguments of
+            ``torch.nn.functional.interpolate`` among the others.
+
+    Returns:
+        tuple[dict, dict]: The upsampler's config, and the interpolation's
+        arguments that the upsampler does not take itself.
+
+    Raises:
+        TypeError: If ``cfg`` is no dict.
+        ValueError: If ``type`` is missing or unknown.
+    """
+    # the ratio is the neck's: build_upsampler passes it beside the config
+    taken = set(_accepted(upsampler_class(cfg)) or ()) - {'scale_factor'}
+    theirs = {k: cfg[k] for k in INTERPOLATION_ARGS if k in cfg and k not in taken}
+    return {k: v for k, v in cfg.items() if k not in theirs}, theirs
 
 
 def build_upsampler(cfg: dict, channels: int, scale_factor: int = 2) -> nn.Module:
@@ -30,35 +90,26 @@ def build_upsampler(cfg: dict, channels: int, scale_factor: int = 2) -> nn.Modul
     Raises:
         TypeError: If ``cfg`` is no dict, or holds an argument that the class
             does not accept.
-        ValueError: If ``type`` is missing or unknown.
+        ValueError: If ``type`` is missing or unknown, or the ratio below 1.
     """
-    if not isinstance(cfg, dict):
-        raise TypeError(
-            f'upsample_cfg must be a dict, got {cfg!r} of type {type(cfg).__name__}'
-        )
-    kwargs = dict(cfg)
-    known = ', '.join(sorted(UPSAMPLERS.module_dict))
-    if 'type' not in kwargs:
-        raise ValueError(
-            f'upsample_cfg needs a "type", got {dict(cfg)}; known types: {known}'
-        )
-    name = kwargs.pop('type')
-    cls = name if inspect.isclass(name) else UPSAMPLERS.get(name)
-    if cls is None:
-        raise ValueError(
-            f'upsample_cfg.type={name!r} is not registered; known types: {known}'
-        )
-
-    parameters = inspect.signature(cls).parameters.values()
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        accepted = [
-            p.name for p in parameters if p.name not in ('channels', 'scale_factor')
-        ]
-        for argument in kwargs:
-            if argument not in accepted:
-                raise TypeError(
-                    f'upsample_cfg.{argument}={kwargs[argument]!r} is not an '
-                    f'argument of {name!r}; accepted: '
-                    f'{", ".join(accepted) or "none"}'
-                )
+    cls = upsampler_class(cfg)
+    if scale_factor < 1:
+        raise ValueError(f'scale_factor must be at least 1, got {scale_factor}')
+    kwargs = {k: v for k, v in cfg.items() if k != 'type'}
+    accepted = _accepted(cls)
+    for argument in kwargs:
+        if accepted is not None and argument not in accepted:
+            raise TypeError(
+                f'upsample_cfg.{argument}={kwargs[argument]!r} is not an '
+                f'argument of {cfg["type"]!r}; accepted: '
+                f'{", ".join(accepted) or "none"}'
+            )
     return cls(channels=channels, scale_factor=scale_factor, **kwargs)
+
+
+def _accepted(cls: type[nn.Module]) -> list[str] | None:
+    """Arguments that a config may give to an upsampler; None for any."""
+    parameters = inspect.signature(cls).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return [p.name for p in parameters if p.name not in ('channels', 'scale_factor')]

@@ -1,12 +1,29 @@
 """Interpolation without parameters."""
 
-from torch import nn
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from .builder import UPSAMPLERS
 
 
+class Interpolation(nn.Upsample):
+    """What the interpolations share: they go to any size, not to multiples only."""
+
+    any_size = True
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Interpolate (N, C, H, W) to (N, C, s*H, s*W), or to (N, C, *size)."""
+        if size is None:
+            return super().forward(x)
+        return F.interpolate(
+            x, size=size, mode=self.mode, align_corners=self.align_corners
+        )
+
+
 @UPSAMPLERS.register_module('nearest')
-class Nearest(nn.Upsample):
+class Nearest(Interpolation):
     """Nearest-neighbour interpolation.
 
     Args:
@@ -19,7 +36,7 @@ class Nearest(nn.Upsample):
 
 
 @UPSAMPLERS.register_module('bilinear')
-class Bilinear(nn.Upsample):
+class Bilinear(Interpolation):
     """Bilinear interpolation.
 
     Args:

@@ -1,0 +1,220 @@
+"""Any neck, with an upsampler of its own at every place where it enlarges a map."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..upsamplers import split_upsample_cfg
+from .own_upsamplers import OwnUpsamplersMixin
+from .places import Place, Replacement, Trial, try_neck
+
+
+class AnyNeckMixin(OwnUpsamplersMixin):
+    """Before a neck's class among the bases, puts upsamplers into its forward.
+
+    The neck is built as it is and tried on maps of zeros, which shows its
+    places: the calls of ``torch.nn.functional.interpolate`` that enlarge a map.
+    In forward the upsamplers take over these calls, in their order.
+
+    Args:
+        *args: The neck's own.
+        upsample_cfg (dict): Upsampler of every place, see
+            :func:`dlu_mmdet.upsamplers.build_upsampler`. Arguments of an
+            interpolation beside it go to the neck if it has an
+            ``upsample_cfg`` of its own.
+        num_levels (int, optional): How many maps the neck is given, where
+            its ``in_channels`` is one number. Defaults to None.
+        **kwargs: The neck's own.
+
+    Raises:
+        TypeError: If ``upsample_cfg`` is no dict or holds an argument that
+            the upsampler does not accept.
+        ValueError: If the neck enlarges nothing or cannot be tried, or if the
+            upsampler is unknown or does not fit a place.
+    """
+
+    upsample_calls: list[Place | None] | None = None
+
+    def __init__(
+        self,
+        *args,
+        upsample_cfg: dict | None = None,
+        num_levels: int | None = None,
+        **kwargs,
+    ) -> None:
+        named, own = split_upsample_cfg(upsample_cfg)
+        parameter = find_argument(self.neck_class, 'upsample_cfg')
+        if own and parameter:
+            default = parameter.default
+            default = {} if default in (None, parameter.empty) else default
+            kwargs['upsample_cfg'] = {**default, **own}
+        elif own:
+            named = upsample_cfg
+        if num_levels is not None and find_argument(self.neck_class, 'num_levels'):
+            kwargs['num_levels'] = num_levels
+        super().__init__(*args, **kwargs)
+
+        name = self.neck_class.__name__
+        if hasattr(self, 'upsample_modules'):
+            raise ValueError(
+                f'{name} has upsample_modules of its own; choose them by its own '
+                'arguments, under its name without the prefix'
+            )
+        in_channels = kwargs.get('in_channels', getattr(self, 'in_channels', None))
+        trial = try_from_channels(self, in_channels, num_levels)
+        if not trial.places:
+            hint = ''
+            if isinstance(in_channels, int) and num_levels is None:
+                hint = (
+                    f'; its in_channels={in_channels} is one number: if it is given '
+                    'more maps than one, say how many with num_levels'
+                )
+            raise ValueError(without_places(name, trial) + hint)
+        self.upsample_calls = trial.calls
+        self.add_upsample_modules(named, trial.places)
+
+    def forward(self, *args, **kwargs):
+        """Forward of the neck, with its upsamplers at their places."""
+        if self.upsample_calls is None:  # it is being tried
+            return super().forward(*args, **kwargs)
+        replacement = Replacement(self.upsample_modules, self.upsample_calls)
+        with replacement:
+            out = super().forward(*args, **kwargs)
+        if replacement.count != len(self.upsample_calls):
+            raise RuntimeError(
+                f'{self.neck_class.__name__} interpolated {replacement.count} times '
+                f'and not {len(self.upsample_calls)}, as it did when its places were '
+                'found: it does so depending on its input, and upsamplers cannot be '
+                'told apart'
+            )
+        return out
+
+    def __reduce__(self) -> tuple:
+        # pickle and deepcopy look classes up by name; this one is made
+        return _empty, (self.neck_class,), self.__dict__
+
+
+@functools.cache
+def with_places(neck_class: type[nn.Module]) -> type[nn.Module]:
+    """Make the class of a neck that takes an ``upsample_cfg``.
+
+    Args:
+        neck_class (type[nn.Module]): Any neck.
+
+    Returns:
+        type[nn.Module]: Its subclass, or itself if it is one of this package
+        that takes an ``upsample_cfg``.
+    """
+    if issubclass(neck_class, OwnUpsamplersMixin):
+        return neck_class
+    members = dict(neck_class=neck_class, __module__=neck_class.__module__)
+    members['__doc__'] = neck_class.__doc__
+    return type(neck_class.__name__, (AnyNeckMixin, neck_class), members)
+
+
+def _empty(neck_class: type[nn.Module]) -> nn.Module:
+    cls = with_places(neck_class)
+    return cls.__new__(cls)
+
+
+def try_from_channels(
+    neck: nn.Module, in_channels: int | Sequence[int] | None, num_levels: int | None
+) -> Trial:
+    """Try a neck on maps made up from its ``in_channels``.
+
+    Args:
+        neck (nn.Module): Any neck.
+        in_channels (int | Sequence[int], optional): Channels of its inputs.
+        num_levels (int, optional): Number of inputs, if ``in_channels`` is one
+            number.
+
+    Returns:
+        Trial: Its calls and outputs.
+
+    Raises:
+        ValueError: If its forward takes none of the inputs tried.
+    """
+    name = type(neck).__name__
+    if isinstance(in_channels, int):
+        in_channels = [in_channels] * (num_levels or 1)
+    if not in_channels:
+        raise ValueError(
+            f'{name} has no in_channels, which tell the maps that it can be tried on: '
+            'where it enlarges maps cannot be found'
+        )
+    first_error = None
+    for inputs in _inputs(neck, list(in_channels)):
+        try:
+            return try_neck(neck, inputs)
+        except Exception as error:  # whatever a neck says to inputs not its own
+            first_error = first_error or error
+    raise ValueError(
+        f'{name} cannot be tried on maps with {list(in_channels)} channels, each half '
+        f'the size of the one before ({type(first_error).__name__}: {first_error}): '
+        'where it enlarges maps cannot be found'
+    ) from first_error
+
+
+def without_places(name: str, trial: Trial) -> str:
+    """Say that a neck has no place, as an error does."""
+    if not trial.calls:
+        return (
+            f'{name} enlarges no map with torch.nn.functional.interpolate or '
+            'nn.Upsample: it has no place for an upsampler'
+        )
+    return (
+        f'{name} interpolates {len(trial.calls)} times, but nowhere by a whole ratio '
+        'of at least 2 that is the same for every size: it has no place for an '
+        'upsampler'
+    )
+
+
+def _inputs(neck: nn.Module, channels: list[int]) -> Iterator[list[tuple]]:
+    """What a neck's forward may take, at two sizes: the usual first."""
+    weight = next(neck.parameters(), torch.empty(0))
+    top = len(channels) - 1
+    # levels that the neck adds on top are halves of the last one, too
+    extra = getattr(neck, 'num_outs', 0) - top - 1 + getattr(neck, 'start_level', 0)
+    least = 2 ** max(2, extra)
+
+    def maps(coarsest: tuple[int, int], channels: Sequence[int]) -> tuple[Tensor, ...]:
+        h, w = coarsest
+        return tuple(
+            weight.new_zeros(1, c, h << (top - i), w << (top - i))
+            for i, c in enumerate(channels)
+        )
+
+    # large ones for a neck that makes small ones smaller than nothing
+    for length in (least, 8 * least):
+        sizes = [(length, length), (2 * length, length)]
+        yield [(maps(size, channels),) for size in sizes]
+        # listed from the coarsest level, as YOLOV3Neck does
+        yield [(maps(size, channels[::-1]),) for size in sizes]
+        # behind the image, as RFP takes them
+        yield [(_with_image(maps(size, channels)),) for size in sizes]
+        if not top:
+            yield [maps(size, channels) for size in sizes]
+
+
+def _with_image(maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Maps behind an image of four times the finest one's size."""
+    _, _, h, w = maps[0].shape
+    return maps[0].new_zeros(1, 3, 4 * h, 4 * w), *maps
+
+
+def find_argument(cls: type, name: str) -> inspect.Parameter | None:
+    """An argument of a class, also one that it passes on as a keyword."""
+    for base in cls.__mro__:
+        if '__init__' not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters
+        if name in parameters:
+            return parameters[name]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return None
+    return None

@@ -1,0 +1,54 @@
+"""What every neck with upsamplers of its own shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from mmengine.model import ModuleList
+
+from ..upsamplers import build_upsampler, upsampler_class
+
+
+class OwnUpsamplersMixin:
+    """A neck with ``upsample_modules``, its upsamplers in a ModuleList."""
+
+    def add_upsample_modules(
+        self, upsample_cfg: dict, places: Iterable[tuple[int, int]]
+    ) -> None:
+        """Fill ``self.upsample_modules``.
+
+        Args:
+            upsample_cfg (dict): As :func:`dlu_mmdet.upsamplers.build_upsampler`.
+            places (Iterable[tuple[int, int]]): Channels and ratio of each.
+
+        Raises:
+            TypeError: If ``upsample_cfg`` is no dict, or holds an argument
+                that the upsampler does not accept.
+            ValueError: If the upsampler is unknown or does not fit a place.
+        """
+        upsampler_class(upsample_cfg)  # an unknown one is no place's fault
+        self.upsample_modules = ModuleList()
+        for i, (channels, ratio) in enumerate(places):
+            try:
+                upsampler = build_upsampler(upsample_cfg, channels, ratio)
+            except ValueError as error:
+                raise ValueError(
+                    f'upsample_modules.{i} of {type(self).__name__}, for {channels} '
+                    f'channels and a ratio of {ratio}: {error}'
+                ) from None
+            self.upsample_modules.append(upsampler)
+
+    def init_weights(self) -> None:
+        """Initialise the neck; leave upsamplers as they make themselves."""
+        if not hasattr(super(), 'init_weights'):
+            return
+        own = {k: v.clone() for k, v in self.upsample_modules.state_dict().items()}
+        super().init_weights()
+        init_cfg = getattr(self, 'init_cfg', None)
+        if isinstance(init_cfg, dict) and init_cfg['type'] == 'Pretrained':
+            return
+        # the neck's rule for its convolutions reached theirs as well
+        self.upsample_modules.load_state_dict(own)
+        for module in self.upsample_modules:
+            if hasattr(module, 'init_weights'):
+                module.init_weights()

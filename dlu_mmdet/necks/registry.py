@@ -1,0 +1,57 @@
+"""``dlu_mmdet.`` before the name of any neck: that neck, with any upsampler."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+
+import mmengine
+from mmdet.models.necks import FPN, FPN_CARAFE
+from mmdet.registry import MODELS
+from mmengine.registry import Registry
+from mmengine.utils import get_object_from_string
+from torch import nn
+
+from .any_neck import with_places
+from .unified_fpn import UnifiedFPN
+from .upsample_fpn import UpsampleFPN
+
+#: Necks for which this package has a class of its own.
+OURS = {FPN: UpsampleFPN, FPN_CARAFE: UnifiedFPN}
+
+
+class NeckRegistry(Registry):
+    """Makes the classes that it is asked for, from those registered elsewhere."""
+
+    def get(self, key: str) -> type[nn.Module]:
+        """Look up a neck and give it places for upsamplers.
+
+        Args:
+            key (str): A name in mmdet's ``MODELS`` or in that of the default
+                scope, with its scope or without, or a class's full path.
+
+        Returns:
+            type[nn.Module]: See :func:`dlu_mmdet.necks.any_neck.with_places`.
+
+        Raises:
+            ValueError: If there is no such class.
+        """
+        name = key.removeprefix(f'{self.scope}.')
+        with MODELS.switch_scope_and_registry(None) as registry:
+            registry = MODELS if registry is self else registry
+            cls = registry.get(name)
+            names = {*registry.module_dict, *MODELS.module_dict}
+        if inspect.isclass(cls) and issubclass(cls, nn.Module):
+            return with_places(OURS.get(cls, cls))
+        own = get_object_from_string(f'{self.scope}.{name}')
+        if own is not None:  # a path into this package
+            return own
+        near = difflib.get_close_matches(name, sorted(names), cutoff=0.5)
+        raise ValueError(
+            f'no neck is registered as {name!r}, which type={self.scope}.{name!r} '
+            f'builds on; nearest names: {", ".join(near) or "none"}'
+        )
+
+
+#: Below the root, so that every scope's configs find it by its prefix.
+NECKS = NeckRegistry('neck', parent=mmengine.MODELS, scope='dlu_mmdet')

@@ -1,0 +1,326 @@
+"""The mechanism that puts upsamplers into any neck: `dlu_mmdet.` before its name."""
+
+import copy
+import io
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import mmdet
+import pytest
+import torch
+import torch.nn.functional as F
+from mmdet.registry import MODELS
+from mmengine.config import Config, ConfigDict
+from mmengine.model import BaseModule
+from torch import nn
+
+from dlu_mmdet.necks import NECKS, with_upsampler
+from dlu_mmdet.necks.places import try_neck
+from dlu_mmdet.upsamplers import UPSAMPLERS, build_upsampler
+
+NORM = dict(type='BN')
+FPN_ARGS = dict(in_channels=[4, 6, 8], out_channels=8, num_outs=5)
+NECK = dict(type='YOLOXPAFPN', in_channels=[8, 16, 32], out_channels=8)
+
+
+def levels(channels, size, batch=1):
+    """Random maps, each half the one before, rounded up."""
+    generator = torch.Generator().manual_seed(0)
+    maps = []
+    for c in channels:
+        maps.append(torch.randn(batch, c, *size, generator=generator))
+        size = [-(-n // 2) for n in size]
+    return maps
+
+
+def model(*parts):
+    return dict(type='M', neck=parts[0] if len(parts) == 1 else list(parts))
+
+
+def build(neck, name='nearest', **kwargs):
+    cfg = with_upsampler(model(neck), dict(type=name, **kwargs))
+    return MODELS.build(cfg['neck'])
+
+
+def shapes(module):
+    return {k: v.shape for k, v in module.state_dict().items()}
+
+
+class Modes(torch.overrides.TorchFunctionMode):
+    """Keeps the interpolation that each call of a neck asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.cfgs = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.interpolate:
+            mode = kwargs.get('mode', 'nearest')
+            self.cfgs.append(dict(type=mode))
+            if mode == 'bilinear':
+                self.cfgs[-1]['align_corners'] = bool(kwargs.get('align_corners'))
+        return func(*args, **(kwargs or {}))
+
+
+def check_equality(part, inputs):
+    """A part with its own interpolation must give what mmdet's gives."""
+    args = {k: v for k, v in part.items() if k != 'type'}
+    theirs = MODELS.build(dict(part)).eval()
+    with Modes() as modes, torch.no_grad():
+        expected = theirs(inputs)
+    if isinstance(part['in_channels'], int):
+        part = dict(part, num_levels=len(inputs))
+    cfg = with_upsampler(model(part), dict(type='nearest'))['neck']
+    if part['type'] == 'FPN_CARAFE':
+        cfg['upsample_cfg'] = args['upsample_cfg']
+    elif part['type'] == 'FPN':
+        cfg['upsample_cfg'] = modes.cfgs[0]
+    ours = MODELS.build(cfg).eval()
+    state = theirs.state_dict()
+    if part['type'] not in ('FPN', 'FPN_CARAFE'):
+        trial = try_neck(theirs, [(inputs,)])
+        places = [i for i, place in enumerate(ours.upsample_calls) if place]
+        assert len(trial.calls) == len(ours.upsample_calls)
+        for k, i in enumerate(places):
+            ours.upsample_modules[k] = build_upsampler(
+                modes.cfgs[i], *ours.upsample_calls[i]
+            )
+    assert shapes(ours) == shapes(theirs)
+    ours.load_state_dict(state)
+    with torch.no_grad():
+        outs = ours(inputs)
+    assert len(outs) == len(expected)
+    assert all(map(torch.equal, outs, expected))
+    learned = (
+        MODELS.build({**cfg, 'upsample_cfg': dict(cfg['upsample_cfg'], type='dlu')})
+        if part['type'] != 'FPN_CARAFE'
+        else None
+    )
+    if learned is not None:
+        result = learned.load_state_dict(state, strict=False)
+        assert not result.unexpected_keys
+        assert all(k.startswith('upsample_modules.') for k in result.missing_keys)
+    return len(ours.upsample_modules)
+
+
+SMALL = [
+    (NECK, None),
+    (dict(NECK, type='CSPNeXtPAFPN'), None),
+    (dict(type='PAFPN', **FPN_ARGS), (33, 39)),
+    (dict(type='FPN', **FPN_ARGS), (33, 39)),
+    (dict(type='HRFPN', in_channels=[4, 6, 8], out_channels=8), None),
+    (
+        dict(
+            type='YOLOV3Neck',
+            num_scales=3,
+            in_channels=[8, 6, 4],
+            out_channels=[16, 8, 4],
+        ),
+        None,
+    ),
+    (dict(type='BFP', in_channels=4, num_levels=4), (33, 39)),
+    (
+        dict(type='NASFCOS_FPN', in_channels=[4, 6, 8, 10], out_channels=8, num_outs=5),
+        (33, 39),
+    ),
+    (
+        dict(
+            type='NASFPN',
+            in_channels=[6, 8, 10],
+            out_channels=8,
+            num_outs=5,
+            stack_times=2,
+            norm_cfg=NORM,
+        ),
+        (33, 39),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    'part, odd', SMALL, ids=lambda v: v['type'] if isinstance(v, dict) else ''
+)
+def test_equal_to_the_neck_with_its_interpolation(part, odd):
+    """Else a comparison of upsamplers would compare necks, and checkpoints of
+    mmdet's zoo would not load."""
+    channels = part['in_channels']
+    if isinstance(channels, int):
+        channels = [channels] * part['num_levels']
+    elif part['type'] == 'YOLOV3Neck':
+        channels = channels[::-1]
+    for size in [(32, 64), odd]:
+        if size:
+            assert check_equality(part, levels(channels, size)) >= 2
+
+
+@MODELS.register_module()
+class NeverSeen(BaseModule):
+    """F.interpolate in one part, nn.Upsample in another; one ratio not whole."""
+
+    def __init__(self, in_channels, num_outs=2):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(c, 6, 1) for c in in_channels)
+        self.norm = nn.BatchNorm2d(6)
+        self.up = nn.Upsample(scale_factor=2, mode='bilinear', align_corners=False)
+
+    def forward(self, xs):
+        low, high = (conv(x) for conv, x in zip(self.convs, xs))
+        low = low + F.interpolate(high, size=low.shape[2:])
+        half = F.interpolate(low, scale_factor=1.5)
+        pooled = F.interpolate(low.mean((2, 3), keepdim=True), size=low.shape[2:])
+        return self.up(self.norm(low + pooled)), half
+
+
+def test_a_neck_that_the_package_has_never_seen():
+    args = dict(type='NeverSeen', in_channels=[4, 8])
+    neck = build(args, 'dlu')
+    assert [call and call.scale_factor for call in neck.upsample_calls] == [
+        2,
+        None,
+        None,
+        2,
+    ]
+    assert neck.training and neck.norm.num_batches_tracked == 0
+    neck.init_weights()
+    sum(out.square().sum() for out in neck(levels([4, 8], (9, 7)))).backward()
+    for key, weight in neck.named_parameters():
+        assert weight.grad is not None, f'{key} takes no part'
+
+
+def test_copies_and_checkpoints():
+    """EMA copies the neck, a runner pickles it."""
+    neck, xs = build(NECK, 'dlu').eval(), levels(NECK['in_channels'], (16, 24))
+    buffer = io.BytesIO()
+    torch.save(neck, buffer)
+    buffer.seek(0)
+    for other in (
+        copy.deepcopy(neck),
+        pickle.loads(pickle.dumps(neck)),
+        torch.load(buffer, weights_only=False),
+    ):
+        assert type(other) is type(neck)
+        assert all(map(torch.equal, other(xs), neck(xs)))
+
+
+def test_compiles_without_a_break():
+    neck, xs = build(NECK, 'carafe').eval(), levels(NECK['in_channels'], (16, 24))
+    compiled = torch.compile(neck, backend='eager', fullgraph=True)
+    assert all(map(torch.equal, compiled(xs), neck(xs)))
+
+
+@pytest.mark.parametrize('name', sorted(UPSAMPLERS.module_dict))
+def test_autocast(name):
+    neck = build(NECK, name)
+    with torch.autocast('cpu', torch.bfloat16):
+        outs = neck(levels(NECK['in_channels'], (16, 24)))
+    sum(out.float().sum() for out in outs).backward()
+    assert all(w.grad is not None for w in neck.upsample_modules.parameters())
+
+
+def test_two_lines_under_an_inherited_config(tmp_path):
+    base = tmp_path / 'base.py'
+    own = dict(NECK, upsample_cfg=dict(scale_factor=2, mode='nearest'))
+    base.write_text(f'model = dict(neck={own!r})')
+    config = tmp_path / 'config.py'
+    config.write_text(
+        "_base_ = 'base.py'\nmodel = dict(neck=dict("
+        "type='dlu_mmdet.YOLOXPAFPN', upsample_cfg=dict(type='dlu')))"
+    )
+    neck = MODELS.build(Config.fromfile(config).model.neck)
+    assert len(neck.upsample_modules) == 2
+
+
+def test_parts_of_a_list():
+    """BFP and DyHead take what FPN gives: maps that in_channels do not tell."""
+    parts = [
+        dict(type='mmdet.FPN', **FPN_ARGS),
+        dict(type='BFP', in_channels=8, num_levels=5, refine_level=1),
+        dict(type='DyHead', in_channels=8, out_channels=32, num_blocks=1),
+    ]
+    given = ConfigDict(model(*parts))
+    cfg = with_upsampler(given, dict(type='carafe'))
+    assert given == ConfigDict(model(*parts))
+    assert [part['type'] for part in cfg.neck] == [
+        'dlu_mmdet.FPN',
+        'dlu_mmdet.BFP',
+        'dlu_mmdet.DyHead',
+    ]
+    assert cfg.neck[2].num_levels == 5
+    assert Config(dict(model=cfg)).pretty_text
+    neck = MODELS.build(cfg.neck)
+    # P3, P2 from above; gather from three levels, scatter to one; one block
+    assert [len(part.upsample_modules) for part in neck] == [2, 4, 4]
+    again = with_upsampler(cfg, dict(type='nearest'))
+    assert [part['upsample_cfg'] for part in again.neck] == [dict(type='nearest')] * 3
+
+
+@pytest.mark.parametrize(
+    'cfg, upsample_cfg, words',
+    [
+        (model(NECK), dict(type='dlux'), ['dlux', 'carafe', 'dlu']),
+        (model(NECK), dict(type='dlu', up_group=3), ['upsample_modules.0', '16 chan']),
+        (model(dict(NECK, type='YOLOXPFPN')), dict(type='dlu'), ['YOLOXPAFPN']),
+        (dict(type='DETR'), dict(type='dlu'), ['DETR', 'no neck']),
+        ({}, dict(type='dlu'), ['no neck']),
+        (
+            model(dict(type='ChannelMapper', in_channels=[4, 6], out_channels=8)),
+            dict(type='dlu'),
+            ['ChannelMapper enlarges no map'],
+        ),
+    ],
+)
+def test_bad_input(cfg, upsample_cfg, words):
+    with pytest.raises(ValueError) as info:
+        cfg = with_upsampler(cfg, upsample_cfg)
+        MODELS.build(cfg['neck'])
+    for word in words:
+        assert word in str(info.value)
+    assert '\n' not in str(info.value)
+
+
+def test_ratio_below_one():
+    with pytest.raises(ValueError, match='scale_factor must be at least 1, got 0'):
+        build_upsampler(dict(type='nearest'), 8, 0)
+
+
+def test_scopes():
+    assert NECKS.get('YOLOXPAFPN') is MODELS.get('dlu_mmdet.YOLOXPAFPN')
+    assert MODELS.get('dlu_mmdet.mmdet.PAFPN') is MODELS.get('dlu_mmdet.PAFPN')
+    assert MODELS.get('dlu_mmdet.necks.UpsampleFPN') is NECKS.get('FPN')
+
+
+@pytest.mark.slow
+def test_the_whole_zoo(capsys):
+    """Every neck of mmdet's configs that upsamples takes any upsampler."""
+    root = Path(mmdet.__file__).parent / '.mim' / 'configs'
+    necks, covered, total = {}, 0, 0
+    for path in sorted(root.glob('**/*.py')):
+        try:
+            cfg = Config.fromfile(path, import_custom_modules=False).get('model')
+        except (OSError, ImportError):  # another package's, or a base that is missing
+            continue
+        if '_base_' in path.parts or not cfg:
+            continue
+        total += 1
+        if cfg.get('neck'):
+            necks.setdefault(str(cfg['neck']), []).append(cfg)
+    refused = Counter()
+    for cfgs in necks.values():
+        try:
+            with_upsampler(cfgs[0], dict(type='dlu'))
+            covered += len(cfgs)
+        except ValueError as error:
+            refused[str(error).split()[0]] += len(cfgs)
+        except TypeError as error:  # a config that mmdet cannot build either
+            assert 'force_grad_on_level' in str(error)
+    with capsys.disabled():
+        print(f'{covered} of {total} model configs take any upsampler; not: {refused}')
+    assert covered >= 640
+    assert set(refused) <= {
+        'ChannelMapper',
+        'SSDNeck',
+        'CTResNetNeck',
+        'DilatedEncoder',
+        'GlobalAveragePooling',
+    }

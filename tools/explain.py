@@ -21,6 +21,7 @@ from dlu_mmdet.analysis.tables import to_markdown
 from dlu_mmdet.datasets import check_data
 from dlu_mmdet.engine import (
     add_cfg_options,
+    add_upsampler,
     check_classes,
     check_writable,
     load_detectors,
@@ -108,6 +109,7 @@ def parse_args() -> argparse.Namespace:
         '--device', default='cpu', help='e.g. cuda:0 (default: %(default)s)'
     )
     add_cfg_options(parser)
+    add_upsampler(parser)
     # so that an IMAGE may come after an option
     args = parser.parse_intermixed_args()
     if not 0 <= args.score_thr <= 1:
@@ -422,7 +424,7 @@ def main() -> None:
     print_anything()
     args = parse_args()
     pairs = [(args.config, args.checkpoint), *args.also]
-    models = load_detectors(pairs, args.device, args.cfg_options)
+    models = load_detectors(pairs, args.device, args.cfg_options, args.upsampler)
     if args.layer and '{level}' not in args.layer:
         for model in models.values():
             find_layer(model, args.layer)

@@ -16,6 +16,7 @@ from dlu_mmdet.analysis.matching import disagreement, match_detections
 from dlu_mmdet.datasets import check_data
 from dlu_mmdet.engine import (
     add_cfg_options,
+    add_upsampler,
     check_classes,
     check_writable,
     load_detectors,
@@ -79,6 +80,7 @@ def parse_args() -> argparse.Namespace:
         '--device', default='cpu', help='e.g. cuda:0 (default: %(default)s)'
     )
     add_cfg_options(shared)
+    add_upsampler(shared)
 
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(required=True, dest='command', metavar='COMMAND')
@@ -277,7 +279,7 @@ def show_detections(args: argparse.Namespace) -> None:
                 '--only-differences searches the whole data set; leave out --images '
                 'and --image-ids'
             )
-    models = load_detectors(args.models, args.device, args.cfg_options)
+    models = load_detectors(args.models, args.device, args.cfg_options, args.upsampler)
     configs = [config for config, _ in args.models]
     dataset = load_dataset(args, models)
     if dataset is None:
@@ -375,7 +377,7 @@ def pick_differences(
 
 def record_images(args: argparse.Namespace) -> list[tuple]:
     """Run every detector on every image; the image, then recordings by detector."""
-    models = load_detectors(args.models, args.device, args.cfg_options)
+    models = load_detectors(args.models, args.device, args.cfg_options, args.upsampler)
     infos = choose_images(args, load_dataset(args, models))
     if args.out.suffix == '.png' and len(infos) > 1:
         raise ValueError(

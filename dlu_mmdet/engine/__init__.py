@@ -13,9 +13,12 @@ from .cli import (
     add_cfg_options,
     add_config_arguments,
     add_training_arguments,
+    add_upsampler,
     enable_amp,
     load_config,
+    upsampler_argument,
 )
+from .configs import config_stem, read_config, set_upsampler, upsampler_label
 from .files import check_writable, print_anything, replacing
 from .options import merge_options
 from .runner import build_runner
@@ -25,8 +28,10 @@ __all__ = [
     'add_cfg_options',
     'add_config_arguments',
     'add_training_arguments',
+    'add_upsampler',
     'build_runner',
     'check_classes',
+    'config_stem',
     'check_state_dict',
     'check_writable',
     'enable_amp',
@@ -36,6 +41,10 @@ __all__ = [
     'load_detectors',
     'merge_options',
     'print_anything',
+    'read_config',
     'replacing',
     'resume_latest',
+    'set_upsampler',
+    'upsampler_argument',
+    'upsampler_label',
 ]

@@ -33,6 +33,7 @@ from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from ..necks import upsampler_name
+from .configs import config_stem, read_config, set_upsampler
 from .options import merge_options
 
 try:
@@ -307,12 +308,15 @@ except ImportError:
     )
 
 
-def check_state_dict(model: nn.Module, state_dict: dict) -> None:
+def check_state_dict(
+    model: nn.Module, state_dict: Mapping, checkpoint: Mapping | None = None
+) -> None:
     """Refuse a state_dict that is not the model's own.
 
     Args:
         model (nn.Module): The model that is to take the weights.
-        state_dict (dict): The weights, with or without ``module.`` in front.
+        state_dict (Mapping): The weights, with or without ``module.`` in front.
+        checkpoint (Mapping, optional): What they came from, to say of an error.
 
     Raises:
         ValueError: If keys are missing, unexpected, or of another shape.
@@ -338,8 +342,22 @@ def check_state_dict(model: nn.Module, state_dict: dict) -> None:
     if problems:
         raise ValueError(
             'the checkpoint is of another architecture than the '
-            'config, use the config it was trained with; keys ' + '; '.join(problems)
+            f'config, use the config it was trained with{_trained_with(checkpoint)}; '
+            'keys ' + '; '.join(problems)
         )
+
+
+def _trained_with(checkpoint: Mapping | None) -> str:
+    """The upsampler that a checkpoint says it was trained with."""
+    text = ((checkpoint or {}).get('meta') or {}).get('cfg')
+    # the neck's comes first: heads stand behind it
+    found = re.search(r"upsample_cfg=dict\([^()]*\btype='([^']+)'", str(text))
+    if not found:
+        return ''
+    name = found.group(1)
+    return (
+        f' (its upsampler is {name!r}: the config of that run, or --upsampler {name})'
+    )
 
 
 @HOOKS.register_module()
@@ -355,7 +373,7 @@ class CheckpointGuardHook(Hook):
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        check_state_dict(model, checkpoint.get('state_dict', checkpoint))
+        check_state_dict(model, checkpoint.get('state_dict', checkpoint), checkpoint)
         if runner.cfg.get('resume'):
             _tell_kept_settings(runner, checkpoint)
 
@@ -405,15 +423,19 @@ def load_detector(
     checkpoint: str | os.PathLike,
     device: str = 'cpu',
     cfg_options: dict | None = None,
+    upsampler: dict | None = None,
 ) -> nn.Module:
     """Load a trained detector for inference.
 
     Args:
-        config (str | PathLike | Config): The config it was trained with.
+        config (str | PathLike | Config): The config it was trained with, as
+            :func:`~dlu_mmdet.engine.configs.read_config` takes it.
         checkpoint (str | PathLike): Its checkpoint: a file, or what else mmengine
             loads, such as a URL.
         device (str): Device to put it on. Defaults to 'cpu'.
         cfg_options (dict, optional): Overrides of the config.
+        upsampler (dict, optional): The ``upsample_cfg`` that it was trained with, if
+            the config does not say so.
 
     Returns:
         nn.Module: The detector in eval mode, with ``cfg`` and
@@ -428,12 +450,10 @@ def load_detector(
     """
     check_device(device)
     if not isinstance(config, Config):
-        if not Path(config).is_file():
-            raise FileNotFoundError(
-                f'config {config} does not exist; the configs are in configs/'
-            )
-        config = Config.fromfile(config)
-    config = config.copy()
+        config = read_config(config)
+    config = Config(config.to_dict()) if upsampler else config.copy()
+    if upsampler:
+        set_upsampler(config, upsampler)
     merge_options(config, cfg_options or {})
     try:
         loaded = CheckpointLoader.load_checkpoint(str(checkpoint), 'cpu')
@@ -451,7 +471,7 @@ def load_detector(
     if scope is not None:
         init_default_scope(scope)
     model = revert_sync_batchnorm(MODELS.build(config.model))
-    check_state_dict(model, state_dict)
+    check_state_dict(model, state_dict, loaded)
     model.load_state_dict(_own_keys(state_dict))
     model.dataset_meta = _dataset_meta(loaded, config, model)
     model.cfg = config
@@ -494,6 +514,7 @@ def load_detectors(
     pairs: Sequence[tuple[str, str]],
     device: str = 'cpu',
     cfg_options: dict | None = None,
+    upsampler: dict | None = None,
 ) -> dict[str, nn.Module]:
     """Load several detectors, each under the name of its upsampler.
 
@@ -501,6 +522,7 @@ def load_detectors(
         pairs (Sequence[tuple[str, str]]): Configs and their checkpoints.
         device (str): Device to put them on. Defaults to 'cpu'.
         cfg_options (dict, optional): Overrides of every config.
+        upsampler (dict, optional): As :func:`load_detector`, for all.
 
     Returns:
         dict[str, nn.Module]: In the order given. The name is that of the
@@ -514,9 +536,9 @@ def load_detectors(
     loaded = []
     for config, checkpoint in pairs:
         print(f'loading {checkpoint}')
-        loaded.append(load_detector(config, checkpoint, device, cfg_options))
+        loaded.append(load_detector(config, checkpoint, device, cfg_options, upsampler))
     names = [
-        upsampler_name(model.cfg.model.get('neck')) or Path(config).stem
+        upsampler_name(model.cfg.model.get('neck')) or config_stem(config)
         for model, (config, _) in zip(loaded, pairs)
     ]
     return {

@@ -8,17 +8,20 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
+from ..upsamplers import UPSAMPLERS
+from .configs import config_stem, parse_upsampler, read_config, set_upsampler
 from .options import merge_options
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--work-dir``, ``--cfg-options`` and ``--launcher``."""
+    """Add ``--work-dir``, ``--cfg-options``, ``--upsampler`` and ``--launcher``."""
     parser.add_argument(
         '--work-dir',
         help='folder of logs and checkpoints; '
         'defaults to work_dirs/ and the name of the config',
     )
     add_cfg_options(parser)
+    add_upsampler(parser)
     parser.add_argument(
         '--launcher',
         default='none',
@@ -42,6 +45,25 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
         help='override settings of the config, of every one where there are several, '
         'as in model.neck.upsample_cfg.type=carafe; a list is key="[a,b]"',
     )
+
+
+def add_upsampler(parser: argparse.ArgumentParser) -> None:
+    """Add ``--upsampler``."""
+    parser.add_argument(
+        '--upsampler',
+        type=upsampler_argument,
+        metavar='NAME[:KEY=VALUE,...]',
+        help="the upsampler in the neck of any detector's config, as in "
+        'dlu:up_kernel=3; names: ' + ', '.join(sorted(UPSAMPLERS.module_dict)),
+    )
+
+
+def upsampler_argument(text: str) -> dict:
+    """An upsampler for argparse, which hides what other errors say."""
+    try:
+        return parse_upsampler(text)
+    except (ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,17 +98,15 @@ def load_config(args: argparse.Namespace) -> Config:
         FileNotFoundError: If there is no such config.
         ValueError: If an option would change nothing.
     """
-    if not Path(args.config).is_file():
-        raise FileNotFoundError(
-            f'config {args.config} does not exist; the configs are in configs/'
-        )
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
+    if args.upsampler:
+        set_upsampler(cfg, args.upsampler)
     merge_options(cfg, args.cfg_options)
     cfg.launcher = args.launcher
     cfg.work_dir = (
         args.work_dir
         or cfg.get('work_dir')
-        or str(Path('work_dirs', Path(args.config).stem))
+        or str(Path('work_dirs', config_stem(args.config)))
     )
     return cfg

@@ -223,7 +223,6 @@ def test_evaluations_of_other_images_are_refused():
 
 def test_order_names_and_folders(tmp_path):
     direct = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-dlu-direct_shapes.py'
-    libra = CONFIGS / 'libra_rcnn' / 'libra-faster-rcnn_r50_fpn-dlu_1x_coco.py'
     planned = runs.plan([SHAPES_DLU, direct], [4, 7], tmp_path)
     # a seed is done before the next: an early table compares like with like
     assert [(r.name, r.seed) for r in planned] == [
@@ -235,11 +234,15 @@ def test_order_names_and_folders(tmp_path):
     assert [r.cfg.randomness.seed for r in planned] == [4, 4, 7, 7]
     assert planned[0].work_dir == tmp_path / SHAPES_DLU.stem / 'seed4'
     assert all(r.state == 'not started' for r in planned)
-    assert runs.plan([libra], [0], tmp_path / 'x')[0].name == 'dlu'
     # two detectors with one upsampler go by their files
-    retina = CONFIGS / 'retinanet' / 'retinanet_r50_fpn-dlu_1x_coco.py'
-    both = runs.plan([libra, retina], [0], tmp_path / 'y')
-    assert [r.name for r in both] == [libra.stem, retina.stem]
+    yolox = CONFIGS / 'yolox' / 'yolox_s_pafpn-dlu_8xb8-300e_coco.py'
+    rtmdet = CONFIGS / 'rtmdet' / 'rtmdet_tiny_pafpn-dlu_8xb32-300e_coco.py'
+    assert runs.plan([yolox], [0], tmp_path / 'x')[0].name == 'dlu'
+    with pytest.raises(ValueError, match='differ in data or evaluators'):
+        runs.plan([yolox, rtmdet], [0], tmp_path / 'y')
+    Config.fromfile(yolox).dump(tmp_path / 'same-dlu.py')
+    both = runs.plan([yolox, tmp_path / 'same-dlu.py'], [0], tmp_path / 'z')
+    assert [r.name for r in both] == [yolox.stem, 'same-dlu']
 
 
 def test_commands_of_the_launchers(tmp_path, monkeypatch):
@@ -509,8 +512,7 @@ def test_published_figures_are_of_the_same_detector():
 
     assert of('faster_rcnn/faster-rcnn_r50_fpn-dlu_1x_coco') == 38.6
     assert of('mask_rcnn/mask-rcnn_r50_fpn-carafe_1x_coco') == 39.3
-    assert of('retinanet/retinanet_r50_fpn-dlu_1x_coco') is None
-    assert of('libra_rcnn/libra-faster-rcnn_r50_fpn-dlu_1x_coco') is None
+    assert of('yolox/yolox_s_pafpn-dlu_8xb8-300e_coco') is None
     assert of('shapes/faster-rcnn_r18_fpn-dlu-direct_shapes') is None
 
 

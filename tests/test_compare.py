@@ -360,7 +360,7 @@ def test_mean_and_spread_over_seeds(compared, options, tmp_path):
     planned = runs.plan([SHAPES_DLU, NEAREST], [0, 1], work_dir, options)
     gains = dict(dlu=0.1, nearest=0.3)
     for planned_run in planned:
-        first = compared[0] / planned_run.source.stem / 'seed0'
+        first = compared[0] / planned_run.stem / 'seed0'
         shutil.copytree(first, planned_run.work_dir)
         result = json.loads(planned_run.result_file.read_text())
         result['AP'] = 0.5 + gains[planned_run.name] * planned_run.seed
@@ -442,10 +442,10 @@ def test_two_kills(tmp_path):
 def test_a_failing_run_is_reported_and_the_others_go_on(
     options, compared, tmp_path, capsys
 ):
-    """The first config has a layer that does not fit; its log's end is shown."""
+    """The first config has an optimizer that is none; its log's end is shown."""
     broken = Config.fromfile(NEAREST)
     broken.model.neck.upsample_cfg.type = 'bilinear'
-    broken.model.roi_head.bbox_head.in_channels = 65
+    broken.optim_wrapper.optimizer = dict(type='SGD', lr=-1)
     broken.dump(tmp_path / 'broken.py')
     work_dir = tmp_path / 'work'
     shutil.copytree(compared[0], work_dir)
@@ -455,10 +455,21 @@ def test_a_failing_run_is_reported_and_the_others_go_on(
     command += ['--baseline', 'bilinear']
     assert compare(*command, '--resamples', 100, *as_arguments(options)) == 1
     errors = capsys.readouterr().err
-    assert 'mat1 and mat2' in errors and 'train.log' in errors
+    assert 'Invalid learning rate: -1' in errors and 'train.log' in errors
     assert 'failed: bilinear seed 0' in errors
     assert 'no run of the baseline bilinear is finished' in errors
     assert '| dlu ' in (work_dir / 'comparison.md').read_text()
+
+
+def test_a_detector_that_cannot_run_is_refused_before_training(options, tmp_path):
+    """Its head has a layer that does not fit: said at once, with the config."""
+    broken = Config.fromfile(NEAREST)
+    broken.model.roi_head.bbox_head.in_channels = 65
+    broken.dump(tmp_path / 'broken.py')
+    command = [SHAPES_DLU, tmp_path / 'broken.py', '--work-dir', tmp_path / 'work']
+    with pytest.raises(ValueError, match=r'broken\.py cannot be run .*mat1 and mat2'):
+        compare(*command, *as_arguments(options))
+    assert not (tmp_path / 'work').exists()
 
 
 def test_dry_run_prints_and_leaves_nothing(options, tmp_path, capsys):

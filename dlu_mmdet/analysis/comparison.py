@@ -149,8 +149,15 @@ def rehearse(runs: Sequence[Run]) -> None:
         # building a model writes into its config
         model = MODELS.build(deepcopy(run.cfg.model))
         check_num_classes(model, run.cfg, ('train', 'test'))
+        try:
+            measure_costs([run], rounds=1)
+        except Exception as error:
+            reason = ' '.join(str(error).split())
+            raise ValueError(
+                f'{run.source} cannot be run on an image of the size that it tests at '
+                f'({type(error).__name__}: {reason}); mend its model'
+            ) from error
     evaluate(next(iter(each)).cfg, [])
-    measure_costs(runs, rounds=1)
 
 
 def summarise(

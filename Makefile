@@ -1,5 +1,5 @@
 # make demo    set up, then train, score, compare and draw four detectors
-# make test    set up, then lint and run the tests
+# make test    set up, then lint and run the tests; make test-slow those of minutes
 # STACK=openmmlab takes the upstream stack, in an environment of its own
 STACK ?= onedl
 PYTHON ?= python3
@@ -12,7 +12,7 @@ DEMO_DATA := data/shapes
 config = configs/shapes/faster-rcnn_r18_fpn-$(1)_shapes.py
 last_checkpoint = $(DEMO_DIR)/faster-rcnn_r18_fpn-$(1)_shapes/seed0/last_checkpoint
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-slow lint clean
 demo: $(READY)
 	@echo '== 1/3 data: $(DEMO_DATA)'
 	$(VENV)/bin/python -m dlu_mmdet.datasets.make_shapes $(DEMO_DATA)
@@ -27,6 +27,9 @@ demo: $(READY)
 
 test: lint
 	$(VENV)/bin/python -m pytest -n auto --dist loadfile
+
+test-slow: $(READY)
+	$(VENV)/bin/python -m pytest -n auto -m slow
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

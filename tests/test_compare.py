@@ -223,7 +223,6 @@ def test_evaluations_of_other_images_are_refused():
 
 def test_order_names_and_folders(tmp_path):
     direct = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-dlu-direct_shapes.py'
-    libra = CONFIGS / 'libra_rcnn' / 'libra-faster-rcnn_r50_fpn-dlu_1x_coco.py'
     planned = runs.plan([SHAPES_DLU, direct], [4, 7], tmp_path)
     # a seed is done before the next: an early table compares like with like
     assert [(r.name, r.seed) for r in planned] == [
@@ -235,11 +234,15 @@ def test_order_names_and_folders(tmp_path):
     assert [r.cfg.randomness.seed for r in planned] == [4, 4, 7, 7]
     assert planned[0].work_dir == tmp_path / SHAPES_DLU.stem / 'seed4'
     assert all(r.state == 'not started' for r in planned)
-    assert runs.plan([libra], [0], tmp_path / 'x')[0].name == 'dlu'
     # two detectors with one upsampler go by their files
-    retina = CONFIGS / 'retinanet' / 'retinanet_r50_fpn-dlu_1x_coco.py'
-    both = runs.plan([libra, retina], [0], tmp_path / 'y')
-    assert [r.name for r in both] == [libra.stem, retina.stem]
+    yolox = CONFIGS / 'yolox' / 'yolox_s_pafpn-dlu_8xb8-300e_coco.py'
+    rtmdet = CONFIGS / 'rtmdet' / 'rtmdet_tiny_pafpn-dlu_8xb32-300e_coco.py'
+    assert runs.plan([yolox], [0], tmp_path / 'x')[0].name == 'dlu'
+    with pytest.raises(ValueError, match='differ in data or evaluators'):
+        runs.plan([yolox, rtmdet], [0], tmp_path / 'y')
+    Config.fromfile(yolox).dump(tmp_path / 'same-dlu.py')
+    both = runs.plan([yolox, tmp_path / 'same-dlu.py'], [0], tmp_path / 'z')
+    assert [r.name for r in both] == [yolox.stem, 'same-dlu']
 
 
 def test_commands_of_the_launchers(tmp_path, monkeypatch):
@@ -357,7 +360,7 @@ def test_mean_and_spread_over_seeds(compared, options, tmp_path):
     planned = runs.plan([SHAPES_DLU, NEAREST], [0, 1], work_dir, options)
     gains = dict(dlu=0.1, nearest=0.3)
     for planned_run in planned:
-        first = compared[0] / planned_run.source.stem / 'seed0'
+        first = compared[0] / planned_run.stem / 'seed0'
         shutil.copytree(first, planned_run.work_dir)
         result = json.loads(planned_run.result_file.read_text())
         result['AP'] = 0.5 + gains[planned_run.name] * planned_run.seed
@@ -439,10 +442,10 @@ def test_two_kills(tmp_path):
 def test_a_failing_run_is_reported_and_the_others_go_on(
     options, compared, tmp_path, capsys
 ):
-    """The first config has a layer that does not fit; its log's end is shown."""
+    """The first config has an optimizer that is none; its log's end is shown."""
     broken = Config.fromfile(NEAREST)
     broken.model.neck.upsample_cfg.type = 'bilinear'
-    broken.model.roi_head.bbox_head.in_channels = 65
+    broken.optim_wrapper.optimizer = dict(type='SGD', lr=-1)
     broken.dump(tmp_path / 'broken.py')
     work_dir = tmp_path / 'work'
     shutil.copytree(compared[0], work_dir)
@@ -452,10 +455,21 @@ def test_a_failing_run_is_reported_and_the_others_go_on(
     command += ['--baseline', 'bilinear']
     assert compare(*command, '--resamples', 100, *as_arguments(options)) == 1
     errors = capsys.readouterr().err
-    assert 'mat1 and mat2' in errors and 'train.log' in errors
+    assert 'Invalid learning rate: -1' in errors and 'train.log' in errors
     assert 'failed: bilinear seed 0' in errors
     assert 'no run of the baseline bilinear is finished' in errors
     assert '| dlu ' in (work_dir / 'comparison.md').read_text()
+
+
+def test_a_detector_that_cannot_run_is_refused_before_training(options, tmp_path):
+    """Its head has a layer that does not fit: said at once, with the config."""
+    broken = Config.fromfile(NEAREST)
+    broken.model.roi_head.bbox_head.in_channels = 65
+    broken.dump(tmp_path / 'broken.py')
+    command = [SHAPES_DLU, tmp_path / 'broken.py', '--work-dir', tmp_path / 'work']
+    with pytest.raises(ValueError, match=r'broken\.py cannot be run .*mat1 and mat2'):
+        compare(*command, *as_arguments(options))
+    assert not (tmp_path / 'work').exists()
 
 
 def test_dry_run_prints_and_leaves_nothing(options, tmp_path, capsys):
@@ -509,8 +523,7 @@ def test_published_figures_are_of_the_same_detector():
 
     assert of('faster_rcnn/faster-rcnn_r50_fpn-dlu_1x_coco') == 38.6
     assert of('mask_rcnn/mask-rcnn_r50_fpn-carafe_1x_coco') == 39.3
-    assert of('retinanet/retinanet_r50_fpn-dlu_1x_coco') is None
-    assert of('libra_rcnn/libra-faster-rcnn_r50_fpn-dlu_1x_coco') is None
+    assert of('yolox/yolox_s_pafpn-dlu_8xb8-300e_coco') is None
     assert of('shapes/faster-rcnn_r18_fpn-dlu-direct_shapes') is None
 
 

@@ -1,4 +1,4 @@
-"""Train, test and compare: python tools/compare.py CONFIG... [--seeds 0 1 2]."""
+"""Train, test and compare: python tools/compare.py CONFIG... [--upsamplers U...]."""
 
 import argparse
 import re
@@ -10,18 +10,39 @@ from pathlib import Path
 
 from dlu_mmdet.analysis import comparison, report, runs
 from dlu_mmdet.analysis.tables import to_markdown
-from dlu_mmdet.engine import add_cfg_options, add_training_arguments, print_anything
+from dlu_mmdet.engine import (
+    add_cfg_options,
+    add_training_arguments,
+    print_anything,
+    upsampler_argument,
+)
 
 TOOLS = Path(__file__).resolve().parent
+# among --upsamplers: what the config has
+OWN = 'own'
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Train and test every config with every seed, and say which '
         'upsampler is better, by how much, and at what cost. Interrupted, the same '
-        'command goes on; configs and seeds may be added to it.'
+        'command goes on; configs, upsamplers and seeds may be added to it.'
     )
-    parser.add_argument('configs', nargs='+', metavar='CONFIG')
+    parser.add_argument(
+        'configs',
+        nargs='+',
+        metavar='CONFIG',
+        help='a file, or a name such as mmdet::yolox/yolox_s_8xb8-300e_coco.py',
+    )
+    parser.add_argument(
+        '--upsamplers',
+        nargs='+',
+        type=lambda text: None if text == OWN else upsampler_argument(text),
+        default=[None],
+        metavar='NAME[:KEY=VALUE,...]',
+        help="every CONFIG's neck, whatever the detector, with each of these; "
+        f'{OWN} stands for the config as it is (default: that alone)',
+    )
     parser.add_argument(
         '--seeds',
         nargs='+',
@@ -186,7 +207,12 @@ def main() -> int:
     flags = tuple(flag for flag, wanted in given if wanted)
     launch = runs.Launch(args.launcher, args.processes, flags)
     planned = runs.plan(
-        args.configs, args.seeds, args.work_dir, args.cfg_options, launch
+        args.configs,
+        args.seeds,
+        args.work_dir,
+        args.cfg_options,
+        launch,
+        args.upsamplers,
     )
     names = list(dict.fromkeys(run.name for run in planned))
     if args.baseline and args.baseline not in names:

@@ -7,7 +7,7 @@ import io
 import json
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from datetime import datetime, timezone
 from pathlib import Path
@@ -39,6 +39,8 @@ PUBLISHED = {
     ('FasterRCNN', 'dlu'): (38.6, 'DLU'),
     ('MaskRCNN', 'carafe'): (39.3, 'mmdet'),
 }
+#: Those necks are the pyramid of these figures.
+PUBLISHED_NECKS = ('FPN', 'FPN_CARAFE', 'UpsampleFPN', 'UnifiedFPN', 'UNIFIED_FPN')
 PUBLISHED_NOTE = (
     'Published: box AP in percent of this detector and upsampler with R50 FPN 1x on '
     'COCO 2017 val, not measured here; from the repositories of DLU and DySample and '
@@ -63,11 +65,17 @@ def image_size(cfg: Config) -> tuple[int, int]:
     return tuple(math.ceil(side / divisor) * divisor for side in sorted(scale))
 
 
+def neck_name(neck: Mapping) -> str:
+    """The class of a neck, without a scope."""
+    name = getattr(neck['type'], '__name__', neck['type'])
+    return name.rpartition('.')[2]
+
+
 def published(cfg: Config) -> tuple[float | None, str]:
     """Published AP of a config's detector and upsampler, and by whom."""
     neck = cfg.model.neck
-    # several necks in a row are another detector: Libra R-CNN's
-    if isinstance(neck, (list, tuple)):
+    # several necks in a row are another detector, Libra R-CNN's, and so are others
+    if isinstance(neck, (list, tuple)) or neck_name(neck) not in PUBLISHED_NECKS:
         return None, ''
     detector = getattr(cfg.model.type, '__name__', cfg.model.type)
     return PUBLISHED.get((detector, upsampler_name(neck)), (None, ''))
@@ -141,8 +149,15 @@ def rehearse(runs: Sequence[Run]) -> None:
         # building a model writes into its config
         model = MODELS.build(deepcopy(run.cfg.model))
         check_num_classes(model, run.cfg, ('train', 'test'))
+        try:
+            measure_costs([run], rounds=1)
+        except Exception as error:
+            reason = ' '.join(str(error).split())
+            raise ValueError(
+                f'{run.source} cannot be run on an image of the size that it tests at '
+                f'({type(error).__name__}: {reason}); mend its model'
+            ) from error
     evaluate(next(iter(each)).cfg, [])
-    measure_costs(runs, rounds=1)
 
 
 def summarise(

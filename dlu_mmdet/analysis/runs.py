@@ -28,10 +28,14 @@ from ..datasets.annotations import COCO
 from ..datasets.checks import coco_evaluators, sources
 from ..engine import (
     build_runner,
+    config_stem,
     enable_amp,
     latest_checkpoint,
     merge_options,
+    read_config,
     replacing,
+    set_upsampler,
+    upsampler_label,
 )
 from ..necks import upsampler_name
 from .bootstrap import METRICS, Evaluation
@@ -54,14 +58,16 @@ class Run:
 
     Args:
         name (str): Of the config within the comparison.
-        source (Path): The config file as it was given.
+        source (str): The config file or name as it was given.
+        stem (str): What its files are called by.
         cfg (Config): Complete, with the seed and every option in it.
         seed (int): Of weights and data order.
         work_dir (Path): Folder of this run alone.
     """
 
     name: str
-    source: Path
+    source: str
+    stem: str
     cfg: Config
     seed: int
     work_dir: Path
@@ -166,25 +172,47 @@ class Launch:
         )
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A config of a comparison.
+
+    Args:
+        source (str): The config file or name as it was given.
+        stem (str): What its files are called by.
+        upsampler (str, optional): What its neck upsamples with.
+        cfg (Config): Complete.
+    """
+
+    source: str
+    stem: str
+    upsampler: str | None
+    cfg: Config
+
+
 def plan(
     configs: Sequence[str | Path],
     seeds: Sequence[int],
     work_dir: str | Path,
     options: Mapping | None = None,
     launch: Launch = Launch(),
+    upsamplers: Sequence[dict | None] = (None,),
 ) -> list[Run]:
     """List the runs of a comparison, seed by seed.
 
     Args:
-        configs (Sequence[str | Path]): Config files, each once.
+        configs (Sequence[str | Path]): Config files, or names of MMDetection's, each
+            once.
         seeds (Sequence[int]): Seeds, each once.
-        work_dir (str | Path): Folder of the comparison. Configs and seeds may
-            be added to the comparison that it holds.
+        work_dir (str | Path): Folder of the comparison. Configs, upsamplers and
+            seeds may be added to the comparison that it holds.
         options (Mapping, optional): Settings to override in every config.
         launch (Launch): How they will be run.
+        upsamplers (Sequence[dict | None]): What every config's neck upsamples with
+            in turn, as ``upsample_cfg``; None leaves a config as it is. Defaults to
+            that alone.
 
     Returns:
-        list[Run]: Every config with every seed.
+        list[Run]: Every config and upsampler with every seed.
 
     Raises:
         FileNotFoundError: If a config does not exist.
@@ -192,59 +220,62 @@ def plan(
             is not scored by COCO's box AP, configs differ in data or
             evaluators, or ``work_dir`` holds another comparison.
     """
-    configs = [Path(config) for config in configs]
-    for values, what in (
-        (configs, 'config'),
-        ([config.stem for config in configs], 'config name'),
-        (seeds, 'seed'),
-    ):
-        repeated = sorted({str(v) for v in values if list(values).count(v) > 1})
-        if repeated:
-            raise ValueError(
-                f'{what} {", ".join(repeated)} is given twice; give it once'
-            )
-    loaded = []
+    _refuse_repeated(configs, 'config')
+    _refuse_repeated(seeds, 'seed')
+    entries = []
     for config in configs:
-        if not config.is_file():
-            raise FileNotFoundError(
-                f'config {config} does not exist; the configs are in configs/'
-            )
-        cfg = Config.fromfile(config)
-        merge_options(cfg, options or {})
-        _check_config(config, cfg)
-        _skip_last_validation(cfg)
-        loaded.append(cfg)
-    _check_comparable(configs, loaded)
-    _check_work_dir(Path(work_dir), configs, seeds, launch)
+        for upsampler in upsamplers:
+            cfg = read_config(config)
+            if upsampler:
+                set_upsampler(cfg, upsampler)
+            merge_options(cfg, options or {})
+            _check_config(config, cfg)
+            _skip_last_validation(cfg)
+            stem, name = config_stem(config), upsampler_name(cfg.model.get('neck'))
+            if upsampler:
+                name = upsampler_label(upsampler)
+                stem += f'-{name}'
+            entries.append(Entry(str(config), stem, name, cfg))
+    _refuse_repeated([entry.stem for entry in entries], 'config name')
+    _check_comparable(entries)
+    _check_work_dir(Path(work_dir), [e.stem for e in entries], seeds, launch)
 
-    names = [upsampler_name(cfg.model.get('neck')) for cfg in loaded]
+    names = [entry.upsampler for entry in entries]
     runs = []
     for seed in seeds:
-        for config, cfg, name in zip(configs, loaded, names):
-            cfg = Config(cfg.to_dict())
+        for entry, name in zip(entries, names):
+            cfg = Config(entry.cfg.to_dict())
             cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
             # an upsampler names its config where no other config has it
             unique = name is not None and names.count(name) == 1
             run = Run(
-                name if unique else config.stem,
-                config,
+                name if unique else entry.stem,
+                entry.source,
+                entry.stem,
                 cfg,
                 seed,
-                Path(work_dir, config.stem, f'seed{seed}'),
+                Path(work_dir, entry.stem, f'seed{seed}'),
             )
-            if (
-                run.config.exists()
-                and run.config.read_text(encoding='utf-8') != cfg.pretty_text
+            written = run.config
+            if written.exists() and (
+                written.read_text(encoding='utf-8') != cfg.pretty_text
             ):
                 raise ValueError(
-                    f'{run.work_dir} belongs to another version of {config}; '
+                    f'{run.work_dir} belongs to another version of {entry.source}; '
                     f'remove it, or name another --work-dir'
                 )
             runs.append(run)
     return runs
 
 
-def _check_config(config: Path, cfg: Config) -> None:
+def _refuse_repeated(values: Sequence, what: str) -> None:
+    texts = [str(value) for value in values]
+    repeated = sorted({text for text in texts if texts.count(text) > 1})
+    if repeated:
+        raise ValueError(f'{what} {", ".join(repeated)} is given twice; give it once')
+
+
+def _check_config(config: str | Path, cfg: Config) -> None:
     """Refuse before training what could not be compared after it."""
     if not cfg.model.get('neck'):
         raise ValueError(
@@ -304,7 +335,7 @@ def _flatten(value: object, prefix: str = '') -> dict[str, object]:
     }
 
 
-def _check_comparable(configs: Sequence[Path], loaded: Sequence[Config]) -> None:
+def _check_comparable(entries: Sequence[Entry]) -> None:
     """Refuse configs with different data or evaluators."""
     missing = 'not set'
 
@@ -318,9 +349,9 @@ def _check_comparable(configs: Sequence[Path], loaded: Sequence[Config]) -> None
             leaves.update(_flatten(value, key))
         return leaves
 
-    first = leaves(loaded[0])
-    for config, cfg in zip(configs[1:], loaded[1:]):
-        own = leaves(cfg)
+    first = leaves(entries[0].cfg)
+    for entry in entries[1:]:
+        own = leaves(entry.cfg)
         differing = [
             key
             for key in dict.fromkeys([*first, *own])
@@ -332,18 +363,18 @@ def _check_comparable(configs: Sequence[Path], loaded: Sequence[Config]) -> None
                 for key in differing[:10]
             )
             raise ValueError(
-                f'{configs[0]} and {config} differ in data or evaluators, so their '
-                f'AP cannot be compared; compare configs of the same data. They '
-                f'differ in\n{lines}'
+                f'{entries[0].source} and {entry.source} differ in data or '
+                f'evaluators, so their AP cannot be compared; compare configs of the '
+                f'same data. They differ in\n{lines}'
             )
 
 
 def _check_work_dir(
-    work_dir: Path, configs: Sequence[Path], seeds: Sequence[int], launch: Launch
+    work_dir: Path, stems: Sequence[str], seeds: Sequence[int], launch: Launch
 ) -> None:
     """Refuse a folder of another comparison."""
     file = work_dir / 'plan.json'
-    own = dict(configs=[config.stem for config in configs], seeds=list(seeds))
+    own = dict(configs=list(stems), seeds=list(seeds))
     if file.exists():
         held = json.loads(file.read_text(encoding='utf-8'))
         training = held.pop('training', launch.training)
@@ -369,7 +400,7 @@ def _check_work_dir(
 def begin(work_dir: str | Path, runs: Sequence[Run], launch: Launch = Launch()) -> None:
     """Note in its folder which configs and seeds a comparison has, and how it runs."""
     held = dict(
-        configs=list(dict.fromkeys(run.source.stem for run in runs)),
+        configs=list(dict.fromkeys(run.stem for run in runs)),
         seeds=list(dict.fromkeys(run.seed for run in runs)),
         training=launch.training,
     )
@@ -494,7 +525,7 @@ def _collect(run: Run) -> dict:
     evaluation.save(run.matches_file)
     metrics = evaluation.metrics(np.ones((1, evaluation.num_images), dtype=int))[0]
     return dict(
-        config=str(run.source),
+        config=run.source,
         seed=run.seed,
         # None where there is no object to find
         **{

@@ -1,0 +1,181 @@
+"""--upsampler and --upsamplers: any detector, no config to write."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import SHAPES_DLU, as_arguments, run
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from dlu_mmdet.analysis import comparison, runs
+from dlu_mmdet.engine import load_detector, read_config, set_upsampler, upsampler_label
+from dlu_mmdet.engine.configs import parse_upsampler
+
+RTMDET = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
+
+
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('dlu', dict(type='dlu')),
+        ('dlu:up_kernel=3', dict(type='dlu', up_kernel=3)),
+        ('carafe:up_kernel=3,up_group=2', dict(type='carafe', up_kernel=3, up_group=2)),
+        ('bilinear:align_corners=True', dict(type='bilinear', align_corners=True)),
+    ],
+)
+def test_the_form_of_the_flag(text, expected):
+    assert parse_upsampler(text) == expected
+
+
+def test_two_settings_of_one_upsampler_have_names_of_their_own():
+    labels = [upsampler_label(parse_upsampler(t)) for t in ('dlu', 'dlu:up_kernel=3')]
+    assert labels == ['dlu', 'dlu-up_kernel-3']
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        (
+            'dlux',
+            "'dlux' is not registered; known types: bilinear, carafe, deconv, dlu",
+        ),
+        ('dlu:up_kernel', "'up_kernel' is no argument; the form is NAME:key=value"),
+        ('dlu:up_kernel=', "'up_kernel=' is no argument"),
+        ('dlu:3=up', "'3=up' is no argument"),
+        ('dlu:up_kernel=3,,', "'' is no argument"),
+    ],
+)
+def test_a_malformed_flag(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_upsampler(text)
+    failed = run('tools/test.py', SHAPES_DLU, 'x.pth', '--upsampler', text, check=False)
+    last = failed.stdout.strip().splitlines()[-1]
+    assert failed.returncode == 2 and message.split(';')[0] in last
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('dlu:kernel=3', 'upsample_cfg.kernel=3 is not an argument'),
+        ('dlu:up_group=7', r'7.*(divide|divisible)|(divide|divisible).*7'),
+    ],
+)
+def test_arguments_that_do_not_fit(text, message):
+    cfg = read_config(RTMDET)
+    with pytest.raises((ValueError, TypeError), match=message):
+        set_upsampler(cfg, parse_upsampler(text))
+        init_default_scope('mmdet')
+        MODELS.build(cfg.model.neck)
+
+
+def test_a_config_without_a_model_or_a_neck():
+    with pytest.raises(ValueError, match='no model'):
+        set_upsampler(Config(dict(train_cfg=None)), dict(type='dlu'))
+    cfg = read_config('mmdet::detr/detr_r50_8xb2-150e_coco.py')
+    with pytest.raises(ValueError, match='ChannelMapper'):
+        set_upsampler(cfg, dict(type='dlu'))
+
+
+@pytest.mark.parametrize('name', ['mmdet::rtmdet/none.py', 'nowhere::a/b.py', 'a.py'])
+def test_a_config_that_is_not_there(name):
+    with pytest.raises(FileNotFoundError, match=f'config {name} '):
+        read_config(name)
+
+
+def test_a_run_leaves_a_complete_config(small, tmp_path):
+    """tools/test.py and --resume take it without the flag, and the checkpoint says
+    which upsampler it wants."""
+    options = {**small, 'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 9}
+    flags = ['--work-dir', tmp_path / 'w', *as_arguments(options)]
+    run('tools/train.py', SHAPES_DLU, '--upsampler', 'carafe:up_kernel=3', *flags)
+    left = tmp_path / 'w' / SHAPES_DLU.name
+    assert Config.fromfile(left).model.neck.upsample_cfg == dict(
+        type='carafe', up_kernel=3
+    )
+    checkpoint = tmp_path / 'w' / 'epoch_1.pth'
+    shutil.copy(left, tmp_path / 'alone.py')
+    run(
+        'tools/test.py', tmp_path / 'alone.py', checkpoint, '--work-dir', tmp_path / 't'
+    )
+    loaded = load_detector(
+        SHAPES_DLU, checkpoint, upsampler=dict(type='carafe', up_kernel=3)
+    )
+    assert loaded.neck.upsample_modules[0].up_kernel == 3
+    with pytest.raises(ValueError, match='--upsampler carafe'):
+        load_detector(SHAPES_DLU, checkpoint)
+    more = {**options, 'train_cfg.max_epochs': 2}
+    run(
+        'tools/train.py',
+        tmp_path / 'alone.py',
+        '--resume',
+        '--work-dir',
+        tmp_path / 'w',
+        *as_arguments(more),
+    )
+    assert (tmp_path / 'w' / 'epoch_2.pth').exists()
+
+
+def test_a_zoo_config_survives_a_dump(tmp_path):
+    """What a run of RTMDet leaves behind builds the same neck, without the flag."""
+    cfg = read_config(RTMDET)
+    set_upsampler(cfg, dict(type='dlu'))
+    cfg.dump(tmp_path / 'left.py')
+    again = Config.fromfile(tmp_path / 'left.py')
+    assert 'dlu_mmdet' in again.custom_imports.imports
+    init_default_scope('mmdet')
+    necks = []
+    for each in (cfg, again):
+        torch.manual_seed(0)
+        necks.append(MODELS.build(each.model.neck).state_dict())
+    assert necks[0].keys() == necks[1].keys()
+    assert any('upsample_modules.0.conv_offset' in key for key in necks[0])
+
+
+def test_a_comparison_without_configs_of_ones_own(small, tmp_path):
+    """One config, three settings: names, folders, and what is refused."""
+    texts = ['nearest', 'dlu', 'dlu:up_kernel=3']
+    upsamplers = [None, *map(parse_upsampler, texts)]
+    planned = runs.plan(
+        [SHAPES_DLU], [0, 1], tmp_path / 'work', small, upsamplers=upsamplers
+    )
+    stem = SHAPES_DLU.stem
+    # the config's own upsampler is DLU too, so both are called by their files
+    assert [r.name for r in planned[:4]] == [
+        stem,
+        'nearest',
+        f'{stem}-dlu',
+        'dlu-up_kernel-3',
+    ]
+    assert len({r.work_dir for r in planned}) == 8
+    kernels = [r.cfg.model.neck.upsample_cfg.get('up_kernel') for r in planned[:4]]
+    assert kernels == [None, None, None, 3]
+    with pytest.raises(ValueError, match=f'config name {stem}-dlu is given twice'):
+        runs.plan([SHAPES_DLU], [0], tmp_path, small, upsamplers=[dict(type='dlu')] * 2)
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mmdet::libra_rcnn/libra-faster-rcnn_r50_fpn_1x_coco.py',
+        'mmdet::yolox/yolox_s_8xb8-300e_coco.py',
+        RTMDET,
+    ],
+)
+def test_detectors_of_the_zoo_are_planned(tmp_path, name):
+    """Also where the neck is a list; their costs are those of the upsamplers."""
+    planned = runs.plan(
+        [name], [0], tmp_path, upsamplers=[dict(type='nearest'), dict(type='dlu')]
+    )
+    assert [r.name for r in planned] == ['nearest', 'dlu']
+    assert comparison.published(planned[1].cfg) == (None, '')
+
+
+def test_only_the_pyramid_of_the_papers_has_published_figures():
+    cfg = read_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
+    set_upsampler(cfg, dict(type='dlu'))
+    assert comparison.published(cfg) == (38.6, 'DLU')
+    cfg = read_config('mmdet::pafpn/faster-rcnn_r50_pafpn_1x_coco.py')
+    set_upsampler(cfg, dict(type='dlu'))
+    assert comparison.published(cfg) == (None, '')

@@ -17,7 +17,8 @@ inline void check_map(const char* name, const at::Tensor& tensor,
   const at::ScalarType type = tensor.scalar_type();
   TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kHalf ||
                        type == at::kBFloat16,
-                   name, " must be float32, float64, float16 or bfloat16, got ", type);
+                   name, " must be a floating-point tensor (float32, float64, float16 or "
+                   "bfloat16), got ", type);
 }
 
 // The kernels count the sizes of a map in int.

@@ -14,11 +14,15 @@ from matplotlib.patches import FancyArrowPatch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.registry import HOOKS, init_default_scope
 from torch import nn
 
-from dlu_mmdet.engine import build_runner
+from dlu_mmdet.analysis.complexity import detector_complexity, find_upsamplers
+from dlu_mmdet.engine import build_runner, set_upsampler
+from dlu_mmdet.ops import library
 from dlu_mmdet.upsamplers import build_upsampler
+from dlu_mmdet.visualization.cam import LayerScore, collect_evidence, explain
 from dlu_mmdet.visualization.features import draw_features, record
 from dlu_mmdet.visualization.kernels import (
     SUB_PIXEL_COLOURS,
@@ -140,7 +144,7 @@ def test_recording_is_what_the_network_computes():
     assert recording.cropped('P2').shape == (64, 23, 38)
 
     assert sorted(recording.upsamplings) == ['P2', 'P3', 'P4', 'P5']
-    upsampling = recording.upsamplings['P2']
+    (upsampling,) = recording.upsamplings['P2']
     assert upsampling.module is model.neck.upsample_modules[0]
     assert upsampling.output.shape == (1, 64, 32, 48)
     assert torch.equal(upsampling.output, upsampling.module(upsampling.source))
@@ -161,6 +165,81 @@ def test_upsamplers_are_found_inside_a_list_of_necks():
     recording = record(MODELS.build(cfg.model).eval(), item(64, 64))
     assert list(recording.levels) == ['P2', 'P3', 'P4', 'P5', 'P6']
     assert recorded_kernels(recording, 'P3').size == (8, 8)
+
+
+def any_detector(name, **options):
+    """A detector of mmdet's, with DLU in its neck."""
+    init_default_scope('mmdet')
+    cfg = get_config(f'mmdet::{name}.py')
+    cfg.merge_from_dict({**options, 'model.backbone.init_cfg': None})
+    set_upsampler(cfg, dict(type='dlu'))
+    torch.manual_seed(0)
+    return MODELS.build(cfg.model).eval(), cfg
+
+
+LIST = [
+    dict(type='FPN', in_channels=[64, 128, 256, 512], out_channels=32, num_outs=5),
+    dict(type='BFP', in_channels=32, num_levels=5),
+]
+ANY = [
+    ('yolox/yolox_tiny_8xb8-300e_coco', {}, {'P3': 1, 'P4': 1}),
+    ('rtmdet/rtmdet_tiny_8xb32-300e_coco', {}, {'P3': 1, 'P4': 1}),
+    # FPN's, then BFP's: to its middle level, and from there to the finer ones
+    (
+        'retinanet/retinanet_r18_fpn_1x_coco',
+        {'model.neck': LIST, 'model.bbox_head.in_channels': 32},
+        {'P2': 2, 'P3': 2, 'P4': 3},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    'name, options, expected', ANY, ids=['yolox', 'rtmdet', 'list']
+)
+def test_pictures_of_any_neck(name, options, expected):
+    """If it fails, a neck with places of its own has no pictures, or the wrong."""
+    model, cfg = any_detector(name, **options)
+    recording = record(model, item(96, 128))
+    counts = {level: len(found) for level, found in recording.upsamplings.items()}
+    assert counts == expected
+    for level, found in recording.upsamplings.items():
+        # random weights: a kernel each, of the map that was upsampled to the level
+        maps = recorded_kernels(recording, level)
+        assert maps.size == found[-1].output.shape[2:]
+        draw_kernels(recording, {'dlu': maps}, [(1, 1)], level)
+    draw_features({'dlu': recording})
+    own = [
+        f'neck.{key}'
+        for key in model.neck.state_dict()
+        if key.endswith('channel_compressor.weight')
+    ]
+    found = find_upsamplers(model)
+    assert [f'{key}.channel_compressor.weight' for key in found] == own
+    counted = detector_complexity(model, (96, 128))
+    parameters = sum(p.numel() for m in found.values() for p in m.parameters())
+    assert counted['upsampler_parameters'] == parameters > 0
+    if library.is_available('cpu'):
+        cfg = cfg.copy()
+        set_upsampler(cfg, dict(type='nearest'))
+        bare = detector_complexity(cfg, (96, 128))
+        assert counted['flops'] - bare['flops'] == counted['upsampler_flops'] > 0
+
+
+@pytest.mark.parametrize('layer', ['backbone.stage4', 'neck.out_convs.0'])
+def test_heatmaps_of_any_neck(layer):
+    """explain.py runs what follows a layer again and again."""
+    model, _ = any_detector(ANY[0][0])
+    data = item(96, 128)
+    batch = model.data_preprocessor(
+        dict(inputs=[data['inputs']], data_samples=[data['data_samples']])
+    )
+
+    def run(n):
+        outs = model.extract_feat(batch['inputs'].expand(n, -1, -1, -1))
+        return outs[0].flatten(1)[:, 5]
+
+    evidence = collect_evidence(LayerScore(model, layer, run), batch_size=64)
+    assert np.isfinite(explain(evidence, 'ablationcam').heatmap).all()
 
 
 def test_features_share_one_colour_scale():

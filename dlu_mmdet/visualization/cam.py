@@ -20,6 +20,8 @@ import torch.utils.checkpoint
 from mmengine.utils import ProgressBar, apply_to
 from torch import Tensor, nn
 
+from ..necks.any_neck import AnyNeckMixin
+
 #: Below this share of sum_xy |F_k| a sum over F_k counts as rounding error.
 CANCELLED = 1e-6
 #: Below this share of |S| a drop of the score does: batches round differently.
@@ -92,7 +94,9 @@ class LayerScore:
         """Run once; keep what finished before the layer. Returns F and S."""
         outputs = []  # of the layer
         maps = {}  # names of the layers that return feature maps, in order
-        unusable = set()
+        # a neck that counts its interpolations runs all of them, or none
+        counting = (m for m in module.modules() if isinstance(m, AnyNeckMixin))
+        unusable = {part for m in counting for part in m.modules() if part is not m}
 
         def after(name: str, child: nn.Module, output: object) -> None:
             if _is_feature_map(output):

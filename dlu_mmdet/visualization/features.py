@@ -52,14 +52,15 @@ class Recording:
         padded (tuple[int, int]): Height and width in pixels after padding.
         levels (dict[str, Tensor]): The neck's outputs (1, C, H, W) by name:
             P2 has a quarter of the image's resolution, P3 an eighth, ...
-        upsamplings (dict[str, Upsampling]): What made a level's map out of
-            the next coarser one, by the name of the finer level.
+        upsamplings (dict[str, list[Upsampling]]): What made a level's map out
+            of a coarser one, by the name of the finer level, in the order in
+            which the neck ran them.
     """
 
     image: np.ndarray
     padded: tuple[int, int]
     levels: dict[str, Tensor] = field(default_factory=dict)
-    upsamplings: dict[str, Upsampling] = field(default_factory=dict)
+    upsamplings: dict[str, list[Upsampling]] = field(default_factory=dict)
 
     @property
     def finite(self) -> bool:
@@ -109,7 +110,8 @@ def record(model: nn.Module, data: dict) -> Recording:
     def keep_upsampling(module: nn.Module, args: tuple, output: Tensor) -> None:
         name = _level_name(output, recording.padded)
         source, output = args[0].float(), output.float()
-        recording.upsamplings[name] = Upsampling(module, source, output)
+        upsampling = Upsampling(module, source, output)
+        recording.upsamplings.setdefault(name, []).append(upsampling)
 
     with ExitStack() as hooks:
         for part in neck.modules():

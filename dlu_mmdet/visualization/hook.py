@@ -105,7 +105,7 @@ class UpsampleVisualizationHook(Hook):
         figure = draw_features({name: recording}, image_name)
         runner.visualizer.add_image('features', as_image(figure), step)
         level = min(recording.upsamplings, default=None)
-        if level is None or not has_kernels(recording.upsamplings[level].module):
+        if level is None or not has_kernels(recording.upsamplings[level][-1].module):
             return
         maps = recorded_kernels(recording, level)
         positions = informative_positions(

@@ -176,6 +176,8 @@ def kernel_maps(upsampler: nn.Module, source: Tensor, group: int = 0) -> KernelM
 def recorded_kernels(recording: Recording, level: str, group: int = 0) -> KernelMaps:
     """The kernels that made a level of a recorded pyramid.
 
+    Where a neck upsamples to a level several times, those of the last time.
+
     Args:
         recording (Recording): Of :func:`dlu_mmdet.visualization.features.record`.
         level (str): The level that was upsampled to, e.g. 'P2'.
@@ -190,15 +192,15 @@ def recorded_kernels(recording: Recording, level: str, group: int = 0) -> Kernel
     """
     if not recording.upsamplings:
         raise ValueError(
-            'the neck has no upsamplers (upsample_modules); take one of UpsampleFPN '
-            f'and UnifiedFPN with upsample_cfg.type {" or ".join(WITH_KERNELS)}'
+            'the neck has no upsamplers (upsample_modules); write dlu_mmdet. before '
+            f'its type and give it upsample_cfg.type {" or ".join(WITH_KERNELS)}'
         )
     if level not in recording.upsamplings:
         raise ValueError(
             f'level must be one that is upsampled to, '
             f'{", ".join(sorted(recording.upsamplings))}, got {level!r}'
         )
-    upsampling = recording.upsamplings[level]
+    upsampling = recording.upsamplings[level][-1]
     return kernel_maps(upsampling.module, upsampling.source, group)
 
 

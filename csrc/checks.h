@@ -4,6 +4,8 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <limits>
+
 namespace dlu_mmdet {
 
 inline void check_map(const char* name, const at::Tensor& tensor,
@@ -12,8 +14,17 @@ inline void check_map(const char* name, const at::Tensor& tensor,
                     ", got ", tensor.sizes());
   TORCH_CHECK_VALUE(tensor.device() == features.device(), name, " must be on ",
                     features.device(), " like features, got ", tensor.device());
-  TORCH_CHECK_TYPE(tensor.is_floating_point(), name,
-                   " must be a floating-point tensor, got ", tensor.scalar_type());
+  const at::ScalarType type = tensor.scalar_type();
+  TORCH_CHECK_TYPE(type == at::kFloat || type == at::kDouble || type == at::kHalf ||
+                       type == at::kBFloat16,
+                   name, " must be a floating-point tensor (float32, float64, float16 or "
+                   "bfloat16), got ", type);
+}
+
+// The kernels count the sizes of a map in int.
+inline void check_size(const char* name, int64_t size) {
+  TORCH_CHECK_VALUE(size <= std::numeric_limits<int>::max(), name,
+                    " must be less than 2^31, got ", size);
 }
 
 // Checks the sizes and every tensor; undefined tensors are skipped.
@@ -31,6 +42,14 @@ inline void check_arguments(const at::Tensor& features, const at::Tensor& kernel
   TORCH_CHECK_VALUE(G > 0 && C % G == 0, "group_size must divide ", C,
                     " channels, got ", G);
   TORCH_CHECK_VALUE(s > 0, "scale_factor must be at least 1, got ", s);
+  // below their square roots the products fit into int64
+  for (const int64_t size : {N, C, H, W, K, G, s}) check_size("every size", size);
+  check_size("kernel_size squared", K * K);
+  check_size("scale_factor squared", 2 * s * s);
+  check_size("the number of kernel channels", G * K * K);
+  check_size("the number of offset channels", G * 2 * s * s);
+  check_size("the output's height", s * H);
+  check_size("the output's width", s * W);
   check_map("features", features, features, {N, C, H, W});
   if (carafe) {
     check_map("masks", kernels, features, {N, G * K * K, s * H, s * W});
@@ -38,7 +57,11 @@ inline void check_arguments(const at::Tensor& features, const at::Tensor& kernel
     check_map("kernels", kernels, features, {N, G * K * K, H, W});
     check_map("offsets", offsets, features, {N, G * 2 * s * s, H, W});
   }
-  if (grad.defined()) check_map("grad", grad, features, {N, C, s * H, s * W});
+  if (!grad.defined()) return;
+  check_map("grad", grad, features, {N, C, s * H, s * W});
+  TORCH_CHECK_TYPE(grad.scalar_type() == features.scalar_type(),
+                   "grad must have the dtype of features, ", features.scalar_type(),
+                   ", got ", grad.scalar_type());
 }
 
 // The layout that an operator follows: channels last only if it is not NCHW too.

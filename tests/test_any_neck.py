@@ -15,9 +15,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModule
 from torch import nn
 
-from dlu_mmdet.necks import NECKS, with_upsampler
+from dlu_mmdet.necks import NECKS, upsampler_name, with_upsampler
 from dlu_mmdet.necks.places import try_neck
 from dlu_mmdet.upsamplers import UPSAMPLERS, build_upsampler
+from dlu_mmdet.upsamplers.dlu import DLUPack
 
 NORM = dict(type='BN')
 FPN_ARGS = dict(in_channels=[4, 6, 8], out_channels=8, num_outs=5)
@@ -324,3 +325,36 @@ def test_the_whole_zoo(capsys):
         'DilatedEncoder',
         'GlobalAveragePooling',
     }
+
+
+class Unregistered(nn.Module):
+    def __init__(self, channels, scale_factor):
+        super().__init__()
+
+
+@pytest.mark.parametrize(
+    'name, expected',
+    [
+        ('dlu', 'dlu'),
+        (DLUPack, 'dlu'),
+        ('dlu_mmdet.upsamplers.dlu.DLUPack', 'dlu'),
+        ('mmdet.carafe', 'carafe'),
+        (Unregistered, 'Unregistered'),
+    ],
+)
+def test_one_name_for_one_upsampler(name, expected):
+    """Else a comparison would have two columns for one, and a picture none."""
+    parts = [
+        dict(type='FPN', **FPN_ARGS),
+        dict(type='PAFPN', in_channels=[8] * 5, out_channels=8, num_outs=5),
+    ]
+    for neck in (parts[1], parts):
+        cfg = ConfigDict(with_upsampler(model(*copy.deepcopy(parts)), dict(type=name)))
+        if not isinstance(neck, list):
+            cfg.neck = cfg.neck[1]
+        assert upsampler_name(cfg.neck) == expected
+        assert upsampler_name(MODELS.build(cfg.neck)) == expected
+    # mmdet's own parts interpolate, whatever they call their arguments
+    assert upsampler_name(MODELS.build(parts)) is None
+    both = [MODELS.build(parts[0]), MODELS.build(cfg.neck[1])]
+    assert upsampler_name(both) == expected

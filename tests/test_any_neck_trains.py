@@ -1,7 +1,12 @@
 """Detectors of mmdet's zoo train with upsamplers in their necks."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import CONFIGS, ROOT, as_arguments
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.hub import get_config
@@ -40,3 +45,47 @@ def test_one_iteration(name, amp):
     total.backward()
     for key, weight in model.neck.named_parameters():
         assert 'upsample_modules' not in key or weight.grad is not None, key
+
+
+def test_two_processes(small, tmp_path):
+    """An upsampler without a gradient would end the second iteration: DDP waits for
+    every parameter, as nothing sets find_unused_parameters."""
+    config = tmp_path / 'pafpn.py'
+    base = CONFIGS / '_base_' / 'faster-rcnn_r18_fpn_shapes.py'
+    config.write_text(
+        f"_base_ = '{base}'\nmodel = dict(neck=dict(_delete_=True, type='PAFPN', "
+        'in_channels=[32, 64, 128, 256], out_channels=64, num_outs=5))'
+    )
+    options = {
+        **small,
+        'train_cfg.max_epochs': 1,
+        'train_dataloader.batch_size': 4,
+        'default_hooks.logger.interval': 1,
+    }
+    command = [
+        'tools/dist_train.sh',
+        config,
+        2,
+        '--upsampler',
+        'dlu',
+        '--work-dir',
+        tmp_path / 'work',
+        *as_arguments(options),
+    ]
+    process = subprocess.run(
+        ['bash', *map(str, command)],
+        env={
+            **os.environ,
+            'PYTHON': sys.executable,
+            'PORT': str(20000 + (os.getpid() + 1) % 20000),
+        },
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert process.returncode == 0, process.stdout[-4000:]
+    assert '[2/2]' in process.stdout
+    state = torch.load(tmp_path / 'work' / 'epoch_1.pth', weights_only=False)
+    keys = [k for k in state['state_dict'] if k.startswith('neck.upsample_modules.')]
+    assert keys and 'find_unused_parameters' not in process.stdout

@@ -26,12 +26,18 @@ def test_config_builds_and_trains(path):
     name = path.stem.split('fpn-')[1].split('_')[0]
     assert upsampler_name(cfg.model.neck).replace('_', '-') == name
     cfg.model.backbone.init_cfg = None  # a download
+    # resizes by the number of the iteration, which a runner counts
+    cfg.model.data_preprocessor.pop('batch_augments', None)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
     model.init_weights()
     model.train()
     inputs = demo_mm_inputs(
-        1, [(3, 64, 64)], num_items=[2], num_classes=6, with_mask=True
+        2,
+        [(3, 64, 64)] * 2,
+        num_items=[2, 2],
+        num_classes=6,
+        with_mask='mask_head' in cfg.model.get('roi_head', {}),
     )
     losses = model(**model.data_preprocessor(inputs, True), mode='loss')
     total, logged = model.parse_losses(losses)

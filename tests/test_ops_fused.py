@@ -496,3 +496,52 @@ def test_sanitizers_find_nothing():
         if not os.path.isabs(found):
             pytest.skip(f'{compiler} comes without {library_name}')
     subprocess.run(['bash', ROOT / 'tests' / 'sanitize.sh', sys.executable], check=True)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16])
+def test_a_gradient_of_another_dtype_is_refused(device, dtype):
+    """Read as if it were the features', it would give 1e20 or run past the end."""
+    x, k, o = (torch.randn(1, c, 3, 4, device=device) for c in (2, 9, 8))
+    m, grad = (torch.randn(1, c, 6, 8, device=device) for c in (9, 2))
+    ops = torch.ops.dlu_mmdet
+    for call, arguments in (
+        (ops.dlu_backward_features, (x, k, o)),
+        (ops.dlu_backward_kernels, (x, k, o)),
+        (ops.carafe_backward_features, (x, m)),
+        (ops.carafe_backward_masks, (x, m)),
+    ):
+        call(grad, *arguments, 3, 1, 2)
+        with pytest.raises(TypeError, match='grad must have the dtype of features'):
+            call(grad.to(dtype), *arguments, 3, 1, 2)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('index', [0, 1, 2])
+def test_eight_bits_are_refused(device, index):
+    inputs = [torch.randn(1, c, 3, 4, device=device) for c in (2, 9, 8)]
+    inputs[index] = inputs[index].to(torch.float8_e4m3fn)
+    with pytest.raises(TypeError, match='float32, float64, float16 or bfloat16'):
+        torch.ops.dlu_mmdet.dlu(*inputs, 3, 1, 2)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_sizes_beyond_int_are_refused(device):
+    """Cut to int, W = 2^32 + 5 would be 5 columns."""
+    one = torch.zeros(1, 1, 1, 1, device=device)
+    wide = [one.expand(1, c, 1, 2**32 + 5) for c in (1, 1, 2)]
+    with pytest.raises(ValueError, match=r'less than 2\^31, got 4294967301'):
+        torch.ops.dlu_mmdet.dlu(*wide, 1, 1, 1)
+    many = [one.new_empty(0, c * 2**32, 1, 1) for c in (1, 1, 2)]
+    with pytest.raises(ValueError, match=r'less than 2\^31'):
+        torch.ops.dlu_mmdet.dlu(*many, 1, 2**32, 1)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_lazy_copies_stay_lazy(device):
+    """Reading an input does not make the copy that it stands for."""
+    inputs = [torch.randn(1, c, 3, 4, device=device) for c in (2, 9, 8)]
+    lazy = [torch._lazy_clone(tensor) for tensor in inputs]
+    out = torch.ops.dlu_mmdet.dlu(*lazy, 3, 1, 2)
+    assert all(torch._C._is_cow_tensor(tensor) for tensor in lazy)
+    assert torch.equal(out, torch.ops.dlu_mmdet.dlu(*inputs, 3, 1, 2))

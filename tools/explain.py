@@ -354,7 +354,7 @@ def average(args: argparse.Namespace, models: dict[str, nn.Module]) -> None:
     """Print the axioms of each method, averaged over the test set."""
     rows = []
     for name, model in models.items():
-        check_data(model.cfg, ('test',))
+        check_data(model.cfg, ('test',), scored=False)
         dataset = DATASETS.build(model.cfg.test_dataloader.dataset)
         number = min(args.num_detections, len(dataset))
         spread = np.linspace(0, len(dataset) - 1, number).round().astype(int)

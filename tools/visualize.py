@@ -233,7 +233,7 @@ def load_dataset(args: argparse.Namespace, models: dict) -> BaseDataset | None:
     if args.images:
         return None
     cfg = next(iter(models.values())).cfg
-    check_data(cfg, ('test',))
+    check_data(cfg, ('test',), scored=False)
     return DATASETS.build(cfg.test_dataloader.dataset)
 
 

@@ -56,7 +56,8 @@ Type type_of(const at::Tensor& tensor) {
 Map map_of(const at::Tensor& tensor) {
   Map map;
   if (!tensor.defined()) return map;
-  map.data = tensor.data_ptr();
+  // not data_ptr(), which copies a copy-on-write input; outputs are new and nobody's
+  map.data = const_cast<void*>(tensor.const_data_ptr());
   map.type = type_of(tensor);
   map.n = tensor.stride(0);
   map.c = tensor.stride(1);

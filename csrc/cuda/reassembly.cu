@@ -421,8 +421,13 @@ __global__ void __launch_bounds__(kThreads<A>)
 
 Map map_of(const at::Tensor& tensor) {
   if (!tensor.defined()) return {};
-  return {tensor.data_ptr(), tensor.scalar_type(), tensor.stride(0), tensor.stride(1),
-          tensor.stride(2), tensor.stride(3)};
+  // not data_ptr(), which copies a copy-on-write input; outputs are new and nobody's
+  return {const_cast<void*>(tensor.const_data_ptr()),
+          tensor.scalar_type(),
+          tensor.stride(0),
+          tensor.stride(1),
+          tensor.stride(2),
+          tensor.stride(3)};
 }
 
 Problem problem_of(const at::Tensor& features, const at::Tensor& kernels,
@@ -456,7 +461,8 @@ void launch(Kernel* kernel, int64_t blocks, int threads, int64_t bytes, int64_t 
   if (bytes > (48 << 10)) {
     const cudaError_t error = cudaFuncSetAttribute(
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    (void)cudaGetLastError();
+    // ours is taken back; an earlier one of somebody else stays
+    if (error != cudaSuccess) (void)cudaGetLastError();
     TORCH_CHECK_VALUE(error == cudaSuccess, "kernel_size ", K, " needs ", bytes,
                       " bytes of shared memory, more than this GPU has; use "
                       "dlu_mmdet.ops.reference");

@@ -14,7 +14,6 @@ import mmdet
 import numpy as np
 from mmdet.datasets import CocoDataset, CocoPanopticDataset
 from mmdet.datasets.transforms import PackDetInputs
-from mmdet.evaluation import CocoMetric
 from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
 from mmdet.registry import DATASETS, METRICS, TRANSFORMS
 from mmengine.config import Config
@@ -116,7 +115,7 @@ def coco_evaluators(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
     several = isinstance(evaluators, list | tuple)
     for index, evaluator in enumerate(evaluators if several else [evaluators]):
         cls = resolve(METRICS, evaluator['type']) if 'type' in evaluator else None
-        if inspect.isclass(cls) and issubclass(cls, CocoMetric):
+        if inspect.isclass(cls) and issubclass(cls, annotations.coco_metric.CocoMetric):
             yield f'{split}_evaluator' + (f'.{index}' if several else ''), evaluator
 
 
@@ -147,7 +146,9 @@ def _how_to_get(source: Source, cfg: Config) -> str:
     )
 
 
-def check_data(cfg: Config, splits: Sequence[str], hold: bool = True) -> None:
+def check_data(
+    cfg: Config, splits: Sequence[str], hold: bool = True, scored: bool = True
+) -> None:
     """Check the data of a config before anything is built.
 
     Args:
@@ -155,6 +156,8 @@ def check_data(cfg: Config, splits: Sequence[str], hold: bool = True) -> None:
         splits (Sequence[str]): Of 'train', 'val' and 'test', those to check.
         hold (bool): Whether what was read is handed to the data sets and evaluators
             that are built next in this process. Defaults to True.
+        scored (bool): Whether the splits' evaluators are used, and so checked.
+            Defaults to True.
 
     Raises:
         FileNotFoundError: If an annotation file or an image folder is
@@ -183,9 +186,9 @@ def check_data(cfg: Config, splits: Sequence[str], hold: bool = True) -> None:
     checked = set()
     uses = Counter()
     for split, each in found.items():
-        scored = None
-        if split != 'train':
-            scored, files = _check_evaluators(cfg, split, each, read)
+        metric = None
+        if split != 'train' and scored:
+            metric, files = _check_evaluators(cfg, split, each, read)
             uses.update(files)
         for source in each:
             if split != 'train':
@@ -198,7 +201,7 @@ def check_data(cfg: Config, splits: Sequence[str], hold: bool = True) -> None:
             identity = (source.ann_file, tuple(source.classes), split == 'train')
             if identity not in checked:
                 checked.add(identity)
-                _check_source(source, content, split, scored)
+                _check_source(source, content, split, metric)
     if hold:
         for path, content in contents.items():
             annotations.keep(path, content, uses[path])

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 
 from ..necks import with_upsampler
-from ..upsamplers import upsampler_class
+from ..upsamplers import registered_name, upsampler_class
 
 
 def read_config(name: str | os.PathLike) -> Config:
@@ -108,7 +108,7 @@ def set_upsampler(cfg: Config, upsample_cfg: dict) -> None:
 
 def upsampler_label(upsample_cfg: dict) -> str:
     """An upsampler in a file's name: 'dlu', 'carafe-up_kernel-3'."""
-    parts = [str(upsample_cfg['type'])]
+    parts = [registered_name(upsample_cfg['type'])]
     for key, value in upsample_cfg.items():
         if key != 'type':
             parts += [key, re.sub(r'[^\w.]+', '-', str(value)).strip('-')]

@@ -10,7 +10,11 @@ from ..upsamplers import build_upsampler, upsampler_class
 
 
 class OwnUpsamplersMixin:
-    """A neck with ``upsample_modules``, its upsamplers in a ModuleList."""
+    """A neck with ``upsample_modules``, its upsamplers in a ModuleList.
+
+    ``upsampler_cfg`` is what they were built from: ``upsample_cfg`` may be an
+    attribute of the neck's own, with the arguments of its interpolation.
+    """
 
     def add_upsample_modules(
         self, upsample_cfg: dict, places: Iterable[tuple[int, int]]
@@ -27,6 +31,7 @@ class OwnUpsamplersMixin:
             ValueError: If the upsampler is unknown or does not fit a place.
         """
         upsampler_class(upsample_cfg)  # an unknown one is no place's fault
+        self.upsampler_cfg = dict(upsample_cfg)
         self.upsample_modules = ModuleList()
         for i, (channels, ratio) in enumerate(places):
             try:

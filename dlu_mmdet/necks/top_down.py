@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
-from ..upsamplers import split_upsample_cfg, upsample_to
+from ..upsamplers import registered_name, split_upsample_cfg, upsample_to
 from .own_upsamplers import OwnUpsamplersMixin
 
 
@@ -20,27 +20,38 @@ def upsampling_part(
             row, as in Libra R-CNN.
 
     Returns:
-        ConfigDict | nn.Module | None: The first part with an
-        ``upsample_cfg``; built, it has ``upsample_modules`` too if it is one of
-        this package or mmdet's ``FPN_CARAFE``. None without such a part.
+        ConfigDict | nn.Module | None: The first part that names an upsampler;
+        built, it has ``upsample_modules`` too if it is one of this package or
+        mmdet's ``FPN_CARAFE``. None without such a part.
     """
     parts = neck if isinstance(neck, (list, nn.Sequential)) else [neck]
-    return next((part for part in parts if hasattr(part, 'upsample_cfg')), None)
+    return next((part for part in parts if _upsampler_cfg(part).get('type')), None)
 
 
-def upsampler_name(neck: ConfigDict | list[ConfigDict] | None) -> str | None:
+def upsampler_name(
+    neck: ConfigDict | list[ConfigDict] | nn.Module | None,
+) -> str | None:
     """Name a neck's upsampler as the files in configs/ do: 'dlu', 'dlu-direct'.
 
     Args:
-        neck (ConfigDict | list[ConfigDict], optional): A detector's neck, in
-            its config.
+        neck (ConfigDict | list[ConfigDict] | nn.Module, optional): As
+            :func:`upsampling_part`.
 
     Returns:
-        str | None: None if ``upsample_cfg`` names none.
+        str | None: The same for one upsampler, see
+        :func:`dlu_mmdet.upsamplers.registered_name`; None if the neck names none.
     """
     part = upsampling_part(neck)
-    name = part and part.upsample_cfg.get('type')
-    return f'{name}-direct' if name and part.get('top_down') == 'direct' else name
+    if part is None:
+        return None
+    name = registered_name(_upsampler_cfg(part)['type'])
+    return f'{name}-direct' if getattr(part, 'top_down', None) == 'direct' else name
+
+
+def _upsampler_cfg(part: ConfigDict | nn.Module | None) -> dict:
+    """What a part's upsamplers are built from, in its config or built."""
+    own = getattr(part, 'upsampler_cfg', None)  # beside mmdet's own attribute
+    return own or getattr(part, 'upsample_cfg', None) or {}
 
 
 class TopDownMixin(OwnUpsamplersMixin):

@@ -7,6 +7,7 @@ from .builder import (
     INTERPOLATION_ARGS,
     UPSAMPLERS,
     build_upsampler,
+    registered_name,
     split_upsample_cfg,
     upsampler_class,
 )
@@ -19,6 +20,7 @@ __all__ = [
     'INTERPOLATION_ARGS',
     'UPSAMPLERS',
     'build_upsampler',
+    'registered_name',
     'split_upsample_cfg',
     'upsample_to',
     'upsampler_class',

@@ -50,6 +50,29 @@ def upsampler_class(cfg: dict) -> type[nn.Module]:
     return cls
 
 
+def registered_name(upsampler: str | type[nn.Module]) -> str:
+    """One name for one upsampler, however a config says it.
+
+    Args:
+        upsampler (str | type[nn.Module]): ``type`` of an ``upsample_cfg``: a name, with
+            a scope or without, a class's full path or a class.
+
+    Returns:
+        str: The name under which it is registered; that of the class if it is
+        registered nowhere, and the text itself if there is no such class.
+    """
+    cls = upsampler if inspect.isclass(upsampler) else UPSAMPLERS.get(upsampler)
+    if cls is None:
+        return upsampler
+    registry = UPSAMPLERS
+    while registry is not None:
+        for name, registered in registry.module_dict.items():
+            if registered is cls:
+                return name
+        registry = registry.parent
+    return cls.__name__
+
+
 def split_upsample_cfg(cfg: dict) -> tuple[dict, dict]:
     """Part an upsampler's arguments from those of the interpolation it replaces.
 

@@ -8,6 +8,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from ..necks import upsampler_name
 from .features import draw_features, record
 from .figures import as_image
 from .kernels import (
@@ -99,8 +100,7 @@ class UpsampleVisualizationHook(Hook):
             runner.logger.warning('features are not finite: no picture of them')
             return
 
-        upsample_cfg = getattr(model.neck, 'upsample_cfg', {})
-        name = upsample_cfg.get('type', type(model.neck).__name__)
+        name = upsampler_name(model.neck) or type(model.neck).__name__
         image_name = f'validation image {self.index}'
         figure = draw_features({name: recording}, image_name)
         runner.visualizer.add_image('features', as_image(figure), step)

@@ -73,3 +73,35 @@ def carafe(features, masks, kernel_size, group_size, scale_factor):
                     )
                     out[b, channels, yy, xx] = total
     return out
+
+
+def dysample(features, offset, scope, style, groups, scale_factor):
+    """Arrays in, float64 array out.
+
+    ``offset`` is the weight (out, in) and the bias (out,) of DySample's linear layer,
+    ``scope`` the weight (out, in) of its second one, or None for a static scope.
+    """
+    n, c, h, w = features.shape
+    s, (weight, bias) = scale_factor, offset
+    out = np.zeros((n, c, h * s, w * s))
+    for b in range(n):
+        for yy in range(h * s):
+            for xx in range(w * s):
+                (y, i), (x, j) = divmod(yy, s), divmod(xx, s)
+                read = features[b, :, y, x]
+                if style == 'pl':
+                    read = read[i * s + j :: s * s]
+                o = weight @ read + bias
+                if scope is None:
+                    o = 0.25 * o
+                else:
+                    o = 0.5 / (1 + np.exp(-scope @ read)) * o
+                if style == 'lp':
+                    o = o[i * s + j :: s * s]
+                for g in range(groups):
+                    u = x + (j + 0.5) / s - 0.5 + o[g]
+                    v = y + (i + 0.5) / s - 0.5 + o[groups + g]
+                    u, v = min(max(u, 0), w - 1), min(max(v, 0), h - 1)
+                    for k in range(g * c // groups, (g + 1) * c // groups):
+                        out[b, k, yy, xx] = _sample(features[b, k], v, u)
+    return out

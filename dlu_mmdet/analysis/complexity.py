@@ -215,6 +215,17 @@ def _dlu(m: nn.Module, c: int) -> dict[str, int]:
     )
 
 
+def _dysample(m: nn.Module, c: int) -> dict[str, int]:
+    pixels = m.scale_factor**2
+    offsets, layers = 2 * m.groups * pixels, 2 if m.dyscope else 1
+    read = c if m.style == 'lp' else c // pixels
+    return dict(
+        offsets=2 * layers * read * offsets,
+        interpolation=8 * pixels * c,  # F.grid_sample
+        bias=2 * offsets,
+    )
+
+
 def _deconv(m: nn.Module, c: int) -> dict[str, int]:
     (k, _), (s, _) = m.kernel_size, m.stride
     return dict(convolution=2 * k**2 * c**2, bias=2 * s**2 * c)
@@ -235,12 +246,13 @@ def _bilinear(m: nn.Module, c: int) -> dict[str, int]:
 
 #: Terms of FLOPs per source pixel, from a built upsampler and its channels: 2 a
 #: multiply-add, a bias counted as one of them, which is how the CARAFE paper (arXiv
-#: 1905.02188) counts; a value interpolated bilinearly takes 4. Softmax and
-#: coordinates are left out, as there. Keys are names in ``UPSAMPLERS``; one that is
-#: missing here has torch's counter alone.
+#: 1905.02188) counts; a value interpolated bilinearly takes 4, wherever it is sampled.
+#: Softmax, sigmoid and coordinates are left out, as there. Keys are names in
+#: ``UPSAMPLERS``; one that is missing here has torch's counter alone.
 CLOSED_FORMS: dict[str, Callable[[nn.Module, int], dict[str, int]]] = dict(
     carafe=_carafe,
     dlu=_dlu,
+    dysample=_dysample,
     deconv=_deconv,
     pixel_shuffle=_pixel_shuffle,
     nearest=_nearest,

@@ -356,7 +356,7 @@ def measure_neck(rounds: int = 15, device: str = 'cpu') -> str:
         torch.randn(1, width, 200 >> level, 336 >> level, generator=generator).to(where)
         for level, width in enumerate(widths)
     )
-    names = ('nearest', 'bilinear', 'carafe', 'dlu')
+    names = ('nearest', 'bilinear', 'carafe', 'dlu', 'dysample')
     necks = [
         UnifiedFPN(list(widths), 256, 5, upsample_cfg=dict(type=name)).to(where).eval()
         for name in names

@@ -5,7 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def _check_number(name: str, value: int, least: int) -> None:
+def check_number(name: str, value: int, least: int) -> None:
+    """Check one size.
+
+    Raises:
+        TypeError: If it is not an int.
+        ValueError: If it is less than ``least``.
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(
             f'{name} must be an int, got {value!r} of type {type(value).__name__}'
@@ -29,10 +35,10 @@ def check_geometry(
         TypeError: If a size is not an int.
         ValueError: If a size is out of range.
     """
-    _check_number('channels', channels, 1)
-    _check_number('kernel_size', kernel_size, 1)
-    _check_number('group_size', group_size, 1)
-    _check_number('scale_factor', scale_factor, 1)
+    check_number('channels', channels, 1)
+    check_number('kernel_size', kernel_size, 1)
+    check_number('group_size', group_size, 1)
+    check_number('scale_factor', scale_factor, 1)
     if kernel_size % 2 == 0:
         raise ValueError(
             f'kernel_size must be odd, so that a kernel has a '

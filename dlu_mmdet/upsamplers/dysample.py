@@ -1,0 +1,144 @@
+"""DySample: upsampling by learned sampling positions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import constant_init, normal_init
+from torch import Tensor, nn
+
+from ..ops.checks import check_geometry, check_number
+from .builder import UPSAMPLERS
+from .pixel_shuffle import pixel_shuffle
+
+STYLES = ('lp', 'pl')
+
+
+@UPSAMPLERS.register_module('dysample')
+class DySample(nn.Module):
+    """DySample: every output pixel samples the input bilinearly at S = G + O.
+
+    G is where bilinear interpolation (``align_corners=False``) samples, O a
+    learned offset in source pixels, one for each of g groups of channels, and
+    X' = grid_sample(X, S), positions outside of the map clamped to its border.
+    With a static scope O = 0.25 linear(X), with a dynamic one
+    O = 0.5 sigmoid(linear_1(X)) linear_2(X), which starts as the static one.
+    'lp' shuffles the linear layers' outputs to s*H x s*W; 'pl' shuffles X
+    before them, so that they read C/(s*s) channels.
+
+    Source: `Learning to Upsample by Learning to Sample
+    <https://arxiv.org/abs/2308.15085>`_, section 3. What it leaves open is as in
+    ``dysample.py`` of tiny-smart/dysample: the order of the offsets' channels
+    (axis, group, sub-pixel; x first), a ``scope`` without bias, the start, and
+    the same 0.25 and 0.5 at every ratio. ``offset`` and ``scope`` are that
+    file's keys; its constant ``init_pos`` is computed here.
+
+    Args:
+        channels (int): Number of feature channels C.
+        scale_factor (int): Upsampling ratio s, at least 1.
+        style (str): 'lp' or 'pl'; 'pl' needs ``channels`` that s*s divides.
+            Defaults to 'lp'.
+        groups (int): Number of channel groups g; divides ``channels``.
+            Defaults to 4.
+        dyscope (bool): Whether the scope is dynamic. Defaults to False.
+
+    Raises:
+        TypeError: If a size is not an int.
+        ValueError: If a size is out of range, or the style is unknown.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        scale_factor: int = 2,
+        style: str = 'lp',
+        groups: int = 4,
+        dyscope: bool = False,
+    ) -> None:
+        super().__init__()
+        check_geometry(channels, 1, 1, scale_factor)
+        check_number('groups', groups, 1)
+        if channels % groups:
+            raise ValueError(
+                f'groups must divide the channels, got groups={groups} for '
+                f'{channels} channels'
+            )
+        if style not in STYLES:
+            raise ValueError(
+                f'style must be one of {", ".join(map(repr, STYLES))}, got {style!r}'
+            )
+        if style == 'pl' and channels % scale_factor**2:
+            raise ValueError(
+                f"style='pl' needs channels that scale_factor squared divides, got "
+                f"{channels} channels for a ratio of {scale_factor}; use style='lp'"
+            )
+        self.channels = channels
+        self.scale_factor = scale_factor
+        self.style = style
+        self.groups = groups
+        self.dyscope = dyscope
+
+        if style == 'lp':
+            sizes = channels, 2 * groups * scale_factor**2
+        else:
+            sizes = channels // scale_factor**2, 2 * groups
+        self.offset = nn.Conv2d(*sizes, 1)
+        if dyscope:
+            self.scope = nn.Conv2d(*sizes, 1, bias=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Start next to bilinear interpolation: offsets of nearly zero."""
+        normal_init(self.offset, std=0.001)
+        if self.dyscope:
+            constant_init(self.scope, val=0)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Predict the offsets O.
+
+        Args:
+            x (Tensor): (N, C, H, W).
+
+        Returns:
+            Tensor: (N, 2*g, s*H, s*W) in source pixels, x of every group
+            first, then y.
+        """
+        if self.style == 'pl':
+            x = pixel_shuffle(x, self.scale_factor)
+        scope = 0.5 * self.scope(x).sigmoid() if self.dyscope else 0.25
+        offsets = scope * self.offset(x)
+        if self.style == 'lp':
+            offsets = pixel_shuffle(offsets, self.scale_factor)
+        return offsets
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upsample (N, C, H, W) to (N, C, s*H, s*W)."""
+        n, c, h, w = x.shape
+        g, out_h, out_w = self.groups, self.scale_factor * h, self.scale_factor * w
+        # half precision cannot tell neighbouring pixels of a wide map apart
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        offsets = self.predict(x).to(dtype).reshape(n, 2, g, out_h, out_w)
+
+        # G and O, from -1 to 1 between the outer edges of the map
+        grid_x, grid_y = (
+            (torch.arange(length, dtype=dtype, device=x.device) * 2 + 1) / length - 1
+            for length in (out_w, out_h)
+        )
+        offsets_x, offsets_y = offsets[:, 0] * (2 / w), offsets[:, 1] * (2 / h)
+        positions = torch.stack(
+            [grid_x + offsets_x, grid_y[:, None] + offsets_y], dim=-1
+        )
+        out = F.grid_sample(
+            x.to(dtype).reshape(n * g, c // g, h, w),
+            positions.flatten(0, 1),
+            mode='bilinear',
+            padding_mode='border',
+            align_corners=False,
+        )
+        return out.reshape(n, c, out_h, out_w).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return (
+            f'channels={self.channels}, scale_factor={self.scale_factor}, '
+            f'style={self.style!r}, groups={self.groups}, dyscope={self.dyscope}'
+        )

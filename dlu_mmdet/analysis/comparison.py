@@ -37,6 +37,7 @@ PUBLISHED = {
     ('FasterRCNN', 'bilinear'): (37.5, 'DLU'),
     ('FasterRCNN', 'carafe'): (38.6, 'mmdet, DLU'),
     ('FasterRCNN', 'dlu'): (38.6, 'DLU'),
+    ('FasterRCNN', 'dysample'): (38.6, 'DySample'),
     ('MaskRCNN', 'carafe'): (39.3, 'mmdet'),
 }
 #: Those necks are the pyramid of these figures.

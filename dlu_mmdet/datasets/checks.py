@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import os.path as osp
 import warnings
 from collections import Counter
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import mmdet
 import numpy as np
-from mmdet.datasets import CocoDataset, CocoPanopticDataset
+from mmcv.transforms import LoadImageFromFile
+from mmdet.datasets import CocoDataset, CocoPanopticDataset, LVISV05Dataset
 from mmdet.datasets.transforms import PackDetInputs
-from mmdet.evaluation import CocoMetric
+from mmdet.evaluation import CocoMetric, LVISMetric
 from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
 from mmdet.registry import DATASETS, METRICS, TRANSFORMS
 from mmengine.config import Config
@@ -71,6 +73,8 @@ class Source:
         """Whether it reads COCO files of objects, through this package."""
         return (
             issubclass(self.cls, CocoDataset)
+            # these read their files through another package
+            and not issubclass(self.cls, LVISV05Dataset)
             and self.cls.COCOAPI is annotations.COCO
             and self.ann_file.endswith('.json')
         )
@@ -110,14 +114,24 @@ def _all_sources(cfg: Config, split: str) -> list[Source]:
     return list(sources(dataset, f'{split}_dataloader.dataset'))
 
 
-def coco_evaluators(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
-    """The CocoMetrics of a split that read a file of their own, by their keys."""
+def _evaluators(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
+    """The evaluators of a split by their keys."""
     evaluators = cfg.get(f'{split}_evaluator') or []
     several = isinstance(evaluators, list | tuple)
     for index, evaluator in enumerate(evaluators if several else [evaluators]):
+        yield f'{split}_evaluator' + (f'.{index}' if several else ''), evaluator
+
+
+def coco_evaluators(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
+    """The CocoMetrics of a split by their keys; LVIS scores otherwise."""
+    for key, evaluator in _evaluators(cfg, split):
         cls = resolve(METRICS, evaluator['type']) if 'type' in evaluator else None
-        if inspect.isclass(cls) and issubclass(cls, CocoMetric):
-            yield f'{split}_evaluator' + (f'.{index}' if several else ''), evaluator
+        if (
+            inspect.isclass(cls)
+            and issubclass(cls, CocoMetric)
+            and not issubclass(cls, LVISMetric)
+        ):
+            yield key, evaluator
 
 
 def elsewhere(cfg: Config, root: str = 'DIR') -> str:
@@ -126,7 +140,7 @@ def elsewhere(cfg: Config, root: str = 'DIR') -> str:
     for split in ('train', 'val', 'test'):
         options += [f'{s.key}.data_root={root}' for s in _all_sources(cfg, split)]
         names = [s.cfg.get('ann_file') for s in _all_sources(cfg, split)]
-        for key, evaluator in coco_evaluators(cfg, split):
+        for key, evaluator in _evaluators(cfg, split):
             file = evaluator.get('ann_file')
             if file:
                 # the part that the data set's own key has, where it is the same file
@@ -195,17 +209,17 @@ def check_data(cfg: Config, splits: Sequence[str], hold: bool = True) -> None:
             content = read(source.ann_file)
             uses[osp.realpath(source.ann_file)] += 1
             # two splits of one file are told once
-            identity = (source.ann_file, tuple(source.classes), split == 'train')
+            identity = (str(source.files), tuple(source.classes), split == 'train')
             if identity not in checked:
                 checked.add(identity)
-                _check_source(source, content, split, scored)
+                _check_source(source, content, split, scored, len(each) > 1)
     if hold:
         for path, content in contents.items():
             annotations.keep(path, content, uses[path])
 
 
 def _check_source(
-    source: Source, content: dict, split: str, scored: str | None
+    source: Source, content: dict, split: str, scored: str | None, among: bool
 ) -> None:
     """Check one data set's classes, objects, masks and image sizes.
 
@@ -214,29 +228,41 @@ def _check_source(
         content (dict): Its annotations.
         split (str): What they are for.
         scored (str, optional): For val and test: 'bbox' or 'segm' if they are scored.
+        among (bool): Whether it is one of several, which may be without objects.
     """
     where = f'{source.key}.ann_file: {source.ann_file}'
     if not source.classes:
         return
     annotations.check_classes(content['categories'], source.classes, where)
-    survey = annotations.survey(content, source.classes)
+    needs_masks = scored == 'segm' or (split == 'train' and _loads_masks(source))
+    masks = ('learned' if split == 'train' else 'scored') if needs_masks else None
+    survey = annotations.survey(content, source.classes, masks)
     if not content['images']:
         raise ValueError(f'{where} lists no images; use another file')
     if split == 'train' or scored:
-        if not survey.kept:
+        # images without annotations may be the unlabelled part of a set
+        if not survey.kept and not (among and not survey.objects):
             what = 'nothing to learn' if split == 'train' else 'nothing to find'
             raise ValueError(f'{where} has {what}: {survey}; mend it, or use another')
-        needs_masks = scored == 'segm' or (split == 'train' and _loads_masks(source))
-        if needs_masks and survey.without_mask:
+        if survey.without_mask:
             reason = (
                 'the pipeline loads masks' if split == 'train' else 'masks are scored'
             )
             raise ValueError(
-                f'{where}: annotation {survey.without_mask["id"]!r} has no '
-                f"'segmentation', and {reason}; add it, or take a detector of boxes"
+                f'{where}: annotation {survey.without_mask["id"]!r} '
+                f'{survey.mask_problem}, and {reason}; mend it, or take a detector of '
+                f'boxes'
             )
     if survey.loses_many:
         warnings.warn(f'{where}: {survey}', stacklevel=2)
+    if survey.has_corners:
+        warnings.warn(
+            f'{where}: {survey.over} of {survey.kept} boxes reach far over the edge of '
+            f'their image, where they are cut off; a bbox is [x, y, width, height], '
+            f'not [x1, y1, x2, y2]',
+            stacklevel=2,
+        )
+    _check_images(source, content, split, where)
     _compare_sizes(source, content, where)
 
 
@@ -244,12 +270,49 @@ def _loads_masks(source: Source) -> bool:
     return any(step.get('with_mask') for step in source.cfg.get('pipeline') or ())
 
 
-def _compare_sizes(source: Source, content: dict, where: str) -> None:
-    """Warn where a few images are of another size than the file says."""
-    folder = source.files.get('data_prefix.img') or source.files.get(
+def _folder(source: Source) -> str:
+    return source.files.get('data_prefix.img') or source.files.get(
         'data_prefix.img_path', source.cfg.get('data_root') or ''
     )
+
+
+def _check_images(source: Source, content: dict, split: str, where: str) -> None:
+    """See that the images are on disk, by a list of each folder."""
+    loaders = [
+        step
+        for step in source.cfg.get('pipeline') or ()
+        if resolve(TRANSFORMS, step.get('type', '')) is LoadImageFromFile
+    ]
+    if not loaders or any(s.get('ignore_empty') for s in loaders):
+        return
+    if any(map(_is_remote, [source.cfg, *loaders])) or '://' in _folder(source):
+        return
     images = content['images']
+    if split == 'train':
+        # those without objects are mostly left out of training
+        used = {ann['image_id'] for ann in content['annotations']}
+        images = [image for image in images if image['id'] in used]
+    folder, names = _folder(source), {}
+    missing = []
+    for image in images:
+        path = osp.join(folder, image['file_name'])
+        head, tail = osp.split(path)
+        if head not in names:
+            names[head] = {*os.listdir(head or '.')} if osp.isdir(head or '.') else ()
+        # an ending, say a case, that only the file system knows
+        if tail not in names[head] and not osp.exists(path):
+            missing.append(path)
+    if missing:
+        raise FileNotFoundError(
+            f'{where}: {len(missing)} of {len(images)} images that it lists do not '
+            f'exist, the first is {missing[0]}; fetch them again, remove them from it, '
+            f'or mend {source.key}.data_prefix.img and the file names'
+        )
+
+
+def _compare_sizes(source: Source, content: dict, where: str) -> None:
+    """Warn where a few images are of another size than the file says."""
+    folder, images = _folder(source), content['images']
     spread = np.linspace(0, len(images) - 1, min(_LOOKED_AT, len(images)))
     for image in [images[index] for index in spread.round().astype(int)]:
         try:

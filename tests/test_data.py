@@ -502,3 +502,23 @@ def test_lvis_is_left_to_its_own_package(config, files):
         )
     config.test_evaluator.type = 'LVISMetric'
     check_data(config, ('train', 'test'))
+
+
+def test_classes_in_another_order_in_another_split(config):
+    """A detector learns labels, so that its detections would be of other classes."""
+    config.val_dataloader.dataset.metainfo = dict(classes=CLASSES[::-1])
+    words = rf"val_dataloader\.dataset has the class '{CLASSES[0]}' in place 5 of its"
+    with pytest.raises(ValueError, match=words):
+        check_data(config, ('train', 'val'))
+
+
+def test_a_folder_for_a_file(config):
+    config.test_evaluator.ann_file = config.test_dataloader.dataset.data_root
+    with pytest.raises(ValueError, match='is not a COCO annotation file .*directory'):
+        check_data(config, ('test',))
+
+
+def test_metainfo_that_is_none(config):
+    """As mmengine's own default."""
+    config.train_dataloader.dataset.metainfo = None
+    check_data(config, ('train',))

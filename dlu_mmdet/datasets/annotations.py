@@ -194,7 +194,7 @@ def read(path: str | os.PathLike) -> dict:
         print(f'reading {path} ({size / 1e6:.0f} MB)', flush=True)
     try:
         content = json.loads(Path(path).read_bytes().decode('utf-8-sig'))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(
             f'{path} is not a COCO annotation file ({error}); make or copy it again'
         ) from error

@@ -62,7 +62,7 @@ class Source:
     @property
     def classes(self) -> Sequence[str]:
         """Class names, in the order of the labels."""
-        metainfo = {**(self.cls.METAINFO or {}), **self.cfg.get('metainfo', {})}
+        metainfo = {**(self.cls.METAINFO or {}), **(self.cfg.get('metainfo') or {})}
         classes = metainfo.get('classes') or ()
         if isinstance(classes, str) and osp.isfile(classes):
             return Path(classes).read_text(encoding='utf-8').split('\n')
@@ -98,9 +98,9 @@ def sources(cfg: dict, key: str) -> Iterator[Source]:
     elif 'type' in cfg and (cls := resolve(DATASETS, cfg['type'])):
         root = cfg.get('data_root') or ''
         named = [('ann_file', cfg.get('ann_file'))]
-        named += [
-            (f'data_prefix.{k}', v) for k, v in cfg.get('data_prefix', {}).items()
-        ]
+        prefixes = cfg.get('data_prefix')
+        if isinstance(prefixes, dict):
+            named += [(f'data_prefix.{k}', v) for k, v in prefixes.items()]
         files = {k: osp.join(root, v) for k, v in named if v and '://' not in root + v}
         yield Source(key, cfg, cls, files)
 
@@ -153,6 +153,8 @@ def _how_to_get(source: Source, cfg: Config) -> str:
     root = source.cfg.get('data_root') or ''
     if hasattr(source.cls, 'how_to_make'):
         return f'make it with: {source.cls.how_to_make(root)}'
+    if source.cls not in (CocoDataset, CocoPanopticDataset):
+        return f'data in another folder DIR are named by {elsewhere(cfg)}'
     script = osp.join(mmdet.__path__[0], '.mim', 'tools', 'misc', 'download_dataset.py')
     return (
         f'COCO 2017 is fetched by: python {script} --dataset-name '
@@ -186,6 +188,7 @@ def check_data(cfg: Config, splits: Sequence[str], hold: bool = True) -> None:
                     f'{source.key}: {path} ({key}) does not exist; '
                     f'{_how_to_get(source, cfg)}'
                 )
+    _check_order([source for each in found.values() for source in each])
     contents: dict[str, dict] = {}
 
     def read(path: str) -> dict:
@@ -216,6 +219,22 @@ def check_data(cfg: Config, splits: Sequence[str], hold: bool = True) -> None:
     if hold:
         for path, content in contents.items():
             annotations.keep(path, content, uses[path])
+
+
+def _check_order(each: list[Source]) -> None:
+    """Check that a class has the same label in every data set of a config."""
+    # a model that is given names reads labels by them
+    each = [s for s in each if s.classes and not s.cfg.get('return_classes')]
+    for source in each[1:]:
+        first, own = list(each[0].classes), list(source.classes)
+        for name in first:
+            if name in own and own.index(name) != first.index(name):
+                raise ValueError(
+                    f'{source.key} has the class {name!r} in place '
+                    f'{own.index(name)} of its classes and {each[0].key} in place '
+                    f'{first.index(name)}, so its labels would be those of other '
+                    f'classes; set metainfo.classes of both to the same list'
+                )
 
 
 def _check_source(

@@ -195,6 +195,12 @@ def test_an_override_that_would_change_nothing(config, key, value, hint):
         merge_options(config, {key: value})
 
 
+def test_an_override_of_a_step_that_is_not_there(config):
+    key = 'train_dataloader.dataset.pipeline.9.scale'
+    with pytest.raises(ValueError, match=rf'{key}=3 do not fit the config: Index 9'):
+        merge_options(config, {key: 3})
+
+
 @pytest.mark.parametrize(
     ('key', 'value'),
     [
@@ -211,11 +217,21 @@ def test_an_override_that_would_change_nothing(config, key, value, hint):
         ('load_from', 'x.pth'),
         ('default_hooks.early_stopping.type', 'EarlyStoppingHook'),
         ('test_evaluator.classwise', True),
+        ('train_dataloader.dataset.pipeline.1.with_mask', True),
+        ('train_dataloader.dataset.filter_cfg.min_size', 8),
+        ('optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult', 0.1),
+        ('optim_wrapper.constructor', 'DefaultOptimWrapperConstructor'),
+        ('env_cfg.dist_cfg.timeout', 1800),
+        ('env_cfg.resource_limit', 8192),
+        ('model_wrapper_cfg.find_unused_parameters', True),
+        ('find_unused_parameters', True),
+        ('sync_bn', 'torch'),
+        ('compile', True),
         ('visualizer.vis_backends.0.type', 'TensorboardVisBackend'),
     ],
 )
-def test_an_override_that_a_class_reads(config, key, value):
-    """New keys are fine where the class of that part has the argument."""
+def test_an_override_that_something_reads(config, key, value):
+    """New keys are fine where the part's class or the runner takes them."""
     merge_options(config, {key: value})
     assert config.get(key.split('.')[0])
 

@@ -100,6 +100,14 @@ SAME = {
     'sparse category ids': sparse,
     'area 0': each('annotations', lambda ann, _: ann.update(area=0)),
     'no area': without('area'),
+    'area below 0': each('annotations', lambda ann, _: ann.update(area=-ann['area'])),
+    'area not a number': each(
+        'annotations', lambda ann, _: ann.update(area=float('nan'))
+    ),
+    'area as text': each(
+        'annotations', lambda ann, _: ann.update(area=str(ann['area']))
+    ),
+    'iscrowd null': each('annotations', lambda ann, _: ann.update(iscrowd=None)),
     'no iscrowd': without('iscrowd'),
     'no id': without('id'),
     'no info': lambda data: data.pop('info'),
@@ -214,6 +222,22 @@ REFUSED = {
     'three numbers': (
         lambda data: data['annotations'][3].update(bbox=[1, 2, 3]),
         r'annotations\[3\] \(id 4\) has the bbox \[1, 2, 3\].*\[x, y, width, height\]',
+    ),
+    'iscrowd as text': (
+        each('annotations', lambda ann, _: ann.update(iscrowd='0')),
+        r"annotations\[0\] \(id 1\) has the iscrowd '0'; it must be 0 or 1",
+    ),
+    'a category that is a list': (
+        lambda data: data['annotations'][3].update(category_id=[1]),
+        r'annotations\[3\] \(id 4\) has the category_id \[1\]',
+    ),
+    'an id null': (
+        lambda data: data['images'][1].update(id=None),
+        r'images\[1\] \(id None\) has the id None',
+    ),
+    'a file name null': (
+        lambda data: data['images'][1].update(file_name=None),
+        r'images\[1\] \(id 2\) has the file_name None',
     ),
     'a list': (lambda data: data['annotations'], 'is not a COCO annotation file'),
     'no categories': (
@@ -405,3 +429,96 @@ def test_without_worker_processes(config, tmp_path):
     runner = build_runner(config, 'train')
     assert isinstance(runner, Runner)
     assert next(iter(runner.build_dataloader(runner._train_dataloader)))
+
+
+def test_images_that_are_not_there(config, files):
+    """Said before the start: a test would fail after all the training."""
+    files('val', lambda data: data['images'][2].update(file_name='gone.png'))
+    with pytest.raises(FileNotFoundError, match=r'1 of 8 images .* do not .*gone\.png'):
+        check_data(config, ('test',))
+    files(
+        'train', each('images', lambda i, _: i.update(file_name=f'/{i["file_name"]}'))
+    )
+    with pytest.raises(FileNotFoundError, match=r'16 of 16 images .* /000000\.png'):
+        check_data(config, ('train',))
+
+
+def test_boxes_of_two_corners(config, files):
+    def corners(ann, _):
+        x, y, w, h = ann['bbox']
+        ann['bbox'] = [x, y, x + w, y + h]
+
+    files('train', each('annotations', corners))
+    with pytest.warns(UserWarning, match=r'over the edge .*not \[x1, y1, x2, y2\]'):
+        check_data(config, ('train',))
+
+
+MASKS = {
+    'one list': ([1, 1, 5, 1, 5, 5], 'neither polygons'),
+    'text': ([['1', '1', '5', '1', '5', '5']], 'neither polygons'),
+    'not a number': ([[1, 1, float('nan'), 1, 5, 5]], 'neither polygons'),
+    'no size': (dict(counts=[0, 100]), 'neither polygons'),
+    'another size': (dict(size=[9, 9], counts=[0, 81]), 'has a mask of 9 x 9 pixels'),
+}
+
+
+@pytest.mark.parametrize(('mask', 'message'), MASKS.values(), ids=MASKS)
+def test_masks_that_cannot_be_read(config, files, mask, message):
+    files('train', lambda data: data['annotations'][2].update(segmentation=mask))
+    config.train_dataloader.dataset.pipeline[1].with_mask = True
+    with pytest.raises(ValueError, match=f'annotation 3 .*{message}'):
+        check_data(config, ('train',))
+
+
+@pytest.mark.parametrize('mask', [[[]], [[1, 1, 5, 5]], [[1, 1, 5, 5, 7, 7, 8]]])
+def test_masks_of_too_few_points(config, files, mask):
+    """Training leaves them out, which is said; nothing can score them."""
+    files('train', lambda data: data['annotations'][2].update(segmentation=mask))
+    config.train_dataloader.dataset.pipeline[1].with_mask = True
+    with pytest.warns(UserWarning, match='left out are 1 whose segmentation has no'):
+        check_data(config, ('train',))
+    files('val', lambda data: data['annotations'][2].update(segmentation=mask))
+    config.test_evaluator.metric = ['bbox', 'segm']
+    with pytest.raises(ValueError, match='annotation 3 has no polygon of three'):
+        check_data(config, ('test',))
+
+
+def test_a_part_without_objects(config, files):
+    """The unlabelled part of a semi-supervised set is not refused."""
+    whole = copy.deepcopy(config.train_dataloader.dataset)
+    files('train', lambda data: data.pop('annotations') and None)
+    part = config.train_dataloader.dataset
+    config.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[whole, part])
+    check_data(config, ('train',))
+
+
+def test_lvis_is_left_to_its_own_package(config, files):
+    """Its images have no file names, and its score is another."""
+    for split in ('train', 'val'):
+        files(split, each('images', lambda image, _: image.pop('file_name')))
+    for split in ('train', 'test'):
+        config[f'{split}_dataloader'].dataset.update(
+            type='LVISV1Dataset', metainfo=dict(classes=CLASSES)
+        )
+    config.test_evaluator.type = 'LVISMetric'
+    check_data(config, ('train', 'test'))
+
+
+def test_classes_in_another_order_in_another_split(config):
+    """A detector learns labels, so that its detections would be of other classes."""
+    config.val_dataloader.dataset.metainfo = dict(classes=CLASSES[::-1])
+    words = rf"val_dataloader\.dataset has the class '{CLASSES[0]}' in place 5 of its"
+    with pytest.raises(ValueError, match=words):
+        check_data(config, ('train', 'val'))
+
+
+def test_a_folder_for_a_file(config):
+    config.test_evaluator.ann_file = config.test_dataloader.dataset.data_root
+    with pytest.raises(ValueError, match='is not a COCO annotation file .*directory'):
+        check_data(config, ('test',))
+
+
+def test_metainfo_that_is_none(config):
+    """As mmengine's own default."""
+    config.train_dataloader.dataset.metainfo = None
+    check_data(config, ('train',))

@@ -23,12 +23,15 @@ from mmdet.datasets import CocoDataset, api_wrappers
 with warnings.catch_warnings():
     # the forks tell whoever imports these that an optional metric is not installed
     warnings.simplefilter('ignore', UserWarning)
-    from mmdet.evaluation.metrics import coco_metric
+    from mmdet.evaluation.metrics import LVISMetric, coco_metric  # noqa: F401
 
 # a file that takes longer to read than people wait without being told, in bytes
 _LARGE = 50e6
 # share of the objects from which on it is said that they are left out
 _MANY = 0.01
+# share of the boxes over their image's edge, by this share of it, that is no accident
+_OVER, _EDGE = 0.05, 0.1
+_NAMES = (str, int, float)
 
 
 def _fail(path: object, what: str, index: int, entry: object, problem: str) -> None:
@@ -41,9 +44,10 @@ def _fail(path: object, what: str, index: int, entry: object, problem: str) -> N
 def complete(content: object, path: object) -> dict:
     """Check a COCO annotation file's content and fill in what is left out.
 
-    A missing ``iscrowd`` is 0, an ``area`` that is missing or 0 the box's, a missing
-    ``info`` empty. pycocotools takes an object of id 0 for none and objects of one id
-    for one, so ids that are not different whole numbers above 0 are numbered anew.
+    A missing ``iscrowd`` is 0, an ``area`` that is missing or not above 0 the box's, a
+    missing ``info`` empty. pycocotools takes an object of id 0 for none and objects of
+    one id for one, so ids that are not different whole numbers above 0 are numbered
+    anew.
 
     Args:
         content (object): The parsed file; completed in place.
@@ -84,6 +88,14 @@ def complete(content: object, path: object) -> dict:
                 if key in ('height', 'width') and not _is_positive(entry[key]):
                     problem = f'has the {key} {entry[key]!r}; it must be in pixels'
                     _fail(path, what, index, entry, problem)
+                if key in ('id', 'name') and not isinstance(entry[key], _NAMES):
+                    problem = f'has the {key} {entry[key]!r}; it must be text or number'
+                    _fail(path, what, index, entry, problem)
+                if key == 'file_name' and not (
+                    isinstance(entry[key], str) and entry[key]
+                ):
+                    problem = f'has the file_name {entry[key]!r}; it must be a path'
+                    _fail(path, what, index, entry, problem)
         for key in {'id', 'name'} & {*keys}:
             values = Counter(entry[key] for entry in content[what])
             twice = [value for value, number in values.items() if number > 1]
@@ -110,14 +122,21 @@ def complete_objects(annotations: list[dict], path: object) -> None:
         try:
             x, y, w, h = ann['bbox']
             finite = math.isfinite(x + y + w + h)
-            ann['image_id'], ann['category_id']
+            hash((ann['image_id'], ann['category_id']))
         except (TypeError, ValueError, KeyError):
             _explain_annotation(path, index, ann)
         if not finite:
             _explain_annotation(path, index, ann)
-        if not ann.get('area'):
+        area = ann.get('area')
+        # mmdet leaves out objects without an area, pycocotools files them by it
+        if type(area) not in (int, float) or not 0 < area < math.inf:
             ann['area'] = w * h
-        ann.setdefault('iscrowd', 0)
+        if ann.get('iscrowd') is None:
+            ann['iscrowd'] = 0
+        for key in ('iscrowd', 'ignore'):
+            if not isinstance(ann.get(key, 0), int | float | None):
+                problem = f'has the {key} {ann[key]!r}; it must be 0 or 1'
+                _fail(path, 'annotations', index, ann, problem)
         ids.append(ann.get('id'))
     if any(type(i) is not int or i < 1 for i in ids) or len(set(ids)) < len(ids):
         for number, ann in enumerate(annotations, 1):
@@ -133,6 +152,9 @@ def _explain_annotation(path: object, index: int, ann: object) -> None:
     for key in ('image_id', 'category_id', 'bbox'):
         if not isinstance(ann, dict) or key not in ann:
             _fail(path, 'annotations', index, ann, f'has no {key!r}; add it')
+        if isinstance(ann[key], list | dict) and key != 'bbox':
+            problem = f'has the {key} {ann[key]!r}; it must be text or number'
+            _fail(path, 'annotations', index, ann, problem)
     _fail(
         path,
         'annotations',
@@ -177,7 +199,7 @@ def read(path: str | os.PathLike) -> dict:
         print(f'reading {path} ({size / 1e6:.0f} MB)', flush=True)
     try:
         content = json.loads(Path(path).read_bytes().decode('utf-8-sig'))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ValueError(
             f'{path} is not a COCO annotation file ({error}); make or copy it again'
         ) from error
@@ -333,14 +355,19 @@ class Survey:
         objects (int): Objects.
         kept (int): Those that mmdet trains on, or that can be found.
         dropped (dict[str, int]): Number of the others by reason.
-        without_mask (dict, optional): The first kept object without a mask.
+        over (int): Of those kept, boxes that reach far over their image's edge.
+        without_mask (dict, optional): The first kept object whose mask cannot be
+            read, where masks are asked for.
+        mask_problem (str): What is wrong with it.
     """
 
     images: int
     objects: int
     kept: int = 0
     dropped: Counter = field(default_factory=Counter)
+    over: int = 0
     without_mask: dict | None = None
+    mask_problem: str = ''
 
     def __str__(self) -> str:
         reasons = [f'{n} {reason}' for reason, n in self.dropped.most_common()]
@@ -353,13 +380,20 @@ class Survey:
         """Whether so much is left out that it should be said."""
         return sum(self.dropped.values()) >= max(1, _MANY * self.objects)
 
+    @property
+    def has_corners(self) -> bool:
+        """Whether boxes are probably x1, y1, x2, y2."""
+        return self.over > _OVER * self.kept
 
-def survey(content: dict, classes: Sequence[str]) -> Survey:
+
+def survey(content: dict, classes: Sequence[str], masks: str | None = None) -> Survey:
     """Count what mmdet's ``CocoDataset`` keeps of a file's objects, and why.
 
     Args:
         content (dict): From :func:`read`.
         classes (Sequence[str]): The config's class names.
+        masks (str, optional): 'learned' or 'scored' where masks are. Those of fewer
+            than three points are left out of training, and cannot be scored.
 
     Returns:
         Survey: The counts.
@@ -387,11 +421,44 @@ def survey(content: dict, classes: Sequence[str]) -> Survey:
             elif x >= size[0] or y >= size[1] or x + w <= 0 or y + h <= 0:
                 dropped["outside of their image's width and height in the file"] += 1
             else:
+                problem = _mask_problem(ann, size) if masks else ''
+                if problem == _FEW_POINTS and masks == 'learned':
+                    dropped[f'whose segmentation {problem}'] += 1
+                    continue
                 kept += 1
-                if not found.without_mask and not ann.get('segmentation'):
-                    found.without_mask = ann
+                found.over += (
+                    max(-x, x + w - size[0]) > _EDGE * size[0]
+                    or max(-y, y + h - size[1]) > _EDGE * size[1]
+                )
+                if problem and not found.without_mask:
+                    found.without_mask, found.mask_problem = ann, problem
     found.kept = kept
     return found
+
+
+_FEW_POINTS = 'has no polygon of three points or more'
+
+
+def _mask_problem(ann: dict, size: tuple[int, int]) -> str:
+    """What keeps an object's mask from being read; empty if nothing."""
+    mask = ann.get('segmentation')
+    if not mask:
+        return "has no 'segmentation'"
+    try:
+        if isinstance(mask, dict):
+            height, width = mask['size']
+            if mask['counts'] and (width, height) == size:
+                return ''
+            return f"has a mask of {width} x {height} pixels, not its image's size"
+        if math.isfinite(sum(map(sum, mask))):
+            usable = any(len(p) >= 6 and len(p) % 2 == 0 for p in mask)
+            return '' if usable else _FEW_POINTS
+    except (TypeError, ValueError, KeyError):
+        pass
+    return (
+        'has a segmentation that is neither polygons [[x1, y1, x2, y2, ...], ...] nor '
+        'an RLE of size and counts'
+    )
 
 
 def _orphan(image_id: object, sizes: dict) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import os.path as osp
 import warnings
 from collections import Counter
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import mmdet
 import numpy as np
-from mmdet.datasets import CocoDataset, CocoPanopticDataset
+from mmcv.transforms import LoadImageFromFile
+from mmdet.datasets import CocoDataset, CocoPanopticDataset, LVISV05Dataset
 from mmdet.datasets.transforms import PackDetInputs
 from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
 from mmdet.registry import DATASETS, METRICS, TRANSFORMS
@@ -59,7 +61,7 @@ class Source:
     @property
     def classes(self) -> Sequence[str]:
         """Class names, in the order of the labels."""
-        metainfo = {**(self.cls.METAINFO or {}), **self.cfg.get('metainfo', {})}
+        metainfo = {**(self.cls.METAINFO or {}), **(self.cfg.get('metainfo') or {})}
         classes = metainfo.get('classes') or ()
         if isinstance(classes, str) and osp.isfile(classes):
             return Path(classes).read_text(encoding='utf-8').split('\n')
@@ -70,6 +72,8 @@ class Source:
         """Whether it reads COCO files of objects, through this package."""
         return (
             issubclass(self.cls, CocoDataset)
+            # these read their files through another package
+            and not issubclass(self.cls, LVISV05Dataset)
             and self.cls.COCOAPI is annotations.COCO
             and self.ann_file.endswith('.json')
         )
@@ -93,9 +97,9 @@ def sources(cfg: dict, key: str) -> Iterator[Source]:
     elif 'type' in cfg and (cls := resolve(DATASETS, cfg['type'])):
         root = cfg.get('data_root') or ''
         named = [('ann_file', cfg.get('ann_file'))]
-        named += [
-            (f'data_prefix.{k}', v) for k, v in cfg.get('data_prefix', {}).items()
-        ]
+        prefixes = cfg.get('data_prefix')
+        if isinstance(prefixes, dict):
+            named += [(f'data_prefix.{k}', v) for k, v in prefixes.items()]
         files = {k: osp.join(root, v) for k, v in named if v and '://' not in root + v}
         yield Source(key, cfg, cls, files)
 
@@ -109,14 +113,24 @@ def _all_sources(cfg: Config, split: str) -> list[Source]:
     return list(sources(dataset, f'{split}_dataloader.dataset'))
 
 
-def coco_evaluators(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
-    """The CocoMetrics of a split that read a file of their own, by their keys."""
+def _evaluators(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
+    """The evaluators of a split by their keys."""
     evaluators = cfg.get(f'{split}_evaluator') or []
     several = isinstance(evaluators, list | tuple)
     for index, evaluator in enumerate(evaluators if several else [evaluators]):
+        yield f'{split}_evaluator' + (f'.{index}' if several else ''), evaluator
+
+
+def coco_evaluators(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
+    """The CocoMetrics of a split by their keys; LVIS scores otherwise."""
+    for key, evaluator in _evaluators(cfg, split):
         cls = resolve(METRICS, evaluator['type']) if 'type' in evaluator else None
-        if inspect.isclass(cls) and issubclass(cls, annotations.coco_metric.CocoMetric):
-            yield f'{split}_evaluator' + (f'.{index}' if several else ''), evaluator
+        if (
+            inspect.isclass(cls)
+            and issubclass(cls, annotations.coco_metric.CocoMetric)
+            and not issubclass(cls, annotations.LVISMetric)
+        ):
+            yield key, evaluator
 
 
 def elsewhere(cfg: Config, root: str = 'DIR') -> str:
@@ -125,7 +139,7 @@ def elsewhere(cfg: Config, root: str = 'DIR') -> str:
     for split in ('train', 'val', 'test'):
         options += [f'{s.key}.data_root={root}' for s in _all_sources(cfg, split)]
         names = [s.cfg.get('ann_file') for s in _all_sources(cfg, split)]
-        for key, evaluator in coco_evaluators(cfg, split):
+        for key, evaluator in _evaluators(cfg, split):
             file = evaluator.get('ann_file')
             if file:
                 # the part that the data set's own key has, where it is the same file
@@ -138,6 +152,8 @@ def _how_to_get(source: Source, cfg: Config) -> str:
     root = source.cfg.get('data_root') or ''
     if hasattr(source.cls, 'how_to_make'):
         return f'make it with: {source.cls.how_to_make(root)}'
+    if source.cls not in (CocoDataset, CocoPanopticDataset):
+        return f'data in another folder DIR are named by {elsewhere(cfg)}'
     script = osp.join(mmdet.__path__[0], '.mim', 'tools', 'misc', 'download_dataset.py')
     return (
         f'COCO 2017 is fetched by: python {script} --dataset-name '
@@ -175,6 +191,7 @@ def check_data(
                     f'{source.key}: {path} ({key}) does not exist; '
                     f'{_how_to_get(source, cfg)}'
                 )
+    _check_order([source for each in found.values() for source in each])
     contents: dict[str, dict] = {}
 
     def read(path: str) -> dict:
@@ -198,17 +215,33 @@ def check_data(
             content = read(source.ann_file)
             uses[osp.realpath(source.ann_file)] += 1
             # two splits of one file are told once
-            identity = (source.ann_file, tuple(source.classes), split == 'train')
+            identity = (str(source.files), tuple(source.classes), split == 'train')
             if identity not in checked:
                 checked.add(identity)
-                _check_source(source, content, split, metric)
+                _check_source(source, content, split, metric, len(each) > 1)
     if hold:
         for path, content in contents.items():
             annotations.keep(path, content, uses[path])
 
 
+def _check_order(each: list[Source]) -> None:
+    """Check that a class has the same label in every data set of a config."""
+    # a model that is given names reads labels by them
+    each = [s for s in each if s.classes and not s.cfg.get('return_classes')]
+    for source in each[1:]:
+        first, own = list(each[0].classes), list(source.classes)
+        for name in first:
+            if name in own and own.index(name) != first.index(name):
+                raise ValueError(
+                    f'{source.key} has the class {name!r} in place '
+                    f'{own.index(name)} of its classes and {each[0].key} in place '
+                    f'{first.index(name)}, so its labels would be those of other '
+                    f'classes; set metainfo.classes of both to the same list'
+                )
+
+
 def _check_source(
-    source: Source, content: dict, split: str, scored: str | None
+    source: Source, content: dict, split: str, scored: str | None, among: bool
 ) -> None:
     """Check one data set's classes, objects, masks and image sizes.
 
@@ -217,29 +250,41 @@ def _check_source(
         content (dict): Its annotations.
         split (str): What they are for.
         scored (str, optional): For val and test: 'bbox' or 'segm' if they are scored.
+        among (bool): Whether it is one of several, which may be without objects.
     """
     where = f'{source.key}.ann_file: {source.ann_file}'
     if not source.classes:
         return
     annotations.check_classes(content['categories'], source.classes, where)
-    survey = annotations.survey(content, source.classes)
+    needs_masks = scored == 'segm' or (split == 'train' and _loads_masks(source))
+    masks = ('learned' if split == 'train' else 'scored') if needs_masks else None
+    survey = annotations.survey(content, source.classes, masks)
     if not content['images']:
         raise ValueError(f'{where} lists no images; use another file')
     if split == 'train' or scored:
-        if not survey.kept:
+        # images without annotations may be the unlabelled part of a set
+        if not survey.kept and not (among and not survey.objects):
             what = 'nothing to learn' if split == 'train' else 'nothing to find'
             raise ValueError(f'{where} has {what}: {survey}; mend it, or use another')
-        needs_masks = scored == 'segm' or (split == 'train' and _loads_masks(source))
-        if needs_masks and survey.without_mask:
+        if survey.without_mask:
             reason = (
                 'the pipeline loads masks' if split == 'train' else 'masks are scored'
             )
             raise ValueError(
-                f'{where}: annotation {survey.without_mask["id"]!r} has no '
-                f"'segmentation', and {reason}; add it, or take a detector of boxes"
+                f'{where}: annotation {survey.without_mask["id"]!r} '
+                f'{survey.mask_problem}, and {reason}; mend it, or take a detector of '
+                f'boxes'
             )
     if survey.loses_many:
         warnings.warn(f'{where}: {survey}', stacklevel=2)
+    if survey.has_corners:
+        warnings.warn(
+            f'{where}: {survey.over} of {survey.kept} boxes reach far over the edge of '
+            f'their image, where they are cut off; a bbox is [x, y, width, height], '
+            f'not [x1, y1, x2, y2]',
+            stacklevel=2,
+        )
+    _check_images(source, content, split, where)
     _compare_sizes(source, content, where)
 
 
@@ -247,12 +292,49 @@ def _loads_masks(source: Source) -> bool:
     return any(step.get('with_mask') for step in source.cfg.get('pipeline') or ())
 
 
-def _compare_sizes(source: Source, content: dict, where: str) -> None:
-    """Warn where a few images are of another size than the file says."""
-    folder = source.files.get('data_prefix.img') or source.files.get(
+def _folder(source: Source) -> str:
+    return source.files.get('data_prefix.img') or source.files.get(
         'data_prefix.img_path', source.cfg.get('data_root') or ''
     )
+
+
+def _check_images(source: Source, content: dict, split: str, where: str) -> None:
+    """See that the images are on disk, by a list of each folder."""
+    loaders = [
+        step
+        for step in source.cfg.get('pipeline') or ()
+        if resolve(TRANSFORMS, step.get('type', '')) is LoadImageFromFile
+    ]
+    if not loaders or any(s.get('ignore_empty') for s in loaders):
+        return
+    if any(map(_is_remote, [source.cfg, *loaders])) or '://' in _folder(source):
+        return
     images = content['images']
+    if split == 'train':
+        # those without objects are mostly left out of training
+        used = {ann['image_id'] for ann in content['annotations']}
+        images = [image for image in images if image['id'] in used]
+    folder, names = _folder(source), {}
+    missing = []
+    for image in images:
+        path = osp.join(folder, image['file_name'])
+        head, tail = osp.split(path)
+        if head not in names:
+            names[head] = {*os.listdir(head or '.')} if osp.isdir(head or '.') else ()
+        # an ending, say a case, that only the file system knows
+        if tail not in names[head] and not osp.exists(path):
+            missing.append(path)
+    if missing:
+        raise FileNotFoundError(
+            f'{where}: {len(missing)} of {len(images)} images that it lists do not '
+            f'exist, the first is {missing[0]}; fetch them again, remove them from it, '
+            f'or mend {source.key}.data_prefix.img and the file names'
+        )
+
+
+def _compare_sizes(source: Source, content: dict, where: str) -> None:
+    """Warn where a few images are of another size than the file says."""
+    folder, images = _folder(source), content['images']
     spread = np.linspace(0, len(images) - 1, min(_LOOKED_AT, len(images)))
     for image in [images[index] for index in spread.round().astype(int)]:
         try:

@@ -19,6 +19,8 @@ from mmengine.runner import (
     ValLoop,
     set_random_seed,
 )
+from mmengine.utils.dl_utils import set_multi_processing
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader
 
 from ..datasets.checks import elsewhere, resolve
@@ -28,6 +30,7 @@ from ..upsamplers import UPSAMPLERS
 # these once it is resolved
 _READ = {*inspect.signature(Runner.__init__).parameters} - {'self', 'cfg'}
 _READ |= {'runner_type', 'tta_model', 'tta_pipeline'}
+_READ |= {'model_wrapper_cfg', 'find_unused_parameters', 'sync_bn', 'compile'}
 # parts that need no type: whose arguments they are, and what else is read there
 _UNTYPED = {
     'train_cfg': ((EpochBasedTrainLoop, IterBasedTrainLoop), ('by_epoch',)),
@@ -36,6 +39,19 @@ _UNTYPED = {
     'optim_wrapper': ((OptimWrapper,), ('type', 'constructor', 'paramwise_cfg')),
     'randomness': ((set_random_seed,), ()),
     'auto_scale_lr': ((), ('enable', 'base_batch_size')),
+    'env_cfg': ((), ('cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit')),
+    'env_cfg.mp_cfg': ((set_multi_processing,), ()),
+    'optim_wrapper.clip_grad': ((clip_grad_norm_, clip_grad_value_), ('type',)),
+    'optim_wrapper.paramwise_cfg': (
+        (),
+        (
+            'custom_keys',
+            *('bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'flat_decay_mult'),
+            *('dwconv_decay_mult', 'dcn_offset_lr_mult', 'bypass_duplicate'),
+            # of mmdet's constructor with learning rates that decay
+            *('decay_rate', 'decay_type', 'num_layers'),
+        ),
+    ),
     **{
         f'{split}_dataloader': (
             (DataLoader,),
@@ -44,7 +60,19 @@ _UNTYPED = {
         for split in ('train', 'val', 'test')
     },
 }
-_REGISTRIES = [v for v in vars(mmdet.registry).values() if isinstance(v, Registry)]
+# the same, by the last part of the key alone
+_UNTYPED_ENDS = {
+    'filter_cfg': ('filter_empty_gt', 'min_size', 'bbox_min_size'),
+    'metainfo': ('classes', 'palette'),
+}
+# parts whose keys are names of modules, or are handed on as they are
+_FREE = ('optim_wrapper.paramwise_cfg.custom_keys', 'env_cfg.dist_cfg')
+# mmdet's own: a name such as LoadAnnotations is another class in mmcv's
+_REGISTRIES = [
+    v
+    for v in vars(mmdet.registry).values()
+    if isinstance(v, Registry) and v.scope == 'mmdet'
+]
 
 
 def merge_options(cfg: Config, options: Mapping) -> None:
@@ -60,14 +88,24 @@ def merge_options(cfg: Config, options: Mapping) -> None:
     Raises:
         ValueError: If a key is not in the config and no argument of its part, or is
             a variable of the file that nothing reads any more; the message names
-            keys that would work.
+            keys that would work. Or if a key goes where the config has no such part.
     """
     before = dict(_nodes(cfg._cfg_dict))
-    cfg.merge_from_dict(dict(options))
+    try:
+        cfg.merge_from_dict(dict(options))
+    except (KeyError, TypeError) as error:
+        reason = error.args[0] if error.args else error
+        raise ValueError(
+            f'--cfg-options {" ".join(f"{k}={v}" for k, v in options.items())} do not '
+            f'fit the config: {reason}'
+        ) from error
+    read = _READ
+    if cfg.get('runner_type') == 'FlexibleRunner':
+        read = _READ | {'strategy'}
     for key, value in options.items():
         parts = key.split('.')
         known = key in before
-        if parts[0] in _READ and (known or _is_accepted(cfg, parts, before)):
+        if parts[0] in read and (known or _is_accepted(cfg, parts, before)):
             continue
         why = (
             'is a variable of the file, which nothing reads once the file is resolved'
@@ -102,10 +140,12 @@ def _is_accepted(cfg: Config, parts: Sequence[str], before: Mapping) -> bool:
     name, where = parts[depth], '.'.join(parts[:depth])
     if not depth or name == '_delete_' or not before[where]:
         return True
+    if f'{where}.'.startswith(tuple(f'{free}.' for free in _FREE)):
+        return True
     part = dict(_nodes(cfg._cfg_dict))[where]
     if 'type' in part:
         classes = [_find(part['type'], parts[depth - 1])]
-        others = ()
+        others = _UNTYPED.get(where, ((), ()))[1]
         if None in classes:
             # mmengine says of an unknown type that it is unknown
             return True
@@ -113,6 +153,8 @@ def _is_accepted(cfg: Config, parts: Sequence[str], before: Mapping) -> bool:
         return isinstance(part[name], Mapping)
     elif where in _UNTYPED:
         classes, others = _UNTYPED[where]
+    elif parts[depth - 1] in _UNTYPED_ENDS:
+        classes, others = (), _UNTYPED_ENDS[parts[depth - 1]]
     else:
         return False
     accepted = [_arguments(cls) for cls in classes]

@@ -86,6 +86,16 @@ def test_checkpoint_of_another_architecture(trained, config, tmp_path):
         load_detector(config, trained / 'epoch_4.pth')
 
 
+def test_checkpoint_of_classes_in_another_order(trained, config, tmp_path):
+    """Silent, it would score every object under the name of another."""
+    config.load_from = str(trained / 'epoch_4.pth')
+    config.work_dir = str(tmp_path)
+    classes = ('ring', 'disc', 'square', 'triangle', 'cross', 'star')
+    config.test_dataloader.dataset.metainfo = dict(classes=classes)
+    with pytest.raises(ValueError, match="class 'ring' in place 1, .* in place 0"):
+        build_runner(config, 'test').test()
+
+
 def test_truncated_checkpoint(trained, tmp_path):
     whole = (trained / 'epoch_4.pth').read_bytes()
     file = tmp_path / 'cut.pth'

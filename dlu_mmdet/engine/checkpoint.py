@@ -32,6 +32,7 @@ from mmengine.registry import HOOKS, init_default_scope
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
+from ..datasets.checks import sources
 from ..necks import upsampler_name
 from .configs import config_stem, read_config, set_upsampler
 from .options import merge_options
@@ -374,8 +375,26 @@ class CheckpointGuardHook(Hook):
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         check_state_dict(model, checkpoint.get('state_dict', checkpoint), checkpoint)
+        _check_order(runner.cfg, checkpoint.get('meta') or {})
         if runner.cfg.get('resume'):
             _tell_kept_settings(runner, checkpoint)
+
+
+def _check_order(cfg: Config, meta: Mapping) -> None:
+    """See that the labels a checkpoint was trained with are those of the data."""
+    trained = list((meta.get('dataset_meta') or {}).get('classes') or ())
+    split = 'train' if cfg.get('resume') else 'test'
+    dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
+    for source in sources(dataset, f'{split}_dataloader.dataset'):
+        own = list(source.classes)
+        for name in own:
+            if name in trained and trained.index(name) != own.index(name):
+                raise ValueError(
+                    f'the checkpoint was trained with the class {name!r} in place '
+                    f'{trained.index(name)}, and {source.key} has it in place '
+                    f'{own.index(name)}, so detections would be of other classes; set '
+                    f'its metainfo.classes to {tuple(trained)}'
+                )
 
 
 def _tell_kept_settings(runner, checkpoint: dict) -> None:

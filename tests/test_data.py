@@ -132,7 +132,8 @@ def test_what_has_one_meaning_changes_nothing(config, files, change):
     assert perfect_metric(config)['bbox_mAP'] == 1
 
 
-def test_every_class_has_its_own_ap(config, files):
+@pytest.mark.parametrize('processes', [False, True])
+def test_every_class_has_its_own_ap(config, files, processes):
     """The table of classes, with a file whose categories are in another order: only
     the class whose objects are left out of the detections scores less."""
     files('val', SAME['reversed categories'])
@@ -143,7 +144,7 @@ def test_every_class_has_its_own_ap(config, files):
     loader = Path(config.test_evaluator.ann_file).with_name('fewer.json')
     loader.write_text(json.dumps(dict(data, annotations=kept)))
     config.test_dataloader.dataset.ann_file = str(loader)
-    found = perfect_metric(config, classwise=True)
+    found = perfect_metric(config, classwise=True, use_mp_eval=processes)
     of_class = {name: float(found[f'{name}_precision']) for name in CLASSES}
     assert of_class == {name: float(name != 'ring') for name in CLASSES}
 

@@ -279,8 +279,8 @@ class COCO(api_wrappers.COCO):
         return [by_name[name] for name in cat_names]
 
 
-class COCOeval(api_wrappers.COCOeval):
-    """pycocotools' evaluation, its categories in the order they were given in.
+class _CategoriesInOrder:
+    """An evaluation whose categories are in the order they were given in.
 
     pycocotools sorts them; mmdet's table of classes reads them as they were.
     """
@@ -299,10 +299,19 @@ class COCOeval(api_wrappers.COCOeval):
                 self.eval[key] = np.take(self.eval[key], places, axis)
 
 
+class COCOeval(_CategoriesInOrder, api_wrappers.COCOeval):
+    """pycocotools' evaluation."""
+
+
+class COCOevalMP(_CategoriesInOrder, api_wrappers.COCOevalMP):
+    """The same in several processes, ``use_mp_eval`` of ``CocoMetric``."""
+
+
 # data sets of the users' own that derive from mmdet's have them too
 CocoDataset.COCOAPI = COCO
 coco_metric.COCO = COCO
 coco_metric.COCOeval = COCOeval
+coco_metric.COCOevalMP = COCOevalMP
 
 
 def check_classes(

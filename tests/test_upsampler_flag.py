@@ -1,5 +1,6 @@
 """--upsampler and --upsamplers: any detector, no config to write."""
 
+import re
 import shutil
 
 import pytest
@@ -52,7 +53,7 @@ def test_a_malformed_flag(text, message):
         parse_upsampler(text)
     failed = run('tools/test.py', SHAPES_DLU, 'x.pth', '--upsampler', text, check=False)
     last = failed.stdout.strip().splitlines()[-1]
-    assert failed.returncode == 2 and message.split(';')[0] in last
+    assert failed.returncode == 2 and re.search(message, last)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """--upsampler and --upsamplers: any detector, no config to write."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import SHAPES_DLU, as_arguments, run
+from conftest import ROOT, SHAPES_DLU, as_arguments, run
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -180,3 +183,33 @@ def test_only_the_pyramid_of_the_papers_has_published_figures():
     cfg = read_config('mmdet::pafpn/faster-rcnn_r50_pafpn_1x_coco.py')
     set_upsampler(cfg, dict(type='dlu'))
     assert comparison.published(cfg) == (None, '')
+
+
+def test_the_apis_of_mmdet_take_what_a_run_left(tmp_path):
+    """init_detector and DetInferencer, from a folder without this repository."""
+    cfg = read_config(RTMDET)
+    set_upsampler(cfg, dict(type='dlu'))
+    cfg.model.backbone.init_cfg = None  # a download
+    cfg.dump(tmp_path / 'left.py')
+    code = (
+        'import numpy as np\n'
+        'from mmdet.apis import DetInferencer, inference_detector, init_detector\n'
+        'image = np.zeros((64, 96, 3), np.uint8)\n'
+        'model = init_detector("left.py", None, device="cpu")\n'
+        'assert "pred_instances" in inference_detector(model, image)\n'
+        'found = DetInferencer("left.py", None, device="cpu")\n'
+        'found(image, no_save_vis=True)\n'
+        'for neck in (model.neck, found.model.neck):\n'
+        '    print(type(neck.upsample_modules[0]).__name__)\n'
+    )
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    ended = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert ended.stdout.split()[-2:] == ['DLUPack', 'DLUPack']

@@ -208,8 +208,7 @@ def test_the_apis_of_mmdet_take_what_a_run_left(tmp_path):
         cwd=tmp_path,
         env=environment,
         text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert ended.stdout.split()[-2:] == ['DLUPack', 'DLUPack']

@@ -472,8 +472,8 @@ def _mask_problem(ann: dict, size: tuple[int, int]) -> str:
 
 def _orphan(image_id: object, sizes: dict) -> str:
     """Why an object has no image."""
-    known = next(iter(sizes), image_id)
-    for own, other in (('text', 'numbers'), ('numbers', 'text')):
-        if isinstance(image_id, str) is (own == 'text') is not isinstance(known, str):
-            return f"whose image_id is {own} where the images' ids are {other}"
+    is_text = isinstance(image_id, str)
+    if is_text != isinstance(next(iter(sizes), image_id), str):
+        own, other = ('text', 'numbers') if is_text else ('numbers', 'text')
+        return f"whose image_id is {own} where the images' ids are {other}"
     return 'of images that the file does not list'

@@ -224,20 +224,29 @@ def check_data(
             annotations.keep(path, content, uses[path])
 
 
+def misplaced(
+    expected: Sequence[str], classes: Sequence[str]
+) -> tuple[str, int, int] | None:
+    """The first class with another label in two lists, and both labels."""
+    labels = {name: label for label, name in enumerate(classes)}
+    for label, name in enumerate(expected):
+        if labels.get(name, label) != label:
+            return name, label, labels[name]
+    return None
+
+
 def _check_order(each: list[Source]) -> None:
     """Check that a class has the same label in every data set of a config."""
     # a model that is given names reads labels by them
     each = [s for s in each if s.classes and not s.cfg.get('return_classes')]
     for source in each[1:]:
-        first, own = list(each[0].classes), list(source.classes)
-        for name in first:
-            if name in own and own.index(name) != first.index(name):
-                raise ValueError(
-                    f'{source.key} has the class {name!r} in place '
-                    f'{own.index(name)} of its classes and {each[0].key} in place '
-                    f'{first.index(name)}, so its labels would be those of other '
-                    f'classes; set metainfo.classes of both to the same list'
-                )
+        if found := misplaced(each[0].classes, source.classes):
+            name, expected, own = found
+            raise ValueError(
+                f'{source.key} has the class {name!r} in place {own} of its classes '
+                f'and {each[0].key} in place {expected}, so its labels would be those '
+                f'of other classes; set metainfo.classes of both to the same list'
+            )
 
 
 def _check_source(
@@ -402,11 +411,10 @@ def _check_same_data(
     cfg: Config,
 ) -> None:
     """Check that an evaluator's file is of the images that the data sets load."""
-    if {osp.realpath(source.ann_file) for source in each} == {
-        osp.realpath(where.partition(': ')[2])
-    }:
-        return
     own = [read(source.ann_file) for source in each]
+    # the same file is read once
+    if all(c is content for c in own):
+        return
     names = ' and '.join(f'{s.key}.ann_file: {s.ann_file}' for s in each)
     loaded = {i['id']: osp.basename(i['file_name']) for c in own for i in c['images']}
     scored = {i['id']: osp.basename(i['file_name']) for i in content['images']}

@@ -32,7 +32,7 @@ from mmengine.registry import HOOKS, init_default_scope
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
-from ..datasets.checks import sources
+from ..datasets.checks import misplaced, sources
 from ..necks import upsampler_name
 from .configs import config_stem, read_config, set_upsampler
 from .options import merge_options
@@ -386,15 +386,14 @@ def _check_order(cfg: Config, meta: Mapping) -> None:
     split = 'train' if cfg.get('resume') else 'test'
     dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
     for source in sources(dataset, f'{split}_dataloader.dataset'):
-        own = list(source.classes)
-        for name in own:
-            if name in trained and trained.index(name) != own.index(name):
-                raise ValueError(
-                    f'the checkpoint was trained with the class {name!r} in place '
-                    f'{trained.index(name)}, and {source.key} has it in place '
-                    f'{own.index(name)}, so detections would be of other classes; set '
-                    f'its metainfo.classes to {tuple(trained)}'
-                )
+        if found := misplaced(source.classes, trained):
+            name, own, expected = found
+            raise ValueError(
+                f'the checkpoint was trained with the class {name!r} in place '
+                f'{expected}, and {source.key} has it in place {own}, so detections '
+                f'would be of other classes; set its metainfo.classes to '
+                f'{tuple(trained)}'
+            )
 
 
 def _tell_kept_settings(runner, checkpoint: dict) -> None:

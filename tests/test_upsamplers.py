@@ -233,3 +233,19 @@ def test_wrong_config_says_what_to_do(cfg, error, words):
 def test_scale_below_one(name):
     with pytest.raises(ValueError, match='scale_factor.*0'):
         build_upsampler(dict(type=name), channels=8, scale_factor=0)
+
+
+def test_dlu_starts_at_the_sub_pixels_places():
+    """Offsets by the formula of bilinear interpolation, x first; zero without it."""
+    x = torch.randn(1, 4, 2, 3)
+    cfg = dict(type='dlu', offset_init='subpixel', up_group=2)
+    offsets = build_upsampler(cfg, 4, 3).predict(x)[1].reshape(1, 2, 2, 3, 3, 2, 3)
+    for i in range(3):
+        for j in range(3):
+            for axis, place in enumerate(((j + 0.5) / 3 - 0.5, (i + 0.5) / 3 - 0.5)):
+                expected = torch.full((1, 2, 2, 3), place)
+                torch.testing.assert_close(offsets[:, :, axis, i, j], expected)
+    with pytest.raises(
+        ValueError, match="offset_init .* 'zero', 'subpixel', got 'box'"
+    ):
+        build_upsampler(dict(type='dlu', offset_init='box'), 4)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import mmengine
+import torch
 from mmengine.model import constant_init, normal_init, xavier_init
 from torch import Tensor, nn
 
 from ..ops import dlu
 from ..ops.checks import check_geometry
 from .builder import UPSAMPLERS
+
+OFFSET_INITS = ('zero', 'subpixel')
 
 
 @UPSAMPLERS.register_module('dlu')
@@ -34,10 +37,15 @@ class DLUPack(nn.Module):
             and offsets, odd. Defaults to 3.
         encoder_dilation (int): Their dilation. Defaults to 1.
         compressed_channels (int): Channels Cm that they read. Defaults to 64.
+        offset_init (str): Where the sub-pixels of a source pixel sample the kernel
+            space at the start. 'zero', as the authors have it: all at the pixel
+            itself, so their kernels begin equal. 'subpixel': each at its own
+            place, ((j + 0.5) / s - 0.5, (i + 0.5) / s - 0.5) from the pixel, as
+            DySample starts (arXiv 2308.15085, section 3.2). Defaults to 'zero'.
 
     Raises:
         TypeError: If a size is not an int.
-        ValueError: If a size is out of range.
+        ValueError: If a size is out of range, or ``offset_init`` is unknown.
     """
 
     def __init__(
@@ -49,9 +57,15 @@ class DLUPack(nn.Module):
         encoder_kernel: int = 3,
         encoder_dilation: int = 1,
         compressed_channels: int = 64,
+        offset_init: str = 'zero',
     ) -> None:
         super().__init__()
         check_geometry(channels, up_kernel, up_group, scale_factor)
+        if offset_init not in OFFSET_INITS:
+            raise ValueError(
+                f'offset_init must be one of {", ".join(map(repr, OFFSET_INITS))}, got '
+                f'{offset_init!r}'
+            )
         if encoder_kernel < 1 or encoder_kernel % 2 == 0:
             raise ValueError(
                 f'encoder_kernel must be odd and positive, got {encoder_kernel}'
@@ -63,6 +77,7 @@ class DLUPack(nn.Module):
         self.encoder_kernel = encoder_kernel
         self.encoder_dilation = encoder_dilation
         self.compressed_channels = compressed_channels
+        self.offset_init = offset_init
 
         self.channel_compressor = nn.Conv2d(channels, compressed_channels, 1)
         head = dict(
@@ -79,10 +94,17 @@ class DLUPack(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Start as a box filter: even kernels, offsets of zero."""
+        """Start as a box filter: even kernels, offsets by ``offset_init``."""
         xavier_init(self.channel_compressor, distribution='uniform')
         normal_init(self.kernel_space_generator, std=0.001)
         constant_init(self.conv_offset, val=0)
+        if self.offset_init == 'subpixel':
+            s = self.scale_factor
+            place = (torch.arange(s) + 0.5) / s - 0.5
+            # (axis, i, j): x goes with the column j, y with the row i
+            places = torch.stack([place.expand(s, s), place[:, None].expand(s, s)])
+            with torch.no_grad():
+                self.conv_offset.bias.copy_(places.flatten().repeat(self.up_group))
 
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Predict the kernel space and the sampling offsets.
@@ -117,5 +139,6 @@ class DLUPack(nn.Module):
     def extra_repr(self) -> str:
         return (
             f'channels={self.channels}, scale_factor={self.scale_factor}, '
-            f'up_kernel={self.up_kernel}, up_group={self.up_group}'
+            f'up_kernel={self.up_kernel}, up_group={self.up_group}, '
+            f'offset_init={self.offset_init!r}'
         )

@@ -7,7 +7,7 @@
 
 #define DLU_ISA avx2
 #define DLU_VECTOR_BYTES 32
-#define DLU_BLOCK 2
+#define DLU_BLOCK 3
 #define DLU_TAPS 2
 #include "kernels_impl.h"
 

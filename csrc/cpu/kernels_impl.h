@@ -188,24 +188,24 @@ struct Reassembly {
   // ---- moving pixels in and out
 
   // Rows [y, y + rows) and columns [x, x + cols) of `channels` channels, zeros
-  // outside the map: to[m][row][col] or, channels last, to[row][col][block].
+  // outside the map: to[m][row][col] or, channels last, to[row][col][depth].
   // !Last writes up to V - 1 elements beyond the last column.
   static void pack(const Problem& p, int64_t n, int64_t c, int64_t channels, int64_t y,
-                   int64_t rows, int64_t x, int64_t cols, A* to) {
+                   int64_t rows, int64_t x, int64_t cols, A* to, int64_t depth = block) {
     const Map& map = p.features;
     const int64_t first = larger(x, 0), left = first - x;
     const int64_t valid = smaller(x + cols, p.W) - first;
     for (int64_t m = 0; m < (Last ? 1 : M); ++m) {
-      for (int64_t row = y; row < y + rows; ++row, to += cols * (Last ? block : 1)) {
-        const bool inside = row >= 0 && row < p.H && m < channels;
+      for (int64_t row = y; row < y + rows; ++row, to += cols * (Last ? depth : 1)) {
+        const bool inside = row >= 0 && row < p.H && (Last || m < channels);
         if (!inside) {
-          zero(to, cols * (Last ? block : 1));
+          zero(to, cols * (Last ? depth : 1));
         } else if constexpr (Last) {
-          zero(to, left * block);
-          zero(to + (left + valid) * block, (cols - left - valid) * block);
-          A* pixel = to + left * block;
-          for (int64_t i = 0; i < valid; ++i, pixel += block) {
-            pack_channels(at<T>(map, n, c, row, first + i), map.c, channels, pixel);
+          zero(to, left * depth);
+          zero(to + (left + valid) * depth, (cols - left - valid) * depth);
+          A* pixel = to + left * depth;
+          for (int64_t i = 0; i < valid; ++i, pixel += depth) {
+            pack_channels(at<T>(map, n, c, row, first + i), map.c, channels, pixel, depth);
           }
         } else {
           const T* from = at<T>(map, n, c + m, row, first);
@@ -229,13 +229,12 @@ struct Reassembly {
     }
   }
 
-  static void pack_channels(const T* from, int64_t stride, int64_t channels, A* to) {
-    if (stride == 1 && channels == block) {
-      for (int m = 0; m < M; ++m) widen_run(from + m * V, 1, V, to + m * V);
-    } else {
-      widen_run(from, stride, channels, to);
-      zero(to + channels, block - channels);
-    }
+  static void pack_channels(const T* from, int64_t stride, int64_t channels, A* to,
+                            int64_t depth = block) {
+    const int64_t whole = stride == 1 ? channels / V * V : 0;
+    for (int64_t i = 0; i < whole; i += V) widen_run(from + i, 1, V, to + i);
+    widen_run(from + whole * stride, stride, channels - whole, to + whole);
+    zero(to + channels, depth - channels);
   }
 
   // The sub-pixels of cells [0, cells) at (y, x) of the output's gradient, zeros
@@ -269,31 +268,19 @@ struct Reassembly {
     }
   }
 
-  // Asks for the lines that unpack will write, while they are being computed.
+  // !Last: asks for the lines that unpack will write, while they are being computed.
   static void prefetch(const Problem& p, int64_t n, int64_t c, int64_t channels,
                        int64_t y, int64_t x) {
-    constexpr int64_t line = 64 / sizeof(T);
-    for (int64_t i = 0; i < (Last ? p.s : channels * p.s); ++i) {
-      const T* to = at<T>(p.out, n, Last ? c : c + i / p.s, y * p.s + i % p.s, x * p.s);
-      for (int64_t j = 0; j < (Last ? p.s : 1); ++j, to += p.out.x) {
-        for (int64_t e = 0; e < (Last ? block : V * p.s); e += line) {
-          __builtin_prefetch(to + e, 1);
-        }
-      }
+    for (int64_t i = 0; i < channels * p.s; ++i) {
+      const T* to = at<T>(p.out, n, c + i / p.s, y * p.s + i % p.s, x * p.s);
+      for (int64_t e = 0; e < V * p.s; e += 64 / sizeof(T)) __builtin_prefetch(to + e, 1);
     }
   }
 
-  // from[m][q][V], or [q][block], to the output pixels of the cell at (y, x).
+  // !Last: from[m][q][V] to the output pixels of the cell at (y, x).
   static void unpack(const Problem& p, int64_t n, int64_t c, int64_t channels,
                      int64_t y, int64_t x, const A* from) {
     const int64_t s = p.s, count = smaller(cell, p.W - x);
-    if constexpr (Last) {
-      for (int64_t q = 0; q < p.Q(); ++q, from += block) {
-        T* to = at<T>(p.out, n, c, y * s + q / s, x * s + q % s);
-        narrow_run(from, channels, to);
-      }
-      return;
-    }
     for (int64_t m = 0; m < channels; ++m) {
       for (int64_t i = 0; i < s; ++i, from += s * V) {
         T* to = at<T>(p.out, n, c + m, y * s + i, x * s);
@@ -406,24 +393,20 @@ struct Reassembly {
 
   // ---- forward: out[q][m] = sum over t of k~[t][q] * x[m][t]
 
-  // Feature m of tap t is at f + m * f_block + tap[t]; out at q * o_sub + m * o_block.
+  // Of a cell: feature m of tap t is at f + m * f_block + tap[t]; out[m][q][V].
   template <int P>
   static DLU_NOINLINE void reassemble(const A* k, const A* f, int64_t f_block,
                                       const int64_t* tap, int64_t taps, A* out,
-                                      int64_t o_sub, int64_t o_block) {
+                                      int64_t o_block) {
     vec sum[P][M] = {};
-    for (int64_t t = 0; t < taps; ++t, k += P * cell) {
+    for (int64_t t = 0; t < taps; ++t, k += P * V) {
       vec x[M];
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) get<A>(x[m], f + m * f_block + tap[t]);
 #pragma GCC unroll 16
       for (int q = 0; q < P; ++q) {
         vec kq;
-        if constexpr (Last) {
-          kq = k[q] - vec{};  // the same value in every lane
-        } else {
-          get<A>(kq, k + q * cell);
-        }
+        get<A>(kq, k + q * V);
 #pragma GCC unroll 16
         for (int m = 0; m < M; ++m) sum[q][m] += kq * x[m];
       }
@@ -431,64 +414,147 @@ struct Reassembly {
 #pragma GCC unroll 16
     for (int q = 0; q < P; ++q) {
 #pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) put<A>(out + q * o_sub + m * o_block, sum[q][m]);
+      for (int m = 0; m < M; ++m) put<A>(out + q * V + m * o_block, sum[q][m]);
     }
   }
 
-  // Rows of an item: as many as keep their kernels in half a second-level cache, few
-  // enough to share out evenly. Whole rows, so that every channel is read and written
-  // in long runs.
-  static int64_t band(const Problem& p) {
-    const int64_t bytes = row_size(p) * static_cast<int64_t>(sizeof(A));
-    return larger(smaller((512 << 10) / bytes, smaller(4, p.H / 12)), 1);
-  }
-
-  static int64_t forward_items(const Problem& p) { return p.N * parts(p.H, band(p)); }
-
-  static int64_t forward_scratch(const Problem& p) {
-    const int64_t rows = band(p), cols = columns(p, row_cells(p) * cell);
-    return rows * row_size(p) + p.Q() * M * V + (rows + p.K - 1) * cols * block + V;
-  }
-
-  static void forward(const Problem& p, int64_t begin, int64_t end, A* scratch,
-                      int64_t* tap) {
-    const int64_t r = p.K / 2, Q = p.Q(), cells = row_cells(p);
-    const int64_t height = band(p), bands = parts(p.H, height);
-    const int64_t patch_rows = height + p.K - 1, cols = columns(p, cells * cell);
-    const int64_t f_x = Last ? block : 1, f_y = cols * f_x;
-    const int64_t f_block = Last ? V : patch_rows * cols;
-    const int64_t o_sub = Last ? block : V, o_block = Last ? V : Q * V;
-    A* kernels = scratch;                     // [row][cell]
-    A* sum = kernels + height * row_size(p);  // of one cell
-    A* patch = sum + Q * M * V;               // of a block of channels
-    for (int64_t t = 0; t < p.T(); ++t) tap[t] = t / p.K * f_y + t % p.K * f_x;
-
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t n = item / bands, y0 = item % bands * height;
-      const int64_t rows = smaller(height, p.H - y0);
-      for (int64_t g = 0; g < p.G; ++g) {
-        for (int64_t i = 0; i < rows * cells; ++i) {
-          sample_cell(p, n, g, y0 + i / cells, i % cells * cell,
-                      kernels + i * cell_size(p));
+  // Of a pixel, channels last: feature c of tap t is at f + tap[t] + c, and what
+  // becomes of it goes to out[q] + c.
+  template <int P>
+  static DLU_NOINLINE void reassemble_pixel(const A* k, const A* f, const int64_t* tap,
+                                            int64_t taps, int64_t channels,
+                                            T* const* out) {
+    for (int64_t c = 0; c < channels; c += block) {
+      vec sum[P][M] = {};
+      for (int64_t t = 0; t < taps; ++t) {
+        vec x[M];
+#pragma GCC unroll 16
+        for (int m = 0; m < M; ++m) get<A>(x[m], f + tap[t] + c + m * V);
+#pragma GCC unroll 16
+        for (int q = 0; q < P; ++q) {
+          const vec kq = k[t * P + q] - vec{};  // the same value in every lane
+#pragma GCC unroll 16
+          for (int m = 0; m < M; ++m) sum[q][m] += kq * x[m];
         }
-        for (int64_t b = 0; b < p.Cg(); b += block) {
-          const int64_t c = g * p.Cg() + b, channels = smaller(block, p.Cg() - b);
-          pack(p, n, c, channels, y0 - r, patch_rows, -r, cols, patch);
-          for (int64_t i = 0; i < rows * cells; ++i) {
-            const int64_t y = y0 + i / cells, x = i % cells * cell;
-            const A* k = kernels + i * cell_size(p);
-            const A* f = patch + (y - y0) * f_y + x * f_x;
-            prefetch(p, n, c, channels, y, x);
-            for_chunks(p, [&](auto P, int64_t offset, int64_t q) {
-              reassemble<P>(k + offset, f, f_block, tap, p.T(), sum + q * o_sub, o_sub,
-                            o_block);
-            });
-            unpack(p, n, c, channels, y, x, sum);
-          }
+      }
+#pragma GCC unroll 16
+      for (int q = 0; q < P; ++q) {
+        T* to = out[q] + c;
+        if (std::is_same<T, A>::value && c + block <= channels) {
+#pragma GCC unroll 16
+          for (int m = 0; m < M; ++m) __builtin_memcpy(to + m * V, &sum[q][m], sizeof(vec));
+        } else {
+          A lanes[block];
+#pragma GCC unroll 16
+          for (int m = 0; m < M; ++m) put<A>(lanes + m * V, sum[q][m]);
+          narrow_run(lanes, smaller(block, channels - c), to);
         }
       }
     }
   }
+
+  // A row at a time, a block of channels of all its pixels, then the next block.
+  struct ByRow {
+    // Rows of an item: as many as keep their kernels in half a second-level cache, few
+    // enough to share out evenly. Whole rows, so that every channel is read and written
+    // in long runs.
+    static int64_t band(const Problem& p) {
+      const int64_t bytes = row_size(p) * static_cast<int64_t>(sizeof(A));
+      return larger(smaller((512 << 10) / bytes, smaller(4, p.H / 12)), 1);
+    }
+
+    static int64_t items(const Problem& p) { return p.N * parts(p.H, band(p)); }
+
+    static int64_t scratch(const Problem& p) {
+      const int64_t rows = band(p), cols = columns(p, row_cells(p) * cell);
+      return rows * row_size(p) + p.Q() * M * V + (rows + p.K - 1) * cols * M + V;
+    }
+
+    static void run(const Problem& p, int64_t begin, int64_t end, A* scratch,
+                    int64_t* tap) {
+      const int64_t r = p.K / 2, Q = p.Q(), cells = row_cells(p);
+      const int64_t height = band(p), bands = parts(p.H, height);
+      const int64_t patch_rows = height + p.K - 1, cols = columns(p, cells * cell);
+      A* kernels = scratch;                     // [row][cell]
+      A* sum = kernels + height * row_size(p);  // of one cell
+      A* patch = sum + Q * M * V;               // of a block of channels
+      for (int64_t t = 0; t < p.T(); ++t) tap[t] = t / p.K * cols + t % p.K;
+
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t n = item / bands, y0 = item % bands * height;
+        const int64_t rows = smaller(height, p.H - y0);
+        for (int64_t g = 0; g < p.G; ++g) {
+          for (int64_t i = 0; i < rows * cells; ++i) {
+            sample_cell(p, n, g, y0 + i / cells, i % cells * cell,
+                        kernels + i * cell_size(p));
+          }
+          for (int64_t b = 0; b < p.Cg(); b += block) {
+            const int64_t c = g * p.Cg() + b, channels = smaller(block, p.Cg() - b);
+            pack(p, n, c, channels, y0 - r, patch_rows, -r, cols, patch);
+            for (int64_t i = 0; i < rows * cells; ++i) {
+              const int64_t y = y0 + i / cells, x = i % cells * cell;
+              const A* k = kernels + i * cell_size(p);
+              const A* f = patch + (y - y0) * cols + x;
+              prefetch(p, n, c, channels, y, x);
+              for_chunks(p, [&](auto P, int64_t offset, int64_t q) {
+                reassemble<P>(k + offset, f, patch_rows * cols, tap, p.T(), sum + q * V,
+                              Q * V);
+              });
+              unpack(p, n, c, channels, y, x, sum);
+            }
+          }
+        }
+      }
+    }
+  };
+
+  // Channels last: a pixel at a time, all its channels, since they lie together. The
+  // last K rows of features stay in a ring, padded with zeros: [y % K][g][col][depth].
+  struct ByPixel {
+    static int64_t depth(const Problem& p) { return blocks(p) * block; }
+
+    static int64_t items(const Problem& p) { return p.N * p.H; }
+
+    static int64_t scratch(const Problem& p) {
+      return p.K * p.G * columns(p, p.W) * depth(p) + cell_size(p);
+    }
+
+    static void run(const Problem& p, int64_t begin, int64_t end, A* ring,
+                    int64_t* tap) {
+      const int64_t r = p.K / 2, cols = columns(p, p.W), f_x = depth(p);
+      const int64_t f_g = cols * f_x, f_y = p.G * f_g;
+      A* k = ring + p.K * f_y;  // of one pixel
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t n = item / p.H, y = item % p.H;
+        const bool fresh = item == begin || y == 0;
+        for (int64_t row = fresh ? y - r : y + r; row <= y + r; ++row) {
+          for (int64_t g = 0; g < p.G; ++g) {
+            pack(p, n, g * p.Cg(), p.Cg(), row, 1, -r, cols,
+                 ring + (row + p.K) % p.K * f_y + g * f_g, f_x);
+          }
+        }
+        for (int64_t t = 0; t < p.T(); ++t) {
+          tap[t] = (y - r + t / p.K + p.K) % p.K * f_y + t % p.K * f_x;
+        }
+        for (int64_t x = 0; x < p.W; ++x) {
+          for (int64_t g = 0; g < p.G; ++g) {
+            sample_cell(p, n, g, y, x, k);
+            for_chunks(p, [&](auto P, int64_t offset, int64_t q) {
+              T* out[P];
+              for (int64_t i = 0; i < P; ++i) {
+                out[i] = at<T>(p.out, n, g * p.Cg(), y * p.s + (q + i) / p.s,
+                               x * p.s + (q + i) % p.s);
+              }
+              reassemble_pixel<P>(k + offset, ring + g * f_g + x * f_x, tap, p.T(),
+                                  p.Cg(), out);
+            });
+          }
+        }
+      }
+    }
+  };
+
+  using Forward = std::conditional_t<Last, ByPixel, ByRow>;
 
   // ---- d k~[q][t] = sum over c of grad[q][c] * x[t][c]
 
@@ -857,11 +923,16 @@ DLU_INLINE void with_loops(const Problem& p, F&& f) {
   });
 }
 
+// Offsets of the taps come first; what follows starts a cache line, as they do.
+int64_t tap_bytes(const Problem& p) {
+  return parts(p.T() * static_cast<int64_t>(sizeof(int64_t)), 64) * 64;
+}
+
 int64_t forward_scratch_bytes(const Problem& p) {
   int64_t bytes = 0;
   with_loops(p, [&](auto loops) {
     using R = decltype(loops);
-    bytes = R::forward_scratch(p) * sizeof(typename R::A) + p.T() * sizeof(int64_t);
+    bytes = tap_bytes(p) + R::Forward::scratch(p) * sizeof(typename R::A);
   });
   return bytes;
 }
@@ -895,7 +966,7 @@ int64_t row_bytes(const Problem& p) {
 
 int64_t forward_items(const Problem& p) {
   int64_t items = 0;
-  with_loops(p, [&](auto loops) { items = decltype(loops)::forward_items(p); });
+  with_loops(p, [&](auto loops) { items = decltype(loops)::Forward::items(p); });
   return items;
 }
 
@@ -914,8 +985,10 @@ int64_t grad_features_items(const Problem& p) {
 void forward(const Problem& p, int64_t begin, int64_t end, void* scratch) {
   with_loops(p, [&](auto loops) {
     using R = decltype(loops);
-    int64_t* tap = static_cast<int64_t*>(scratch);
-    R::forward(p, begin, end, reinterpret_cast<typename R::A*>(tap + p.T()), tap);
+    char* first = static_cast<char*>(scratch);
+    R::Forward::run(p, begin, end,
+                    reinterpret_cast<typename R::A*>(first + tap_bytes(p)),
+                    reinterpret_cast<int64_t*>(first));
   });
 }
 

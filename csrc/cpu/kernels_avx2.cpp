@@ -8,7 +8,8 @@
 #define DLU_ISA avx2
 #define DLU_VECTOR_BYTES 32
 #define DLU_BLOCK 3
-#define DLU_TAPS 2
+#define DLU_BLOCK_LAST 2
+#define DLU_TAPS 3
 #include "kernels_impl.h"
 
 #if defined(__clang__)

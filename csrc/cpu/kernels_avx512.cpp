@@ -8,6 +8,7 @@
 #define DLU_ISA avx512
 #define DLU_VECTOR_BYTES 64
 #define DLU_BLOCK 4
+#define DLU_BLOCK_LAST 4
 #define DLU_TAPS 5
 #include "kernels_impl.h"
 

@@ -2,6 +2,7 @@
 //   DLU_ISA           namespace of this copy
 //   DLU_VECTOR_BYTES  width of a vector register
 //   DLU_BLOCK         vectors (forward: per sub-pixel) that share a kernel load
+//   DLU_BLOCK_LAST    the same, channels last: here it should divide the channels
 //   DLU_TAPS          taps whose gradient is accumulated in registers at once
 //
 // One set of loops serves both layouts. A vector runs over V pixels of a row (NCHW)
@@ -171,7 +172,7 @@ struct Reassembly {
   using A = typename accumulate<T>::type;
   using vec = typename Lanes<A>::type;
   static constexpr int V = Lanes<A>::count;
-  static constexpr int M = DLU_BLOCK;
+  static constexpr int M = Last ? DLU_BLOCK_LAST : DLU_BLOCK;
   static constexpr int cell = Last ? 1 : V;       // source pixels of a cell
   static constexpr int block = Last ? M * V : M;  // channels of a block
 
@@ -231,9 +232,10 @@ struct Reassembly {
 
   static void pack_channels(const T* from, int64_t stride, int64_t channels, A* to,
                             int64_t depth = block) {
-    const int64_t whole = stride == 1 ? channels / V * V : 0;
-    for (int64_t i = 0; i < whole; i += V) widen_run(from + i, 1, V, to + i);
-    widen_run(from + whole * stride, stride, channels - whole, to + whole);
+    for (; stride == 1 && channels >= block; channels -= block, depth -= block) {
+      for (int m = 0; m < M; ++m, from += V, to += V) widen_run(from, 1, V, to);
+    }
+    widen_run(from, stride, channels, to);
     zero(to + channels, depth - channels);
   }
 
@@ -568,15 +570,15 @@ struct Reassembly {
                                    int64_t count, A* k) {
     vec sum[P][B] = {};
     for (int64_t i = 0; i < count; ++i, g += g_step, f += f_step) {
-      vec gq[P];
+      vec x[B];
 #pragma GCC unroll 16
-      for (int q = 0; q < P; ++q) get<A>(gq[q], g + q * g_sub);
+      for (int b = 0; b < B; ++b) get<A>(x[b], f + b * f_x);
 #pragma GCC unroll 16
-      for (int b = 0; b < B; ++b) {
-        vec x;
-        get<A>(x, f + b * f_x);
+      for (int q = 0; q < P; ++q) {
+        vec gq;
+        get<A>(gq, g + q * g_sub);
 #pragma GCC unroll 16
-        for (int q = 0; q < P; ++q) sum[q][b] += gq[q] * x;
+        for (int b = 0; b < B; ++b) sum[q][b] += gq * x[b];
       }
     }
 #pragma GCC unroll 16
@@ -670,8 +672,10 @@ struct Reassembly {
     switch (taps) {
       case 1: return correlate_blocks<P, 1>(g, f, g_size, f_size, f_x, used, k);
       case 2: return correlate_blocks<P, 2>(g, f, g_size, f_size, f_x, used, k);
-#if DLU_TAPS >= 5
+#if DLU_TAPS >= 3
       case 3: return correlate_blocks<P, 3>(g, f, g_size, f_size, f_x, used, k);
+#endif
+#if DLU_TAPS >= 5
       case 4: return correlate_blocks<P, 4>(g, f, g_size, f_size, f_x, used, k);
       case 5: return correlate_blocks<P, 5>(g, f, g_size, f_size, f_x, used, k);
 #endif

@@ -19,7 +19,9 @@ namespace {
 // B of them, from source pixels that lie B further.
 // Shared: k[target row][tap row][tap, padded to B][lane][q], zeros outside the map.
 template <typename T, int B>
-__global__ void __launch_bounds__(kThreads, kBlocks<at::opmath_type<T>>) backward_features_planes(Problem p) {
+__global__ void
+__launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
+    backward_features_planes(Problem p) {
   using A = at::opmath_type<T>;
   constexpr int M = kHold<A>;
   extern __shared__ __align__(16) unsigned char shared[];
@@ -116,7 +118,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<at::opmath_type<T>>) backwar
 // Eight lanes share a target pixel, each holds V channels of its `rows` rows.
 // Shared: k[source column][target row, tap][q], zeros outside the map.
 template <typename T, int V>
-__global__ void __launch_bounds__(kThreads, kBlocks<at::opmath_type<T>>) backward_features_pixels(Problem p) {
+__global__ void
+__launch_bounds__(kPixelThreads, kPixelBlocks<at::opmath_type<T>>)
+    backward_features_pixels(Problem p) {
   using A = at::opmath_type<T>;
   constexpr int pass = V * kShare;
   extern __shared__ __align__(16) unsigned char shared[];
@@ -140,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<at::opmath_type<T>>) backwar
         if (c0 == b.c0 || p.held < p.K || p.chunks() > 1) {
           __syncthreads();
           const int columns = kStrip + p.K - 1;
-          for (int i = pixel; i < columns * rows; i += kThreads / kShare) {
+          for (int i = pixel; i < columns * rows; i += kPixelThreads / kShare) {
             // of target row i / columns; each tap row comes from a source row of its own
             Vec<A, kSub>* to = k + i % columns * size + i / columns * held * p.K;
             for (int a = a0; a < a1; ++a, to += p.K) {
@@ -213,7 +217,7 @@ at::Tensor backward_features(const at::Tensor& grad, const at::Tensor& features,
         });
         call.tile_bands(kStrip);
         call.split_channels(1, V * kShare);
-        launch(kernel, p, call.blocks(1), kThreads, bytes);
+        launch(kernel, p, call.blocks(1), kPixelThreads, bytes);
       };
       if (call.vectors()) {
         run(4, backward_features_pixels<T, 4>);
@@ -227,7 +231,7 @@ at::Tensor backward_features(const at::Tensor& grad, const at::Tensor& features,
         });
         call.tile_bands(kStrip - (B - 1));
         call.split_channels(1, kWarps * kHold<at::opmath_type<T>>);
-        launch(backward_features_planes<T, B>, p, call.blocks(1), kThreads, bytes);
+        launch(backward_features_planes<T, B>, p, call.blocks(1), kPlaneThreads, bytes);
       });
     }
   });

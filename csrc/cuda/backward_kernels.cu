@@ -22,7 +22,7 @@ namespace dlu_mmdet {
 namespace {
 
 constexpr int kMostTogether = 8;
-constexpr int kMostThreads = 32 * 10;
+constexpr int kLeastWarps = 8, kMostThreads = 32 * 10;
 // Values of a tap in dk; four more than there are, so that eight taps of a pixel lie in
 // different banks.
 constexpr int kTap = kSub * kStrip + 4;
@@ -297,7 +297,7 @@ std::tuple<at::Tensor, at::Tensor> backward_kernels(
     dispatch_taps(p.K, [&](auto B) {
       const int tasks = p.K * (padded(p.K, B) / B);
       p.together = std::min(tasks, kMostTogether);
-      p.slices = (kWarps + p.together - 1) / p.together;
+      p.slices = (kLeastWarps + p.together - 1) / p.together;
       const int64_t bytes = sizeof(at::opmath_type<T>) *
                             (p.together * B * kTap + 2 * kSub * kStrip);
       const auto run = [&](auto* kernel) {

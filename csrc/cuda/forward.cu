@@ -14,7 +14,9 @@ namespace {
 //
 // Shared: k[tap row][tap, padded to B][pixel][q].
 template <typename T, int B>
-__global__ void __launch_bounds__(kThreads, kBlocks<at::opmath_type<T>>) forward_planes(Problem p) {
+__global__ void
+__launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
+    forward_planes(Problem p) {
   using A = at::opmath_type<T>;
   constexpr int M = kHold<A>;
   extern __shared__ __align__(16) unsigned char shared[];
@@ -99,7 +101,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<at::opmath_type<T>>) forward
 // Eight lanes share a source pixel, each holds V channels and their four sub-pixels.
 // Shared: k[pixel][tap][q], a tap more a pixel, so that four pixels meet no conflict.
 template <typename T, int V>
-__global__ void __launch_bounds__(kThreads, kBlocks<at::opmath_type<T>>) forward_pixels(Problem p) {
+__global__ void
+__launch_bounds__(kPixelThreads, kPixelBlocks<at::opmath_type<T>>)
+    forward_pixels(Problem p) {
   using A = at::opmath_type<T>;
   constexpr int pass = V * kShare;
   extern __shared__ __align__(16) unsigned char shared[];
@@ -175,7 +179,7 @@ at::Tensor forward(const at::Tensor& features, const at::Tensor& kernels,
         const int64_t bytes = fit(p, 1, [&](int64_t, int64_t held) {
           return size * kStrip * (held * p.K + 1);
         });
-        launch(kernel, p, call.blocks(chunks), kThreads, bytes);
+        launch(kernel, p, call.blocks(chunks), kPixelThreads, bytes);
       };
       if (call.vectors()) {
         run(4, forward_pixels<T, 4>);
@@ -188,7 +192,7 @@ at::Tensor forward(const at::Tensor& features, const at::Tensor& kernels,
         const int64_t bytes = fit(p, 1, [&](int64_t, int64_t held) {
           return size * kStrip * held * padded(p.K, B);
         });
-        launch(forward_planes<T, B>, p, call.blocks(chunks), kThreads, bytes);
+        launch(forward_planes<T, B>, p, call.blocks(chunks), kPlaneThreads, bytes);
       });
     }
   });

@@ -25,19 +25,22 @@
 
 namespace dlu_mmdet {
 
-constexpr int kStrip = 32;              // pixels of a block, lanes of a warp
-constexpr int kWarps = 8;               // of a block
-constexpr int kThreads = 32 * kWarps;   // of a block
-constexpr int kSub = 4;                 // sub-pixels that a thread handles at once
-constexpr int kShare = 8;               // lanes of a pixel, channels last
-constexpr int kRows = 4;                // target rows of a block, in the backward
+constexpr int kStrip = 32;  // pixels of a block, lanes of a warp
+constexpr int kSub = 4;     // sub-pixels that a thread handles at once
+constexpr int kWarps = 4;   // of a block of planes
+constexpr int kShare = 8;   // lanes of a pixel
+constexpr int kPlaneThreads = 32 * kWarps, kPixelThreads = kStrip * kShare;
+constexpr int kRows = 4;    // target rows of a block, in the backward to the features
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// Blocks that a processor shall hold at once: an upper bound of the registers.
+// Blocks that a processor shall hold at once, which bounds the registers: few, since a
+// thread has many loads under way.
 template <typename A>
-constexpr int kBlocks = sizeof(A) == 8 ? 1 : 2;
+constexpr int kPlaneBlocks = sizeof(A) == 8 ? 2 : 3;
+template <typename A>
+constexpr int kPixelBlocks = sizeof(A) == 8 ? 1 : 2;
 
-// Channels that a thread of a row holds in registers.
+// Channels that a thread of a plane holds in registers.
 template <typename A>
 constexpr int kHold = sizeof(A) == 8 ? 4 : 8;
 

@@ -56,8 +56,15 @@ VECTORS(double, double)
 VECTORS(long long, longlong)
 #undef VECTORS
 
-using std::max;
-using std::min;
+// by value, as CUDA's: a constant has no place in memory that could be read
+template <typename T>
+inline T max(T a, T b) {
+  return a < b ? b : a;
+}
+template <typename T>
+inline T min(T a, T b) {
+  return b < a ? b : a;
+}
 
 template <typename T>
 inline T __ldg(const T* from) {

@@ -68,7 +68,7 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
              ++y) {
           for (int b0 = 0; b0 < taps; b0 += B) {
             const int x = source(b0);
-            const bool inside = x >= 0 && x < p.W;
+            const bool inside = within(x, p.W);
             const T* at = from + (y * wide + x) * p.s;
             Vec<A, kSub> g[M];
             const auto load = [&](auto pairs) {
@@ -163,7 +163,7 @@ __launch_bounds__(kPixelThreads, kPixelBlocks<at::opmath_type<T>>)
              ++y) {
           for (int t = 0; t < p.K; ++t) {
             const int column = x + r - t;
-            const bool inside = active && column >= 0 && column < p.W;
+            const bool inside = active && within(column, p.W);
             const T* from = static_cast<const T*>(p.grad) +
                             (b.among(p.H, y) * p.s * p.W + column) * p.s * p.C + c;
             Vec<A, V> g[kSub];

@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>
     bool inside[B];
 #pragma unroll
     for (int j = 0; j < B; ++j) {
-      inside[j] = tap + j < p.K && y >= 0 && y < p.H && x + j >= 0 && x + j < p.W;
+      inside[j] = tap + j < p.K && within(y, p.H) && within(x + j, p.W);
     }
     A sum[kPair][B][kSub] = {};
     // of the pixels [begin, end) of a lane
@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>
       bool inside[B];
 #pragma unroll
       for (int j = 0; j < B; ++j) {
-        inside[j] = tap + j < p.K && y >= 0 && y < p.H && x + j >= 0 && x + j < p.W;
+        inside[j] = tap + j < p.K && within(y, p.H) && within(x + j, p.W);
       }
       const T* from = static_cast<const T*>(p.features) +
                       (b.among(p.H, y) * p.W + x) * p.C;

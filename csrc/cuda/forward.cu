@@ -14,7 +14,7 @@ namespace {
 //         for each channel:  x, B neighbours of the row
 //             sum[pixel][channel][q] += k~[pixel][b][q] * x[b]
 //
-// Shared: k[tap row][pixel][tap, padded to B][lane][q].
+// Shared: k[pixel][tap row][tap, padded to B][lane][q].
 template <typename T, int B>
 __global__ void
 __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
@@ -27,7 +27,6 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const Pixel<kPair> own(p, b, lane);
   const int r = p.K / 2, taps = padded(p.K, B);
-  const int64_t plane = p.plane();
 
   for (int c0 = b.c0; c0 < b.c1; c0 += kWarps * M) {
     const int c = c0 + warp * M;
@@ -36,19 +35,21 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
       const int held = min(p.held, p.K - a0);
       if (c0 == b.c0 || p.held < p.K) {
         __syncthreads();
-        for (int i = warp; i < held * kPair * kSub; i += kWarps) {
-          const int row = i / (kPair * kSub), u = i / kSub % kPair, q = i % kSub;
-          const int t0 = (a0 + row) * p.K;
-          Vec<A, kSub>* to = k + (row * kPair + u) * taps * kStrip + lane;
-          sample<A>(p, b, b.q0 + q, own.y + u, own.x, t0, t0 + p.K, 1,
-                    [&](int t, A v) { to[(t - t0) * kStrip].v[q] = v; });
-          for (int t = p.K; t < taps; ++t) to[t * kStrip].v[q] = 0;
+        for (int i = warp; i < kPair * kSub; i += kWarps) {
+          const int u = i / kSub, q = i % kSub, gap = taps - p.K, t0 = a0 * p.K;
+          Vec<A, kSub>* to = k + u * held * taps * kStrip + lane;
+          for (int t = 0; gap && t < held * taps; ++t) to[t * kStrip].v[q] = 0;
+          sample<A>(p, b, b.q0 + q, own.y + u, own.x, t0, t0 + held * p.K, 1,
+                    [&](int t, A v) {
+                      const int at = t - t0 + (gap ? (t - t0) / p.K * gap : 0);
+                      to[at * kStrip].v[q] = v;
+                    });
         }
         __syncthreads();
       }
       int y = own.y + a0 - r;
       const T* from = static_cast<const T*>(p.features) +
-                      b.among(p.C, min(c, b.c1 - 1)) * plane +
+                      b.among(p.C, min(c, b.c1 - 1)) * p.plane() +
                       static_cast<int64_t>(y) * p.W + own.x - r;
       // adds tap row i of pixels [first, end); of the lower pixel it is tap row i - 1
       const auto add_row = [&](int i, auto first, auto end) {
@@ -59,10 +60,10 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
 #pragma unroll
           for (int j = 0; j < B; ++j) {
             const int column = own.x - r + b0 + j;
-            inside[j] = b0 + j < p.K && y >= 0 && y < p.H && column >= 0 && column < p.W;
+            inside[j] = b0 + j < p.K && within(y, p.H) && within(column, p.W);
 #pragma unroll
             for (int u = first; u < end; ++u) {
-              weight[u][j] = k[(((i - u) * kPair + u) * taps + b0 + j) * kStrip + lane];
+              weight[u][j] = k[((u * held + i - u) * taps + b0 + j) * kStrip + lane];
             }
           }
 #pragma unroll
@@ -82,7 +83,7 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
                 }
               }
             }
-            if (c + m + 1 < b.c1) at += plane;  // else the last channel once more
+            if (c + m + 1 < b.c1) at += p.plane();  // else the last channel once more
           }
         }
         ++y;
@@ -94,7 +95,7 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
     }
     if (!own.valid) continue;
     const SubPixels sub(p, b.q0, p.W * p.s, 1);
-    T* to = static_cast<T*>(p.out) + b.among(p.C, c) * p.Q() * plane +
+    T* to = static_cast<T*>(p.out) + b.among(p.C, c) * p.Q() * p.plane() +
             (static_cast<int64_t>(own.y) * p.s * p.W + own.x) * p.s;
     T* below = to + p.Q() * static_cast<int64_t>(p.W);
     const bool both = own.y + 1 < p.H;
@@ -105,8 +106,8 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
           store_sub_pixels<pairs>(to, sub, sum[0][m]);
           if (both) store_sub_pixels<pairs>(below, sub, sum[1][m]);
         }
-        to += p.Q() * plane;
-        below += p.Q() * plane;
+        to += p.Q() * p.plane();
+        below += p.Q() * p.plane();
       }
     };
     p.pairs ? store(std::true_type{}) : store(std::false_type{});
@@ -146,14 +147,14 @@ __launch_bounds__(kPixelThreads, kPixelBlocks<at::opmath_type<T>>)
       }
       for (int a = a0; a < a1; ++a) {
         const int y = own.y + a - r, x = own.x - r;
-        const bool row = active && y >= 0 && y < p.H;
+        const bool row = active && within(y, p.H);
         const T* from =
             static_cast<const T*>(p.features) + (b.among(p.H, y) * p.W + x) * p.C + c;
 #pragma unroll 5
         for (int i = 0; i < p.K; ++i, from += p.C) {
           const Vec<A, kSub> weight = k[(a - a0) * p.K + i];
           const auto value =
-              load_channels<A, V>(from, row && x + i >= 0 && x + i < p.W);
+              load_channels<A, V>(from, row && within(x + i, p.W));
 #pragma unroll
           for (int q = 0; q < kSub; ++q) {
 #pragma unroll

@@ -51,6 +51,11 @@ constexpr __host__ __device__ int padded(int K, int B) { return (K + B - 1) / B 
 template <int I>
 using Index = std::integral_constant<int, I>;
 
+// Whether 0 <= i < size.
+static __device__ bool within(int i, int size) {
+  return static_cast<unsigned>(i) < static_cast<unsigned>(size);
+}
+
 // V neighbours in memory, loaded and stored at once.
 template <typename T, int V>
 struct alignas(V * sizeof(T)) Vec {
@@ -180,7 +185,7 @@ struct Position {
 template <typename A, typename F>
 __device__ void sample(const Problem& p, const Block& b, int q, int y, int x, int first,
                        int end, int step, const F& to) {
-  if (q >= p.Q() || y < 0 || y >= p.H || x < 0 || x >= p.W) {
+  if (q >= p.Q() || !within(y, p.H) || !within(x, p.W)) {
     for (int t = first; t < end; t += step) to(t, A(0));
     return;
   }

@@ -56,8 +56,14 @@ VECTORS(double, double)
 VECTORS(long long, longlong)
 #undef VECTORS
 
-using std::max;
-using std::min;
+template <typename A, typename B>
+constexpr std::common_type_t<A, B> min(A a, B b) {
+  return a < b ? a : b;
+}
+template <typename A, typename B>
+constexpr std::common_type_t<A, B> max(A a, B b) {
+  return a > b ? a : b;
+}
 
 template <typename T>
 inline T __ldg(const T* from) {

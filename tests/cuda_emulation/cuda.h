@@ -2,10 +2,6 @@
 // kernels use, over machine.h. Forced in front of every source of csrc/.
 #pragma once
 
-#include <ATen/Context.h>
-#include <ATen/Dispatch.h>
-#include <ATen/Functions.h>
-#include <ATen/OpMathType.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -56,6 +52,7 @@ VECTORS(double, double)
 VECTORS(long long, longlong)
 #undef VECTORS
 
+// by value, and of mixed types, unlike those of std
 template <typename A, typename B>
 constexpr std::common_type_t<A, B> min(A a, B b) {
   return a < b ? a : b;

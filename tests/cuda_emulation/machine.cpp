@@ -140,7 +140,6 @@ struct Machine {
   int64_t block_number = 0;
   int current = 0;         // thread
   bool lenient = false;    // uninitialised values may be read, and are NaN
-  bool in_kernel = false;  // its code runs, not the machine's
   Address base = 0;        // of the library
   size_t library_bytes = 0;
   // time, and when the launch, the block, and the intervals between barriers began
@@ -156,6 +155,8 @@ struct Machine {
   std::string what;
   Address at = 0, other = 0;
 };
+// The code of a kernel runs, not the machine's or the host's.
+bool in_kernel = false;
 // never freed: tensors may outlive static objects
 Machine& machine = *new Machine;
 
@@ -200,7 +201,7 @@ bool same(const Place& a, const Place& b) {
   machine.what = std::move(what);
   machine.at = at;
   machine.other = other;
-  machine.in_kernel = false;
+  in_kernel = false;
   _longjmp(machine.scheduler, 2);
 }
 
@@ -299,7 +300,7 @@ Memory* tensor_of(Address address) {
 
 template <Kind kind>
 void touch(const void* pointer, size_t size, Address pc) {
-  if (!machine.in_kernel) return;
+  if (!in_kernel) return;
   const auto address = reinterpret_cast<Address>(pointer);
   if (machine.dynamic->holds(address)) {
     return touch_cells<kind>(*machine.dynamic, address, size, pc);
@@ -330,17 +331,17 @@ void touch(const void* pointer, size_t size, Address pc) {
 
 void suspend(State state) {
   Fiber& fiber = machine.fibers[machine.current];
-  machine.in_kernel = false;
+  in_kernel = false;
   fiber.state = state;
   if (_setjmp(fiber.here) == 0) _longjmp(machine.scheduler, 1);
-  machine.in_kernel = true;
+  in_kernel = true;
 }
 
 void live() {
   for (;;) {
     Fiber& fiber = machine.fibers[machine.current];
     fiber.batch = 0;
-    machine.in_kernel = true;
+    in_kernel = true;
     machine.launch->call(machine.launch->arguments);
     if (!fiber.copies.empty()) {
       found("an asynchronous copy that is never waited for", fiber.copies.front().at);
@@ -741,7 +742,7 @@ struct Source {
   uint32_t line, column;
 };
 static void undefined(const char* what, const Source* source) {
-  if (!emulation::machine.in_kernel) return;
+  if (!emulation::in_kernel) return;
   const std::string file = source->file;
   emulation::found(what + file.substr(file.rfind('/') + 1) + ':' +
                    std::to_string(source->line));

@@ -225,8 +225,8 @@ cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block,
 
 #define C10_CUDA_CHECK(call)                                                       \
   do {                                                                             \
-    const cudaError_t error = call;                                                \
-    TORCH_CHECK(error == cudaSuccess, "CUDA error: ", cudaGetErrorString(error));  \
+    const cudaError_t error_ = call;                                               \
+    TORCH_CHECK(error_ == cudaSuccess, "CUDA error: ", cudaGetErrorString(error_)); \
   } while (0)
 #define C10_CUDA_KERNEL_LAUNCH_CHECK() C10_CUDA_CHECK(cudaGetLastError())
 

@@ -77,14 +77,15 @@ struct Memory {
   std::unique_ptr<Cell[], Free> cells;  // as soon as a kernel touches it
   int shift = 2;  // log2 of the bytes of a cell, those of the smallest access
 
-  Memory(size_t bytes, bool shared, size_t zone = kZone) : bytes(bytes), shared(shared) {
-    const size_t size = (bytes + 2 * zone + 63) / 64 * 64;
+  Memory(size_t bytes, bool shared) : bytes(bytes), shared(shared) {
+    const size_t size = (bytes + 2 * kZone + 63) / 64 * 64;
     room.reset(static_cast<char*>(aligned_alloc(64, size)));
     TORCH_CHECK(room, "CUDA emulation: no memory for ", bytes, " bytes");
-    begin = reinterpret_cast<Address>(room.get() + zone);
+    begin = reinterpret_cast<Address>(room.get() + kZone);
     poison();
   }
   bool holds(Address address) const { return address - begin < bytes; }
+  bool near(Address address) const { return address - begin + kZone < bytes + 2 * kZone; }
   void poison() { memset(reinterpret_cast<void*>(begin), 0xff, bytes); }
   Cell* cells_at(Address address, size_t size) {
     if (!cells || size < size_t(1) << shift) divide(size);
@@ -316,12 +317,11 @@ void touch(const void* pointer, size_t size, Address pc) {
                              address - machine.base < machine.library_bytes)) {
     return;  // or a constant
   }
+  bool near = machine.dynamic->near(address);
   for (auto& [key, memory] : machine.statics) {
     if (memory.holds(address)) return touch_cells<kind>(memory, address, size, pc);
+    near = near || memory.near(address);
   }
-  const bool near =
-      address + kStaticShared > machine.dynamic->begin &&
-      address < machine.dynamic->begin + machine.dynamic->bytes + kStaticShared;
   found(std::string(kind == Kind::read ? "read" : "write") + " outside of " +
             (near ? "shared memory" : "any tensor"),
         pc);
@@ -538,7 +538,7 @@ void run(const Launch& launch) {
   machine.launch = &launch;
   machine.threads = static_cast<int>(threads);
   machine.launched = ++machine.now;
-  machine.dynamic.reset(new Memory(launch.bytes, true, kStaticShared));
+  machine.dynamic.reset(new Memory(launch.bytes, true));
   machine.statics.clear();
   machine.static_bytes = 0;
   machine.lenient = setting("CUDA_EMULATION_UNINITIALISED", 0);

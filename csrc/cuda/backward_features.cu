@@ -17,7 +17,7 @@ namespace {
 //
 // so the last 32 - (B - 1) lanes hold whole targets. More than B taps: a chain for each
 // B of them, from source pixels that lie B further.
-// Shared: k[target row][tap row][tap, padded to B][lane][q], zeros outside the map.
+// Shared: k[tap row][target row][tap, padded to B][lane][q], zeros outside the map.
 template <typename T, int B>
 __global__ void
 __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
@@ -47,10 +47,12 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
         const int a1 = min(a0 + p.held, p.K), held = a1 - a0;
         if (c0 == b.c0 || p.held < p.K || p.chunks() > 1) {
           __syncthreads();
-          for (int i = warp; i < rows * held * kSub; i += kWarps) {
-            const int a = a0 + i / kSub % held, q = i % kSub;
-            const int y = top + i / (kSub * held) - (a - r);
-            Vec<A, kSub>* to = k + i / kSub * taps * kStrip + lane;
+          for (int i = warp; i < held * kRows * kSub; i += kWarps) {
+            const int row = i / (kRows * kSub), target_row = i / kSub % kRows;
+            const int a = a0 + row, q = i % kSub;
+            if (target_row >= rows) continue;
+            const int y = top + target_row - (a - r);
+            Vec<A, kSub>* to = k + (row * rows + target_row) * taps * kStrip + lane;
             for (int b0 = 0; b0 < taps; b0 += B) {
               const int end = min(b0 + B, p.K);
               sample<A>(p, b, b.q0 + q, y, source(b0), a * p.K + b0, a * p.K + end, 1,
@@ -82,7 +84,7 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
               const int a = first + i - y;
               if (i >= rows || a < a0 || a >= a1) continue;  // the same for the block
               const Vec<A, kSub>* weights =
-                  k + ((i * held + a - a0) * taps + b0) * kStrip + lane;
+                  k + (((a - a0) * rows + i) * taps + b0) * kStrip + lane;
               A chain[M] = {};
 #pragma unroll
               for (int j = B - 1; j >= 0; --j) {

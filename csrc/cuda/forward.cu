@@ -6,13 +6,15 @@
 namespace dlu_mmdet {
 namespace {
 
-// A warp takes eight channels (kHold) at a time, a lane their four sub-pixels:
+// A lane owns two pixels, one above the other, so that most rows of features serve
+// both; a warp takes eight channels (kHold) at a time.
 //
-//     for each tap row a, B taps at once:      k~   B x 4 in registers
-//         for each channel:                    x    B neighbours of the row
-//             sum[channel][q] += k~[b][q] * x[b]
+//     for each row of features, B of its pixels at once:
+//         k~ of both pixels: tap rows a and a - 1, B x 4 each, in registers
+//         for each channel:  x, B neighbours of the row
+//             sum[pixel][channel][q] += k~[pixel][b][q] * x[b]
 //
-// Shared: k[tap row][tap, padded to B][pixel][q].
+// Shared: k[tap row][pixel][tap, padded to B][lane][q].
 template <typename T, int B>
 __global__ void
 __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
@@ -23,41 +25,45 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
   auto* k = reinterpret_cast<Vec<A, kSub>*>(shared);
   const Block b = block_of(p, p.chunks());
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const Pixel own(p, b, lane);
+  const Pixel<kPair> own(p, b, lane);
   const int r = p.K / 2, taps = padded(p.K, B);
   const int64_t plane = p.plane();
-  const SubPixels sub(p, b.q0, p.W * p.s, 1);
 
   for (int c0 = b.c0; c0 < b.c1; c0 += kWarps * M) {
     const int c = c0 + warp * M;
-    A sum[M][kSub] = {};
+    A sum[kPair][M][kSub] = {};
     for (int a0 = 0; a0 < p.K; a0 += p.held) {
-      const int a1 = min(a0 + p.held, p.K);
+      const int held = min(p.held, p.K - a0);
       if (c0 == b.c0 || p.held < p.K) {
         __syncthreads();
-        for (int i = warp; i < (a1 - a0) * kSub; i += kWarps) {
-          const int a = a0 + i / kSub, q = i % kSub;
-          Vec<A, kSub>* to = k + i / kSub * taps * kStrip + lane;
-          sample<A>(p, b, b.q0 + q, own.y, own.x, a * p.K, (a + 1) * p.K, 1,
-                    [&](int t, A v) { to[(t - a * p.K) * kStrip].v[q] = v; });
+        for (int i = warp; i < held * kPair * kSub; i += kWarps) {
+          const int row = i / (kPair * kSub), u = i / kSub % kPair, q = i % kSub;
+          const int t0 = (a0 + row) * p.K;
+          Vec<A, kSub>* to = k + (row * kPair + u) * taps * kStrip + lane;
+          sample<A>(p, b, b.q0 + q, own.y + u, own.x, t0, t0 + p.K, 1,
+                    [&](int t, A v) { to[(t - t0) * kStrip].v[q] = v; });
           for (int t = p.K; t < taps; ++t) to[t * kStrip].v[q] = 0;
         }
         __syncthreads();
       }
-      for (int a = a0; a < a1; ++a) {
-        const int y = own.y + a - r;
-        const T* from = static_cast<const T*>(p.features) +
-                        b.among(p.C, min(c, b.c1 - 1)) * plane +
-                        static_cast<int64_t>(y) * p.W + own.x - r;
+      int y = own.y + a0 - r;
+      const T* from = static_cast<const T*>(p.features) +
+                      b.among(p.C, min(c, b.c1 - 1)) * plane +
+                      static_cast<int64_t>(y) * p.W + own.x - r;
+      // adds tap row i of pixels [first, end); of the lower pixel it is tap row i - 1
+      const auto add_row = [&](int i, auto first, auto end) {
         for (int b0 = 0; b0 < taps; b0 += B) {
           const T* at = from + b0;
-          Vec<A, kSub> weight[B];
+          Vec<A, kSub> weight[kPair][B];
           bool inside[B];
 #pragma unroll
           for (int j = 0; j < B; ++j) {
             const int column = own.x - r + b0 + j;
-            weight[j] = k[((a - a0) * taps + b0 + j) * kStrip + lane];
             inside[j] = b0 + j < p.K && y >= 0 && y < p.H && column >= 0 && column < p.W;
+#pragma unroll
+            for (int u = first; u < end; ++u) {
+              weight[u][j] = k[(((i - u) * kPair + u) * taps + b0 + j) * kStrip + lane];
+            }
           }
 #pragma unroll
           for (int m = 0; m < M; ++m) {
@@ -67,34 +73,43 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
               value[j] = inside[j] ? static_cast<A>(at[j]) : A(0);
             }
 #pragma unroll
-            for (int j = 0; j < B; ++j) {
+            for (int u = first; u < end; ++u) {
 #pragma unroll
-              for (int q = 0; q < kSub; ++q) sum[m][q] += weight[j].v[q] * value[j];
+              for (int j = 0; j < B; ++j) {
+#pragma unroll
+                for (int q = 0; q < kSub; ++q) {
+                  sum[u][m][q] += weight[u][j].v[q] * value[j];
+                }
+              }
             }
             if (c + m + 1 < b.c1) at += plane;  // else the last channel once more
           }
         }
-      }
+        ++y;
+        from += p.W;
+      };
+      add_row(0, Index<0>{}, Index<1>{});
+      for (int i = 1; i < held; ++i) add_row(i, Index<0>{}, Index<2>{});
+      add_row(held, Index<1>{}, Index<2>{});
     }
     if (!own.valid) continue;
+    const SubPixels sub(p, b.q0, p.W * p.s, 1);
     T* to = static_cast<T*>(p.out) + b.among(p.C, c) * p.Q() * plane +
             (static_cast<int64_t>(own.y) * p.s * p.W + own.x) * p.s;
+    T* below = to + p.Q() * static_cast<int64_t>(p.W);
+    const bool both = own.y + 1 < p.H;
+    const auto store = [&](auto pairs) {
 #pragma unroll
-    for (int m = 0; m < M; ++m, to += p.Q() * plane) {
-      if (c + m >= b.c1) break;
-      if (p.pairs) {
-#pragma unroll
-        for (int q = 0; q < kSub; q += 2) {
-          *reinterpret_cast<Vec<T, 2>*>(to + sub.at[q]) = {
-              static_cast<T>(sum[m][q]), static_cast<T>(sum[m][q + 1])};
+      for (int m = 0; m < M; ++m) {
+        if (c + m < b.c1) {
+          store_sub_pixels<pairs>(to, sub, sum[0][m]);
+          if (both) store_sub_pixels<pairs>(below, sub, sum[1][m]);
         }
-      } else {
-#pragma unroll
-        for (int q = 0; q < kSub; ++q) {
-          if (q < sub.count) to[sub.at[q]] = static_cast<T>(sum[m][q]);
-        }
+        to += p.Q() * plane;
+        below += p.Q() * plane;
       }
-    }
+    };
+    p.pairs ? store(std::true_type{}) : store(std::false_type{});
   }
 }
 
@@ -110,7 +125,7 @@ __launch_bounds__(kPixelThreads, kPixelBlocks<at::opmath_type<T>>)
   auto* k = reinterpret_cast<Vec<A, kSub>*>(shared);
   const Block b = block_of(p, p.chunks());
   const int lane = threadIdx.x % kShare, pixel = threadIdx.x / kShare;
-  const Pixel own(p, b, pixel);
+  const Pixel<1> own(p, b, pixel);
   const int r = p.K / 2;
   const SubPixels sub(p, b.q0, p.W * p.s * p.C, p.C);
   k += pixel * (p.held * p.K + 1);
@@ -190,7 +205,7 @@ at::Tensor forward(const at::Tensor& features, const at::Tensor& kernels,
       dispatch_taps(p.K, [&](auto B) {
         call.split_channels(chunks, kWarps * kHold<at::opmath_type<T>>);
         const int64_t bytes = fit(p, 1, [&](int64_t, int64_t held) {
-          return size * kStrip * held * padded(p.K, B);
+          return size * kStrip * kPair * held * padded(p.K, B);
         });
         launch(forward_planes<T, B>, p, call.blocks(chunks), kPlaneThreads, bytes);
       });

@@ -49,7 +49,8 @@ struct Call {
     p.G = static_cast<int>(G);
     p.s = static_cast<int>(s);
     p.carafe = !offsets.defined();
-    p.tiles = (p.plane() + kStrip - 1) / kStrip;
+    const int rows = channels_last ? 1 : kPair;
+    p.tiles = ((p.H + rows - 1) / rows * static_cast<int64_t>(p.W) + kStrip - 1) / kStrip;
     p.rows = p.parts = p.together = p.slices = 1;
     p.per_part = p.Cg();
     p.held = p.K;
@@ -144,9 +145,9 @@ void dispatch(const at::Tensor& features, const F& f) {
 template <typename F>
 void dispatch_taps(int K, const F& f) {
   if ((K + 4) / 5 * 5 < (K + 2) / 3 * 3 || K % 5 == 0) {
-    f(std::integral_constant<int, 5>{});
+    f(Index<5>{});
   } else {
-    f(std::integral_constant<int, 3>{});
+    f(Index<3>{});
   }
 }
 

@@ -31,6 +31,7 @@ constexpr int kWarps = 4;   // of a block of planes
 constexpr int kShare = 8;   // lanes of a pixel
 constexpr int kPlaneThreads = 32 * kWarps, kPixelThreads = kStrip * kShare;
 constexpr int kRows = 4;    // target rows of a block, in the backward to the features
+constexpr int kPair = 2;    // rows of a strip of planes, in the other two
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 // Blocks that a processor shall hold at once, which bounds the registers: few, since a
@@ -46,6 +47,9 @@ constexpr int kHold = sizeof(A) == 8 ? 4 : 8;
 
 // A multiple of B that K taps of a row fit into.
 constexpr __host__ __device__ int padded(int K, int B) { return (K + B - 1) / B * B; }
+
+template <int I>
+using Index = std::integral_constant<int, I>;
 
 // V neighbours in memory, loaded and stored at once.
 template <typename T, int V>
@@ -113,17 +117,20 @@ static __device__ Block block_of(const Problem& p, int chunks) {
   return b;
 }
 
-// The i-th pixel of a strip: 32 neighbours in the map, over the ends of its rows.
+// The i-th pixel of a strip: 32 neighbours in the map, over the ends of its rows. With
+// ROWS of 2 a strip is two rows high and this is the upper pixel of two.
+template <int ROWS>
 struct Pixel {
   bool valid;
   int y, x;
 
   __device__ Pixel(const Problem& p, const Block& b, int i) {
-    const int64_t at = static_cast<int64_t>(b.tile) * kStrip + i;
-    valid = at < p.plane();
-    const int64_t inside = valid ? at : p.plane() - 1;
-    y = static_cast<int>(inside / p.W);
-    x = static_cast<int>(inside % p.W);
+    const int64_t count = (p.H + ROWS - 1) / ROWS * static_cast<int64_t>(p.W);
+    int64_t at = static_cast<int64_t>(b.tile) * kStrip + i;
+    valid = at < count;
+    at = valid ? at : count - 1;
+    y = static_cast<int>(at / p.W) * ROWS;
+    x = static_cast<int>(at % p.W);
   }
 };
 
@@ -182,20 +189,20 @@ __device__ void sample(const Problem& p, const Block& b, int q, int y, int x, in
     const int64_t i = p.kernels.at(b.n, b.g * p.T(), static_cast<int64_t>(y) * p.s + q / p.s,
                                    static_cast<int64_t>(x) * p.s + q % p.s);
     visit(p.kernels, [&](const auto* k) {
-      for (int t = first; t < end; t += step) to(t, static_cast<A>(k[i + t * c]));
+      k += i + first * c;
+      for (int t = first; t < end; t += step, k += step * c) to(t, static_cast<A>(*k));
     });
     return;
   }
   const Position<A> at(p, b, q, y, x);
   const Corners<A> corner = corners(at.u.weight, at.v.weight);
   visit(p.kernels, [&](const auto* k) {
-    k += at.lower;
-    for (int t = first; t < end; t += step) {
-      const auto* tap = k + t * c;
-      to(t, corner.w[0] * static_cast<A>(tap[0]) +
-                corner.w[1] * static_cast<A>(tap[at.right]) +
-                corner.w[2] * static_cast<A>(tap[at.down]) +
-                corner.w[3] * static_cast<A>(tap[at.right + at.down]));
+    k += at.lower + first * c;
+    for (int t = first; t < end; t += step, k += step * c) {
+      to(t, corner.w[0] * static_cast<A>(k[0]) +
+                corner.w[1] * static_cast<A>(k[at.right]) +
+                corner.w[2] * static_cast<A>(k[at.down]) +
+                corner.w[3] * static_cast<A>(k[at.right + at.down]));
     }
   });
 }
@@ -206,9 +213,11 @@ struct SubPixels {
   int count;  // that there are
 
   __device__ SubPixels(const Problem& p, int q0, unsigned row, unsigned column) {
+    int i = q0 / p.s, j = q0 % p.s;
 #pragma unroll
     for (int q = 0; q < kSub; ++q) {
-      at[q] = (q0 + q) / p.s * row + (q0 + q) % p.s * column;
+      at[q] = i * row + j * column;
+      if (++j == p.s) ++i, j = 0;
     }
     count = min(kSub, p.Q() - q0);
   }
@@ -234,6 +243,23 @@ __device__ Vec<A, kSub> load_sub_pixels(const T* from, const SubPixels& sub,
     }
   }
   return g;
+}
+
+// Four sub-pixels to an NCHW plane.
+template <bool PAIRS, typename A, typename T>
+__device__ void store_sub_pixels(T* to, const SubPixels& sub, const A (&v)[kSub]) {
+  if constexpr (PAIRS) {
+#pragma unroll
+    for (int q = 0; q < kSub; q += 2) {
+      *reinterpret_cast<Vec<T, 2>*>(to + sub.at[q]) = {static_cast<T>(v[q]),
+                                                       static_cast<T>(v[q + 1])};
+    }
+  } else {
+#pragma unroll
+    for (int q = 0; q < kSub; ++q) {
+      if (q < sub.count) to[sub.at[q]] = static_cast<T>(v[q]);
+    }
+  }
 }
 
 // V channels of one pixel; zeros where valid is false.

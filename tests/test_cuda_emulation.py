@@ -148,79 +148,89 @@ def test_a_bug_is_found_and_its_absence_is_not(name, reversals):
         assert 'CUDA emulation' in text and places & marked, text
 
 
-# kind: file in csrc/cuda, text, text with the bug, what is found
+# kind: file in csrc/cuda, pattern and which of its places, text with the bug, finding
 SEEDED = {
     'missing barrier': (
         'forward.cu',
-        '        __syncthreads();\n      }\n      for (int a = a0; a < a1; ++a) {\n'
-        '        const int y = own.y + a - r;\n',
-        '      }\n      for (int a = a0; a < a1; ++a) {\n'
-        '        const int y = own.y + a - r;\n',
+        r'__syncthreads\(\);',
+        1,
+        '',
         'race|uninitialised',
     ),
     'race': (
         'backward_kernels.cu',
-        'if (slice == turn) put(turn == 0);\n    __syncthreads();',
-        'if (slice == turn) put(turn == 0);',
+        r'__syncthreads\(\);',
+        2,
+        '',
         'race|uninitialised',
     ),
     'missing atomics': (
         'backward_kernels.cu',
-        'atomicAdd(static_cast<float*>(map.data) + i, static_cast<float>(v));',
-        'static_cast<float*>(map.data)[i] += static_cast<float>(v);',
+        r'atomicAdd\((.*<float\*>.*), (.*)\);',
+        0,
+        r'*(\1) += \2;',
         'race in global memory',
     ),
     'divergent barrier': (
         'forward.cu',
-        'if (c0 == b.c0 || p.held < p.K) {',
-        'if (own.valid && (c0 == b.c0 || p.held < p.K)) {',
+        r'if \((c0 == .* p\.held < p\.K)\) \{',
+        0,
+        r'if (own.valid && (\1)) {',
         'is missed by a thread',
     ),
     'off by one': (
         'forward.cu',
-        'row && x + i >= 0 && x + i < p.W',
-        'row && x + i >= 0 && x + i <= p.W',
+        r'x \+ i < p\.W',
+        0,
+        'x + i <= p.W',
         'outside of any tensor|AssertionError',
     ),
     'wrong stride': (
         'forward.cu',
-        '++m, to += p.Q() * plane) {',
-        '++m, to += plane) {',
+        r'to \+= p\.Q\(\) \* plane',
+        0,
+        'to += plane',
         'race in global memory|AssertionError',
     ),
     'wrong tap': (
         'backward_features.cu',
-        'return target + r - b0; };',
-        'return target + r - b0 + 1; };',
+        r'return target \+ r - b0;',
+        0,
+        'return target + r - b0 + 1;',
         'AssertionError',
     ),
     'missing zeroing': (
         'backward_kernels.cu',
-        'layout_of(kernels)).zero_();',
-        'layout_of(kernels));',
+        r'\.zero_\(\)',
+        0,
+        '',
         'AssertionError',
     ),
     'uninitialised': (
         'backward_kernels.cu',
-        'i += blockDim.x) uv[i] = 0;',
-        'i += blockDim.x + 1) uv[i] = 0;',
+        r'i \+= blockDim\.x\) (.*)uv\[i\] = 0;',
+        0,
+        r'i += 2 * blockDim.x) \1uv[i] = 0;',
         'uninitialised shared memory',
     ),
     'too little shared memory': (
         'forward.cu',
-        'return size * kStrip * held * padded(p.K, B);',
-        'return size * (kStrip * held * padded(p.K, B) - 1);',
-        'shared memory',
+        r'(launch\(.*kPlaneThreads, )bytes\);',
+        0,
+        r'\1bytes - 16);',
+        'outside of shared memory|across the end of shared memory',
     ),
     'misaligned': (
         'forward.cu',
-        '      if (p.pairs) {',
-        '      if (p.s > 1) {',
+        r'p\.pairs \? (store\(std::true_type\{\}\)) : .*;',
+        0,
+        r'\1;',
         'misaligned access',
     ),
     'missing guard': (
         'forward.cu',
-        'const c10::cuda::CUDAGuard guard(features.device());',
+        r'const c10::cuda::CUDAGuard .*;',
+        0,
         '',
         'outside of a device guard',
     ),
@@ -230,11 +240,14 @@ SEEDED = {
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', SEEDED)
 def test_a_bug_in_the_kernels_is_found(kind):
-    file, text, with_bug, message = SEEDED[kind]
+    file, pattern, which, with_bug, message = SEEDED[kind]
     sources = cuda_emulation.read_sources()
     source = sources[f'cuda/{file}']
-    assert text in source, f'{file} has changed: seed another bug for {text!r}'
-    sources[f'cuda/{file}'] = source.replace(text, with_bug)
+    places = list(re.finditer(pattern, source))
+    assert len(places) > which, f'{file} has changed: seed another bug for {pattern}'
+    place = places[which]
+    seeded = source[: place.start()] + place.expand(with_bug) + source[place.end() :]
+    sources[f'cuda/{file}'] = seeded
     library = cuda_emulation.build(sources)
     sizes = ['--kernel-sizes', '3', '5', '--scales', '2', '3']
     process = start(['cuda_emulation.grid', *sizes], library)

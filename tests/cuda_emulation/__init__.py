@@ -31,14 +31,13 @@ What a kernel may use is in cuda.h. Beyond it:
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,7 +60,10 @@ HEADERS = (
 )
 FLAGS = ['-std=c++20', '-fPIC', '-g1', '-Wno-psabi', '-U_FORTIFY_SOURCE']
 KERNEL_FLAGS = [
-    '-O1',
+    '-O1',  # -O2 takes longer to compile than it saves in the tests
+    '-xc++',
+    '-includecuda.h',
+    '-Wno-unknown-pragmas',
     '-fsanitize=thread',
     '--param=tsan-instrument-func-entry-exit=0',
     '-fsanitize=alignment,bounds',
@@ -85,8 +87,7 @@ def translate(text: str) -> str:
     while (launch := text.find('<<<')) >= 0:
         end = len(text[:launch].rstrip())
         start = _opening(text, end) if text[end - 1] == '>' else end
-        start = re.search(r'[\w:\s]*$', text[:start].rstrip() and text[:start]).start()
-        start += len(text[start:]) - len(text[start:].lstrip())
+        start = re.search(r'[\w:]*$', text[:start]).start()
         close = text.index('>>>', launch)
         text = (
             f'{text[:start]}emulation::launch({text[start:launch]}, '
@@ -105,10 +106,6 @@ def translate(text: str) -> str:
     )
 
 
-def _digest(*parts: object) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
 def _run(command: list) -> None:
     process = subprocess.run(
         [str(part) for part in command],
@@ -120,9 +117,10 @@ def _run(command: list) -> None:
         raise RuntimeError(f'{" ".join(process.args)}:\n{process.stdout[-6000:]}')
 
 
-def _cached(name: str, key: str, make) -> Path:
+def _cached(name: str, key: object, make: Callable[[Path], None]) -> Path:
     """The file of that name and key, made by ``make(path)`` if it is not there."""
-    path = CACHE / f'{key}-{name}'
+    digest = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+    path = CACHE / f'{digest}-{name}'
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             make(Path(folder) / name)
@@ -131,45 +129,12 @@ def _cached(name: str, key: str, make) -> Path:
     return path
 
 
-@functools.cache
-def _toolchain() -> str:
-    version = subprocess.run([COMPILER, '--version'], stdout=subprocess.PIPE).stdout
-    files = [(HERE / name).read_text() for name in ('cuda.h', 'machine.h')]
-    return _digest(version, torch.__version__, FLAGS, KERNEL_FLAGS, files)
-
-
-def _includes() -> list[str]:
-    paths = [*include_paths(), sysconfig.get_paths()['include']]
-    return [f'-isystem{path}' for path in paths]
-
-
-def _language() -> Path:
-    """A folder with cuda.h, compiled, and empty headers in CUDA's names."""
-    folder = CACHE / f'{_toolchain()}-language'
-    if folder.exists():
-        folder.touch()
-        return folder
-    with tempfile.TemporaryDirectory(dir=CACHE) as made:
-        made = Path(made) / 'language'
-        for header in HEADERS:
-            (made / header).parent.mkdir(parents=True, exist_ok=True)
-            (made / header).write_text('#pragma once\n')
-        for name in ('cuda.h', 'machine.h'):
-            shutil.copy(HERE / name, made)
-        header = made / 'cuda.h'
-        _run(
-            [COMPILER, *FLAGS, *KERNEL_FLAGS, *_includes(), '-x', 'c++-header', header]
-        )
-        made.replace(folder)
-    return folder
-
-
 def build(sources: dict[str, str] | None = None) -> Path:
     """Compile sources into a library, or find it in build/cuda_emulation.
 
     Args:
         sources (dict, optional): Text by path in csrc/, as ``cuda/forward.cu``. Units
-            are those in .cu, and ops.cpp. Defaults to csrc/ as it is.
+            are those in .cu, and ops.cpp. Defaults to :func:`read_sources`.
 
     Returns:
         Path: A library for ``torch.ops.load_library``. Load it before a tensor that a
@@ -179,55 +144,52 @@ def build(sources: dict[str, str] | None = None) -> Path:
         RuntimeError: If a source does not compile, with the compiler's output.
     """
     sources = read_sources() if sources is None else sources
-    CACHE.mkdir(parents=True, exist_ok=True)
     texts = {}
     for name, text in sources.items():
         stand_in = HERE / Path(name).name
         if name.startswith('cuda/') and stand_in.exists():
             text = stand_in.read_text()
-        texts[name] = f'#line 1 "csrc/{name}"\n{translate(text)}'
-    units = [n for n in texts if n.endswith('.cu') or n == 'ops.cpp']
+        texts[name] = f'#line 1 "{name}"\n{translate(text)}'
     headers = {n: t for n, t in texts.items() if n.endswith(('.h', '.cuh'))}
-    language = None
+    headers |= dict.fromkeys(HEADERS, '#pragma once\n')
+    for name in ('cuda.h', 'machine.h'):
+        headers[name] = (HERE / name).read_text()
+    machine = dict(headers, **{'machine.cpp': (HERE / 'machine.cpp').read_text()})
 
-    def compile_unit(unit: str, out: Path) -> None:
-        folder = out.parent / 'csrc'
-        for name, text in {**headers, unit: texts[unit]}.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(text)
-        command = [COMPILER, '-include', language / 'cuda.h', f'-I{language}', *FLAGS]
-        command += [*KERNEL_FLAGS, '-Wno-unknown-pragmas', *_includes()]
-        _run([*command, '-x', 'c++', '-c', folder / unit, '-o', out])
+    version = subprocess.run([COMPILER, '--version'], stdout=subprocess.PIPE).stdout
+    paths = [*include_paths(), sysconfig.get_paths()['include']]
+    common = [COMPILER, *FLAGS, *(f'-isystem{path}' for path in paths)]
 
-    def compile_machine(out: Path) -> None:
-        command = [COMPILER, *FLAGS, *MACHINE_FLAGS, *_includes()]
-        _run([*command, '-c', HERE / 'machine.cpp', '-o', out])
+    def compile_unit(name: str, files: dict[str, str], flags: list[str]) -> Path:
+        def make(out: Path) -> None:
+            folder = out.parent
+            for path, text in files.items():
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_text(text)
+            _run([*common, f'-I{folder}', *flags, '-c', folder / name, '-o', out])
 
-    def objects() -> list[Path]:
-        nonlocal language
-        with ThreadPoolExecutor(2) as pool:
-            key = _digest(
-                _toolchain(), MACHINE_FLAGS, (HERE / 'machine.cpp').read_text()
-            )
-            jobs = [pool.submit(_cached, 'machine.o', key, compile_machine)]
-            language = _language()
-            for unit in units:
-                key = _digest(_toolchain(), unit, texts[unit], headers)
-                make = functools.partial(compile_unit, unit)
-                jobs.append(pool.submit(_cached, f'{Path(unit).stem}.o', key, make))
-            return [job.result() for job in jobs]
+        key = (version, torch.__version__, common, flags, files)
+        return _cached(f'{Path(name).stem}.o', key, make)
+
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(2) as pool:  # the longest first
+        jobs = [
+            pool.submit(compile_unit, name, {**headers, name: text}, KERNEL_FLAGS)
+            for name, text in texts.items()
+            if name.endswith(('.cu', '.cpp'))
+        ]
+        # its objects are ready before those of others ask for it
+        jobs.insert(0, pool.submit(compile_unit, 'machine.cpp', machine, MACHINE_FLAGS))
+        objects = [job.result() for job in jobs]
 
     def link(out: Path) -> None:
         torch_lib = Path(torch.__file__).parent / 'lib'
-        command = [COMPILER, '-shared', '-Wl,-Bsymbolic', *objects()]
-        command += [f'-L{torch_lib}', f'-Wl,-rpath,{torch_lib}', '-ltorch_cpu']
-        _run([*command, '-lc10', '-o', out])
+        command = [COMPILER, '-shared', '-Wl,-Bsymbolic', *objects, f'-L{torch_lib}']
+        _run([*command, f'-Wl,-rpath,{torch_lib}', '-ltorch_cpu', '-lc10', '-o', out])
 
-    machine = (HERE / 'machine.cpp').read_text()
-    key = _digest(_toolchain(), MACHINE_FLAGS, machine, sorted(texts.items()))
-    library = _cached('emulated.so', key, link)
-    for old in sorted(CACHE.iterdir(), key=lambda p: p.stat().st_mtime)[:-KEPT]:
-        shutil.rmtree(old) if old.is_dir() else old.unlink()
+    library = _cached('emulated.so', objects, link)
+    for old in sorted(CACHE.glob('*.*o'), key=os.path.getmtime)[:-KEPT]:
+        old.unlink()
     return library
 
 

@@ -2,10 +2,6 @@
 // kernels use, over machine.h. Forced in front of every source of csrc/.
 #pragma once
 
-#include <ATen/Context.h>
-#include <ATen/Dispatch.h>
-#include <ATen/Functions.h>
-#include <ATen/OpMathType.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -56,14 +52,14 @@ VECTORS(double, double)
 VECTORS(long long, longlong)
 #undef VECTORS
 
-// by value, as CUDA's: a constant has no place in memory that could be read
-template <typename T>
-inline T max(T a, T b) {
-  return a < b ? b : a;
+// by value, and of mixed types, unlike those of std
+template <typename A, typename B>
+constexpr std::common_type_t<A, B> min(A a, B b) {
+  return a < b ? a : b;
 }
-template <typename T>
-inline T min(T a, T b) {
-  return b < a ? b : a;
+template <typename A, typename B>
+constexpr std::common_type_t<A, B> max(A a, B b) {
+  return a > b ? a : b;
 }
 
 template <typename T>
@@ -229,8 +225,8 @@ cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block,
 
 #define C10_CUDA_CHECK(call)                                                       \
   do {                                                                             \
-    const cudaError_t error = call;                                                \
-    TORCH_CHECK(error == cudaSuccess, "CUDA error: ", cudaGetErrorString(error));  \
+    const cudaError_t error_ = call;                                               \
+    TORCH_CHECK(error_ == cudaSuccess, "CUDA error: ", cudaGetErrorString(error_)); \
   } while (0)
 #define C10_CUDA_KERNEL_LAUNCH_CHECK() C10_CUDA_CHECK(cudaGetLastError())
 

@@ -6,8 +6,8 @@
 // misaligned one (-fsanitize=alignment,bounds); those are defined here, not in
 // libtsan. The first finding ends the launch, before the access that it is about.
 //
-// Two accesses race if nothing orders them. Time is counted in barriers: a cell of two
-// bytes knows when it was last written and read, and by which thread. What happened
+// Two accesses race if nothing orders them. Time is counted in barriers: a cell
+// knows when it was last written and read, and by which thread. What happened
 // before the last __syncthreads is ordered, within a warp what happened before the last
 // __syncwarp of all its lanes; other blocks never are. A shuffle orders nothing.
 #include "machine.h"
@@ -32,6 +32,8 @@
 #include <unordered_map>
 #include <vector>
 
+extern "C" char _end[] __attribute__((visibility("hidden")));  // of the library
+
 uint3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulation {
@@ -47,6 +49,9 @@ constexpr size_t kStaticShared = 48 << 10;
 constexpr int kMostShared = 227 << 10;  // of an H100
 
 struct Found {};
+
+// The code that called a function.
+#define PC reinterpret_cast<uintptr_t>(__builtin_return_address(0))
 
 // ---- memory --------------------------------------------------------------------
 
@@ -70,21 +75,32 @@ struct Memory {
   size_t bytes = 0;
   bool shared = false;
   std::unique_ptr<Cell[], Free> cells;  // as soon as a kernel touches it
+  int shift = 2;  // log2 of the bytes of a cell, those of the smallest access
 
-  Memory(size_t bytes, bool shared, size_t zone = kZone) : bytes(bytes), shared(shared) {
-    const size_t size = (bytes + 2 * zone + 63) / 64 * 64;
+  Memory(size_t bytes, bool shared) : bytes(bytes), shared(shared) {
+    const size_t size = (bytes + 2 * kZone + 63) / 64 * 64;
     room.reset(static_cast<char*>(aligned_alloc(64, size)));
     TORCH_CHECK(room, "CUDA emulation: no memory for ", bytes, " bytes");
-    begin = reinterpret_cast<Address>(room.get() + zone);
+    begin = reinterpret_cast<Address>(room.get() + kZone);
     poison();
   }
   bool holds(Address address) const { return address - begin < bytes; }
+  bool near(Address address) const { return address - begin + kZone < bytes + 2 * kZone; }
   void poison() { memset(reinterpret_cast<void*>(begin), 0xff, bytes); }
-  Cell* cells_from(Address address) {
-    if (!cells) {
-      cells.reset(static_cast<Cell*>(calloc((bytes + 1) / 2, sizeof(Cell))));
+  Cell* cells_at(Address address, size_t size) {
+    if (!cells || size < size_t(1) << shift) divide(size);
+    return cells.get() + ((address - begin) >> shift);
+  }
+  void divide(size_t size) {
+    const int before = shift;
+    while (size < size_t(1) << shift) --shift;
+    const size_t count = (bytes >> shift) + 1;
+    std::unique_ptr<Cell[], Free> divided(
+        static_cast<Cell*>(calloc(count, sizeof(Cell))));
+    if (cells) {
+      for (size_t i = 0; i < count; ++i) divided[i] = cells[i >> (before - shift)];
     }
-    return cells.get() + (address - begin) / 2;
+    cells = std::move(divided);
   }
 };
 
@@ -125,8 +141,8 @@ struct Machine {
   int64_t block_number = 0;
   int current = 0;         // thread
   bool lenient = false;    // uninitialised values may be read, and are NaN
-  bool in_kernel = false;  // its code runs, not the machine's
   Address base = 0;        // of the library
+  size_t library_bytes = 0;
   // time, and when the launch, the block, and the intervals between barriers began
   uint32_t now = 1, launched, block, interval, warp_interval[kMostThreads / kWarp];
   std::unique_ptr<Memory> dynamic;
@@ -140,6 +156,8 @@ struct Machine {
   std::string what;
   Address at = 0, other = 0;
 };
+// The code of a kernel runs, not the machine's or the host's.
+bool in_kernel = false;
 // never freed: tensors may outlive static objects
 Machine& machine = *new Machine;
 
@@ -184,7 +202,7 @@ bool same(const Place& a, const Place& b) {
   machine.what = std::move(what);
   machine.at = at;
   machine.other = other;
-  machine.in_kernel = false;
+  in_kernel = false;
   _longjmp(machine.scheduler, 2);
 }
 
@@ -192,35 +210,12 @@ bool same(const Place& a, const Place& b) {
 
 enum class Kind { read, write, atomic, copy };
 
-// Whether nothing orders an earlier access before this thread's next one.
-inline bool unordered(const Memory& memory, uint32_t time, uint16_t who) {
-  if (time < machine.launched) return false;
-  if (time < machine.block) return !memory.shared;
-  if (time < machine.interval || who == machine.current) return false;
+// Whether nothing orders an access of this interval before this thread's next one.
+inline bool unordered(uint32_t time, uint16_t who) {
+  if (who == machine.current) return false;
   const int mine = machine.current / kWarp;
   const int warp = who < kLanes ? who / kWarp : who - kLanes;
   return warp != mine || time >= machine.warp_interval[mine];
-}
-
-inline void note_reader(const Memory& memory, Cell& cell, Address pc) {
-  const uint16_t me = machine.current;
-  if (cell.read >= machine.interval) {
-    const int warp = cell.reader < kLanes ? cell.reader / kWarp : cell.reader - kLanes;
-    if (cell.reader == me) {
-    } else if (warp != me / kWarp) {
-      cell.reader = kMany;
-    } else {
-      cell.reader = cell.read >= machine.warp_interval[warp] ? kLanes + warp : me;
-    }
-  } else if (!memory.shared && cell.read >= machine.launched &&
-             cell.read < machine.block) {
-    cell.reader = kMany;  // keeps its time, of another block
-    return;
-  } else {
-    cell.reader = me;
-  }
-  cell.read = machine.now;
-  cell.read_at = pc - machine.base;
 }
 
 [[noreturn]] void found_race(const Memory& memory, const char* now, const char* before,
@@ -230,40 +225,68 @@ inline void note_reader(const Memory& memory, Cell& cell, Address pc) {
         pc, machine.base + at);
 }
 
-inline void touch_cells(Memory& memory, Address address, size_t size, Kind kind,
-                        Address pc) {
+inline void note_reader(const Memory& memory, Cell& cell, Address pc) {
+  const uint16_t me = machine.current;
+  uint16_t reader = me;
+  if (cell.read >= machine.interval) {
+    const int warp = cell.reader < kLanes ? cell.reader / kWarp : cell.reader - kLanes;
+    if (warp != me / kWarp) {
+      reader = kMany;
+    } else if (cell.reader != me && cell.read >= machine.warp_interval[warp]) {
+      reader = kLanes + warp;
+    }
+  } else if (cell.read < machine.block && !memory.shared &&
+             cell.read >= machine.launched) {
+    cell.reader = kMany;  // keeps its time, of another block
+    return;
+  }
+  cell.reader = reader;
+  cell.read = machine.now;
+  cell.read_at = static_cast<uint32_t>(pc - machine.base);
+}
+
+template <Kind kind>
+void touch_cells(Memory& memory, Address address, size_t size, Address pc) {
+  constexpr bool reads = kind == Kind::read || kind == Kind::atomic;
+  constexpr const char* what = kind == Kind::read ? "a read" : "a write";
   const size_t offset = address - memory.begin;
   if (size > memory.bytes - offset) {
     found(std::string(kind == Kind::read ? "read" : "write") + " across the end of " +
               (memory.shared ? "shared memory" : "a tensor"),
           pc);
   }
-  Cell* cell = memory.cells_from(address);
-  Cell* const end = cell + (offset % 2 + size + 1) / 2;
-  for (; cell < end; ++cell) {
-    if (kind == Kind::read || kind == Kind::atomic) {
-      if (memory.shared && cell->written < machine.block && !machine.lenient) {
-        found("read of uninitialised shared memory", pc);
-      }
+  // accesses before this time are of another block or another launch
+  const uint32_t block = machine.block;
+  const auto from_elsewhere = [&](uint32_t time) {
+    return time < block && !memory.shared && time >= machine.launched;
+  };
+  Cell* cell = memory.cells_at(address, size);
+  Cell* const last = memory.cells.get() + ((offset + size - 1) >> memory.shift);
+  for (; cell <= last; ++cell) {
+    if (reads && memory.shared && cell->written < block && !machine.lenient) {
+      found("read of uninitialised shared memory", pc);
     }
-    const bool both = kind == Kind::atomic && cell->writer == kAtomic;
-    if (!both && unordered(memory, cell->written, cell->writer)) {
-      found_race(memory, kind == Kind::read ? "a read" : "a write",
-                 cell->writer == kCopy ? "an asynchronous copy" : "a write", pc,
-                 cell->write_at);
+    if ((cell->written >= machine.interval && unordered(cell->written, cell->writer)) ||
+        from_elsewhere(cell->written)) {
+      if (kind != Kind::atomic || cell->writer != kAtomic) {
+        found_race(memory, what,
+                   cell->writer == kCopy ? "an asynchronous copy" : "a write", pc,
+                   cell->write_at);
+      }
     }
     if (kind == Kind::read) {
       note_reader(memory, *cell, pc);
       continue;
     }
-    if (unordered(memory, cell->read, cell->reader)) {
-      found_race(memory, "a write", "a read", pc, cell->read_at);
+    if ((cell->read >= machine.interval && unordered(cell->read, cell->reader)) ||
+        from_elsewhere(cell->read)) {
+      found_race(memory, what, "a read", pc, cell->read_at);
     }
     cell->written = kind == Kind::copy ? kPending : machine.now;
     cell->writer = kind == Kind::copy     ? kCopy
                    : kind == Kind::atomic ? kAtomic
                                           : machine.current;
-    cell->write_at = pc - machine.base;
+    cell->write_at = static_cast<uint32_t>(pc - machine.base);
   }
 }
 
@@ -276,26 +299,29 @@ Memory* tensor_of(Address address) {
   return memory.holds(address) ? recent = &memory : nullptr;
 }
 
-void touch(const void* pointer, size_t size, Kind kind, Address pc) {
-  if (!machine.in_kernel) return;
+template <Kind kind>
+void touch(const void* pointer, size_t size, Address pc) {
+  if (!in_kernel) return;
   const auto address = reinterpret_cast<Address>(pointer);
   if (machine.dynamic->holds(address)) {
-    return touch_cells(*machine.dynamic, address, size, kind, pc);
+    return touch_cells<kind>(*machine.dynamic, address, size, pc);
   }
   const auto stack =
       reinterpret_cast<Address>(machine.fibers[machine.current].stack.get());
   if (address - stack < kStack) return;
-  const auto arguments = reinterpret_cast<Address>(machine.launch->arguments);
-  if (address - arguments < machine.launch->arguments_bytes && kind == Kind::read) return;
-  for (auto& [key, memory] : machine.statics) {
-    if (memory.holds(address)) return touch_cells(memory, address, size, kind, pc);
-  }
   if (Memory* tensor = tensor_of(address)) {
-    return touch_cells(*tensor, address, size, kind, pc);
+    return touch_cells<kind>(*tensor, address, size, pc);
   }
-  const bool near =
-      address + kStaticShared > machine.dynamic->begin &&
-      address < machine.dynamic->begin + machine.dynamic->bytes + kStaticShared;
+  const auto arguments = reinterpret_cast<Address>(machine.launch->arguments);
+  if (kind == Kind::read && (address - arguments < machine.launch->arguments_bytes ||
+                             address - machine.base < machine.library_bytes)) {
+    return;  // or a constant
+  }
+  bool near = machine.dynamic->near(address);
+  for (auto& [key, memory] : machine.statics) {
+    if (memory.holds(address)) return touch_cells<kind>(memory, address, size, pc);
+    near = near || memory.near(address);
+  }
   found(std::string(kind == Kind::read ? "read" : "write") + " outside of " +
             (near ? "shared memory" : "any tensor"),
         pc);
@@ -305,17 +331,17 @@ void touch(const void* pointer, size_t size, Kind kind, Address pc) {
 
 void suspend(State state) {
   Fiber& fiber = machine.fibers[machine.current];
-  machine.in_kernel = false;
+  in_kernel = false;
   fiber.state = state;
   if (_setjmp(fiber.here) == 0) _longjmp(machine.scheduler, 1);
-  machine.in_kernel = true;
+  in_kernel = true;
 }
 
 void live() {
   for (;;) {
     Fiber& fiber = machine.fibers[machine.current];
     fiber.batch = 0;
-    machine.in_kernel = true;
+    in_kernel = true;
     machine.launch->call(machine.launch->arguments);
     if (!fiber.copies.empty()) {
       found("an asynchronous copy that is never waited for", fiber.copies.front().at);
@@ -478,6 +504,7 @@ const bool installed = [] {
   Dl_info info;
   dladdr(reinterpret_cast<void*>(&most_shared), &info);
   machine.base = reinterpret_cast<Address>(info.dli_fbase);
+  machine.library_bytes = reinterpret_cast<Address>(_end) - machine.base;
   return true;
 }();
 
@@ -511,7 +538,7 @@ void run(const Launch& launch) {
   machine.launch = &launch;
   machine.threads = static_cast<int>(threads);
   machine.launched = ++machine.now;
-  machine.dynamic.reset(new Memory(launch.bytes, true, kStaticShared));
+  machine.dynamic.reset(new Memory(launch.bytes, true));
   machine.statics.clear();
   machine.static_bytes = 0;
   machine.lenient = setting("CUDA_EMULATION_UNINITIALISED", 0);
@@ -595,8 +622,6 @@ char* static_shared_memory(const void* key, size_t bytes, size_t alignment) {
 
 // ---- asynchronous copies -------------------------------------------------------
 
-#define PC reinterpret_cast<Address>(__builtin_return_address(0))
-
 void copy_later(void* to, const void* from, size_t bytes, size_t zeros) {
   Fiber& fiber = machine.fibers[machine.current];
   const auto places = reinterpret_cast<Address>(to) | reinterpret_cast<Address>(from);
@@ -604,8 +629,8 @@ void copy_later(void* to, const void* from, size_t bytes, size_t zeros) {
     found("asynchronous copy of " + std::to_string(bytes) + " bytes, misaligned or of "
           "a size that there is none of", PC);
   }
-  if (zeros < bytes) touch(from, bytes - zeros, Kind::read, PC);
-  touch(to, bytes, Kind::copy, PC);
+  if (zeros < bytes) touch<Kind::read>(from, bytes - zeros, PC);
+  touch<Kind::copy>(to, bytes, PC);
   fiber.copies.push_back({to, from, bytes, zeros, fiber.batch, PC});
 }
 
@@ -618,7 +643,7 @@ void wait_for_copies(size_t but) {
     const Copy copy = fiber.copies.front();
     fiber.copies.pop_front();
     const size_t bytes = copy.bytes - copy.zeros;
-    if (bytes) touch(copy.from, bytes, Kind::read, copy.at);
+    if (bytes) touch<Kind::read>(copy.from, bytes, copy.at);
     memcpy(copy.to, copy.from, bytes);
     memset(static_cast<char*>(copy.to) + bytes, 0, copy.zeros);
     const auto to = reinterpret_cast<Address>(copy.to);
@@ -627,8 +652,8 @@ void wait_for_copies(size_t but) {
       if (other.holds(to)) memory = &other;
     }
     if (!memory->holds(to)) found("asynchronous copy to global memory", copy.at);
-    Cell* cell = memory->cells_from(to);
-    for (size_t i = 0; i < copy.bytes / 2; ++i) {
+    Cell* cell = memory->cells_at(to, copy.bytes);
+    for (size_t i = 0; i < copy.bytes >> memory->shift; ++i) {
       cell[i].written = machine.now;
       cell[i].writer = machine.current;
     }
@@ -670,8 +695,7 @@ int device_attribute(cudaDeviceAttr attribute) {
 
 #define ATOMIC_ADD(T)                                                              \
   T atomicAdd(T* to, T value) {                                                    \
-    emulation::touch(to, sizeof(T), emulation::Kind::atomic,                       \
-                     reinterpret_cast<uintptr_t>(__builtin_return_address(0)));    \
+    emulation::touch<emulation::Kind::atomic>(to, sizeof(T), PC);                  \
     return std::exchange(*to, *to + value);                                        \
   }
 ATOMIC_ADD(float)
@@ -681,10 +705,7 @@ ATOMIC_ADD(unsigned)
 ATOMIC_ADD(unsigned long long)
 
 #define HOOK(name, size, kind)                                                     \
-  void __tsan_##name(void* p) {                                                    \
-    emulation::touch(p, size, emulation::Kind::kind,                               \
-                     reinterpret_cast<uintptr_t>(__builtin_return_address(0)));    \
-  }
+  void __tsan_##name(void* p) { emulation::touch<emulation::Kind::kind>(p, size, PC); }
 #define HOOKS(size)                                                                \
   HOOK(read##size, size, read)                                                     \
   HOOK(write##size, size, write)                                                   \
@@ -721,7 +742,7 @@ struct Source {
   uint32_t line, column;
 };
 static void undefined(const char* what, const Source* source) {
-  if (!emulation::machine.in_kernel) return;
+  if (!emulation::in_kernel) return;
   const std::string file = source->file;
   emulation::found(what + file.substr(file.rfind('/') + 1) + ':' +
                    std::to_string(source->line));
@@ -737,12 +758,10 @@ HOST_ATOMICS(8, uint8_t)
 HOST_ATOMICS(32, uint32_t)
 HOST_ATOMICS(64, uint64_t)
 void __tsan_read_range(void* p, size_t size) {
-  emulation::touch(p, size, emulation::Kind::read,
-                   reinterpret_cast<uintptr_t>(__builtin_return_address(0)));
+  emulation::touch<emulation::Kind::read>(p, size, PC);
 }
 void __tsan_write_range(void* p, size_t size) {
-  emulation::touch(p, size, emulation::Kind::write,
-                   reinterpret_cast<uintptr_t>(__builtin_return_address(0)));
+  emulation::touch<emulation::Kind::write>(p, size, PC);
 }
 void __tsan_init() {}
 void __tsan_vptr_update(void**, void*) {}

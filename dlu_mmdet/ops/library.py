@@ -5,8 +5,9 @@ tracing, derivatives and FLOPs. Autocast needs no rule: an operator takes tensor
 of different floating dtypes and returns that of ``features``, so float32 kernels
 from an autocast softmax meet half-precision features without a cast.
 
-Environment: ``DLU_MMDET_NO_EXT=1`` ignores a built extension, ``DLU_MMDET_ISA``
-(``avx512``, ``avx2`` or ``generic``) names the CPU loops to run.
+Environment: ``DLU_MMDET_NO_EXT=1`` ignores a built extension, ``DLU_MMDET_LIBRARY``
+names the file of another build to load instead, ``DLU_MMDET_ISA`` (``avx512``,
+``avx2`` or ``generic``) the CPU loops to run.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ def _load() -> frozenset[str]:
     """Load the extension; the device types that it has kernels for."""
     if os.environ.get('DLU_MMDET_NO_EXT') == '1':
         return frozenset()
+    named = os.environ.get('DLU_MMDET_LIBRARY')
+    if named:
+        torch.ops.load_library(named)
+        return _device_types()
     found = sorted(Path(__file__).parent.parent.glob('_C*.so'))
     if not found:
         warnings.warn(
@@ -44,6 +49,10 @@ def _load() -> frozenset[str]:
             stacklevel=2,
         )
         return frozenset()
+    return _device_types()
+
+
+def _device_types() -> frozenset[str]:
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return frozenset(
         key.lower() for key in ('CPU', 'CUDA') if has_kernel('dlu_mmdet::dlu', key)

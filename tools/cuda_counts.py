@@ -352,6 +352,7 @@ class Row:
     per_100_fma: float
     shared_per_fma: float
     passes_per_fma: float
+    fma_useful: float
     conflicts: float
     useful: float
     registers: int
@@ -403,17 +404,20 @@ def count(
     memory = memory_of([*tensors, *outputs])
     n, c, h, w, k, g, s = problem
     multiply_adds = n * c * h * w * s * s * k * k / 32  # of whole warps
-    once = sum(t.nbytes for t in [*tensors, *outputs])
     rows = []
     for launch in launches:
         kernel = build.kernels[launch.kernel]
         prepared = prepare(build, launch, memory)
         grid = math.prod(launch.grid)
         counts = Counts()
+        memory.touched.clear()
         chosen = chosen_blocks(blocks, grid)
         for index in chosen:
             prepared.run_block(index, counts)
         scale = grid / len(chosen)
+        once = sum(
+            t.nbytes for t in [*tensors, *outputs] if t.data_ptr() in memory.touched
+        )
         opcodes = {name: value * scale for name, value in counts.opcodes.items()}
         rows.append(
             _row(operator, launch, kernel, counts, opcodes, scale, once, multiply_adds)
@@ -443,6 +447,7 @@ def _row(operator, launch, kernel, counts, opcodes, scale, once, multiply_adds) 
         per_100_fma=100 * sum(opcodes.values()) / multiply_adds,
         shared_per_fma=_sum(opcodes, 'LDS', 'LDSM') / multiply_adds,
         passes_per_fma=counts.wavefronts * scale / multiply_adds,
+        fma_useful=multiply_adds / max(_sum(opcodes, 'FFMA', 'DFMA'), 1),
         conflicts=counts.conflicts / max(counts.wavefronts, 1),
         useful=global_used / max(32 * sectors, 1),
         registers=kernel.registers,
@@ -482,10 +487,11 @@ def _judge(
 
 HEADER = (
     '| kernel | blocks x threads | once (MB) | floor, FMA floor (ms) | instructions '
-    'per 100 FMA | shared loads, passes per FMA | conflicts | sectors used | '
+    'per 100 FMA | FMAs useful | shared loads, passes per FMA | conflicts | '
+    'sectors used | '
     'registers, spills | shared (KB) | blocks per SM | alone (ms): {units} | '
     'likely (ms) |\n'
-    '|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|'
+    '|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|'
 )
 UNITS = ('issue', 'shared', 'conversions', 'L2', 'DRAM')
 
@@ -498,6 +504,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
         lines.append(
             f'| `{row.kernel}` | {row.blocks} x {row.threads} | {row.once / 1e6:.0f} | '
             f'{row.dram_floor:.3f}, {row.fma_floor:.3f} | {row.per_100_fma:.0f} | '
+            f'{row.fma_useful:.0%} | '
             f'{row.shared_per_fma:.2f}, {row.passes_per_fma:.2f} | '
             f'{row.conflicts:.0%} | {row.useful:.0%} | {row.registers}, {row.spills} | '
             f'{row.shared / 1024:.0f} | {row.per_processor} | {alone} | '

@@ -1086,11 +1086,17 @@ _BUILDERS.update(HADD2=_half_add, FMNMX=_minmax_float)
 
 
 class Memory:
-    """Byte ranges at given addresses; reads elsewhere give 0 and are counted."""
+    """Byte ranges at given addresses; reads elsewhere give 0 and are counted.
+
+    Attributes:
+        stray (int): Accesses of lanes outside of all ranges.
+        touched (set[int]): Addresses of the ranges that anything was done to.
+    """
 
     def __init__(self, ranges: dict[int, np.ndarray]) -> None:
         self.ranges = sorted(ranges.items())
         self.stray = 0
+        self.touched: set[int] = set()
 
     def _each(self, addresses, size, mask) -> Iterator[tuple]:
         left = mask
@@ -1099,6 +1105,7 @@ class Memory:
                 return
             inside = left & (addresses >= base) & (addresses + size <= base + data.size)
             if inside.any():
+                self.touched.add(base)
                 yield data, (addresses - np.uint64(base)), inside
                 left = left & ~inside
         self.stray += int(left.sum())
@@ -1137,7 +1144,7 @@ class Counts:
         conflicts (int): Passes of shared memory beyond the least for its bytes.
         sectors (Counter): 32-byte sectors asked of global memory, by opcode.
         used (Counter): Bytes of them that a lane asked for, by opcode.
-        lanes (int): Lanes that took part in FFMA, of 32 each.
+        stray (int): Accesses of lanes outside of shared memory.
     """
 
     opcodes: Counter = field(default_factory=Counter)

@@ -836,6 +836,43 @@ def _sgxt(i: Instruction) -> Callable:
     return run
 
 
+def _byte(text: str) -> tuple[str, int]:
+    """R3.B1 as R3 and the shift of its byte."""
+    found = re.search(r'\.B([0-3])', text)
+    return re.sub(r'\.B[0-3]', '', text), 8 * int(found[1]) if found else 0
+
+
+def _from_predicates(i: Instruction) -> Callable:
+    """P2R: predicates as bits, where the mask says so, of a byte of a register."""
+    put, get = _target(i.operands[0]), _integer(i.operands[2])
+    chosen = _number(i.operands[3])
+    _, shift = _byte(i.name)
+
+    def run(w, mask):
+        value = get(w) & np.uint32(FULL ^ chosen << shift)
+        for index in range(7):
+            if chosen >> index & 1:
+                value = value | w.p[index].astype(np.uint32) << np.uint32(index + shift)
+        put(w, value, mask)
+
+    return run
+
+
+def _to_predicates(i: Instruction) -> Callable:
+    """R2P: the reverse."""
+    text, shift = _byte(i.operands[1])
+    get, chosen = _integer(text), _number(i.operands[2])
+
+    def run(w, mask):
+        value = get(w)
+        for index in range(7):
+            if chosen >> index & 1:
+                bit = (value >> np.uint32(index + shift) & np.uint32(1)).astype(bool)
+                np.copyto(w.p[index], bit, where=mask)
+
+    return run
+
+
 def _ignored(i: Instruction) -> Callable:
     """Counted, without effect: its results reach no branch and no address."""
     return lambda w, mask: None
@@ -1037,6 +1074,8 @@ _BUILDERS: dict[str, Callable[[Instruction], Callable]] = dict(
     LDC=_load_constant,
     ULDC=_load_constant,
     R2UR=_to_uniform,
+    P2R=_from_predicates,
+    R2P=_to_predicates,
     VOTE=_vote,
     VOTEU=_vote,
     SHFL=_shuffle,
@@ -1054,7 +1093,7 @@ _BUILDERS: dict[str, Callable[[Instruction], Callable]] = dict(
 )
 for _name in (
     'NOP YIELD LDGDEPBAR DEPBAR MEMBAR ERRBAR CCTL PMTRIG WARPSYNC NANOSLEEP FENCE '
-    'UCGABAR_ARV'
+    'ENDCOLLECTIVE'
 ).split():
     _BUILDERS[_name] = _ignored
 
@@ -1286,9 +1325,11 @@ class Warp:
             return None
         if opcode == 'BRA':
             taken = mask
-            for text in i.operands[:-1]:
-                if _is_predicate(text):
-                    taken = taken & _predicate(text)(self)
+            if name == 'BRA.DIV':  # unless all lanes that are named have come
+                named = _integer(i.operands[0])(self)[0] >> _LANE & np.uint32(1)
+                taken = mask & bool((named.astype(bool) != mask).any())
+            elif len(i.operands) == 2:
+                taken = mask & _predicate(i.operands[0])(self)
             self.pc[taken] = _number(i.operands[-1])
         elif opcode == 'EXIT':
             self.alive &= ~mask

@@ -51,7 +51,9 @@ SHARED_PASSES = 1.0  # passes of 128 bytes of shared memory and L1, a clock
 DRAM = 3.0e12  # bytes a second of a copy, as measured on one
 L2 = 5.5e12  # bytes a second
 REGISTERS, WARPS, BLOCKS, SHARED = 65536, 64, 32, 228 << 10  # of a processor
-EFFICIENCY = 0.6  # of the bounding unit; DRAM's figure is a measured one already
+CACHE = 256 << 10  # bytes of a processor, for shared memory and L1
+EFFICIENCY = 0.6  # of the bounding unit
+MEASURED = ('DRAM', 'L2')  # whose rates are measured ones already
 
 
 def tool(name: str) -> str:
@@ -276,8 +278,8 @@ def make(
 ) -> tuple[list[Tensor], tuple[int, int, int]]:
     """Arguments of an operator, in its order; (N, C, H, W, K, G, s) is the problem.
 
-    Features and gradients decide nothing: unless ``fill`` their memory is only
-    reserved.
+    What features and gradients hold decides little, only that it is not 0: unless
+    ``fill`` they are ones.
     """
     n, c, h, w, k, g, s = problem
     torch.manual_seed(0)
@@ -288,7 +290,7 @@ def make(
     def large(*shape: int) -> Tensor:
         if fill:
             return lay(torch.randn(shape))
-        return torch.empty(shape, dtype=dtype, memory_format=memory_format)
+        return torch.empty(shape, dtype=dtype, memory_format=memory_format).fill_(1)
 
     tensors = [large(n, c, h, w)]
     if 'carafe' in operator:
@@ -317,14 +319,17 @@ def memory_of(tensors: Sequence[Tensor]) -> Memory:
 def prepare(build: Build, launch: Recorded, memory: Memory) -> Launch:
     """A recorded launch, ready to run on the interpreter."""
     kernel = build.kernels[launch.kernel]
+    shared = launch.shared + kernel.shared
+    together = occupancy(kernel.registers, math.prod(launch.block), shared)
     return Launch(
         build.code(launch.kernel),
         launch.grid,
         launch.block,
-        launch.shared + kernel.shared,
+        shared,
         launch.arguments,
         memory,
         kernel.stack,
+        cache_bytes=CACHE // max(together, 1) - shared,
     )
 
 
@@ -355,6 +360,7 @@ class Row:
     fma_useful: float
     conflicts: float
     useful: float
+    hits: float
     registers: int
     spills: int
     shared: int
@@ -434,8 +440,6 @@ def _sum(opcodes: dict[str, float], *names: str) -> float:
 def _row(operator, launch, kernel, counts, opcodes, scale, once, multiply_adds) -> Row:
     shared = kernel.shared + launch.shared
     threads = math.prod(launch.block)
-    global_used = sum(counts.used.values())
-    sectors = sum(counts.sectors.values())
     return Row(
         operator=operator,
         kernel=short_name(launch.kernel),
@@ -449,7 +453,8 @@ def _row(operator, launch, kernel, counts, opcodes, scale, once, multiply_adds) 
         passes_per_fma=counts.wavefronts * scale / multiply_adds,
         fma_useful=multiply_adds / max(_sum(opcodes, 'FFMA', 'DFMA'), 1),
         conflicts=counts.conflicts / max(counts.wavefronts, 1),
-        useful=global_used / max(32 * sectors, 1),
+        useful=sum(counts.used.values()) / max(32 * sum(counts.sectors.values()), 1),
+        hits=counts.hits / max(counts.sectors['LDG'], 1),
         registers=kernel.registers,
         spills=kernel.spills,
         shared=shared,
@@ -473,12 +478,12 @@ def _judge(
         shared=counts.wavefronts * scale / (a_second * SHARED_PASSES),
         conversions=_sum(row.opcodes, 'MUFU', 'I2F', 'F2I', 'F2F')
         / (a_second * CONVERSIONS),
-        L2=sum(counts.sectors.values()) * scale * 32 / L2,
+        L2=(sum(counts.sectors.values()) - counts.hits) * scale * 32 / L2,
     )
     row.limits = {name: value * 1e3 for name, value in seconds.items()}
     row.limits['DRAM'] = once / DRAM * 1e3
     likely = {
-        name: value if name == 'DRAM' else value / efficiency
+        name: value if name in MEASURED else value / efficiency
         for name, value in row.limits.items()
     }
     row.bound = max(likely, key=likely.get)
@@ -506,7 +511,8 @@ def to_markdown(rows: Sequence[Row]) -> str:
             f'{row.dram_floor:.3f}, {row.fma_floor:.3f} | {row.per_100_fma:.0f} | '
             f'{row.fma_useful:.0%} | '
             f'{row.shared_per_fma:.2f}, {row.passes_per_fma:.2f} | '
-            f'{row.conflicts:.0%} | {row.useful:.0%} | {row.registers}, {row.spills} | '
+            f'{row.conflicts:.0%} | {row.useful:.0%}, {row.hits:.0%} | '
+            f'{row.registers}, {row.spills} | '
             f'{row.shared / 1024:.0f} | {row.per_processor} | {alone} | '
             f'{row.likely:.2f} ({row.bound}) |'
         )

@@ -3,7 +3,8 @@
 What cuobjdump prints is taken for 32 lanes as numpy arrays. Integers, floats, memory,
 shuffles, divergence (BSSY, BSYNC) and block barriers are carried out, so that loops
 end where they end on a GPU and addresses are the real ones; a block's results can be
-compared with a reference. Time, caches and the order of warps are not modelled.
+compared with a reference. Of caches only a block's share of L1 is modelled; warps take
+turns of so many instructions each, and time is not modelled at all.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 LANES = 32
 FULL = (1 << 32) - 1
 SECTOR, LINE = 32, 128  # bytes: of a transfer from L2, of a line in L1
+TURN = 64  # instructions that a warp runs before the next one's turn
 BANKS = 32  # of shared memory, 4 bytes wide
 PARAMETERS = 0x210  # where a kernel's arguments start in constant bank 0
 _LANE = np.arange(LANES, dtype=np.uint32)
@@ -1183,6 +1185,7 @@ class Counts:
         conflicts (int): Passes of shared memory beyond the least for its bytes.
         sectors (Counter): 32-byte sectors asked of global memory, by opcode.
         used (Counter): Bytes of them that a lane asked for, by opcode.
+        hits (int): Sectors that a load found in the block's share of L1.
         stray (int): Accesses of lanes outside of shared memory.
     """
 
@@ -1191,6 +1194,7 @@ class Counts:
     conflicts: int = 0
     sectors: Counter = field(default_factory=Counter)
     used: Counter = field(default_factory=Counter)
+    hits: int = 0
     stray: int = 0
 
     @property
@@ -1265,8 +1269,9 @@ class Warp:
             return (value & np.uint64(FULL)).astype(np.uint32)
         raise ValueError(f'special register {name} is not known')
 
-    def run(self) -> Iterator[tuple[str, int]]:
-        """Run to the end; yields (barrier, threads or 0) at each block barrier."""
+    def run(self) -> Iterator[tuple[int, int] | None]:
+        """Run to the end; yields (barrier, threads or 0) at each block barrier, and
+        None where it lets other warps run."""
         code, guards, opcodes = (
             self.block.launch.code,
             self.block.launch.guards,
@@ -1274,7 +1279,11 @@ class Warp:
         )
         index_of = self.block.launch.index_of
         limit = self.block.launch.limit
+        turn = limit - TURN
         while True:
+            if limit < turn:
+                yield None
+                turn = limit - TURN
             ready = self.alive & (self.waits < 0)
             if not ready.any():
                 if self.alive.any():
@@ -1298,7 +1307,7 @@ class Warp:
                     if guard is None or mask.any():
                         instruction.run(self, mask)
                     at += 1
-                    if code[at].address >= others:
+                    if code[at].address >= others or limit < turn:
                         self.pc[active] = code[at].address
                         break
                     continue
@@ -1312,7 +1321,7 @@ class Warp:
                     # released lanes may have joined
                     if alone and (places == place).all() and place < others:
                         ready = self.alive & (self.waits < 0)
-                        if int(ready.sum()) == int(active.sum()):
+                        if limit >= turn and ready.sum() == active.sum():
                             at = index_of[place]
                             continue
                 break
@@ -1392,6 +1401,7 @@ class Launch:
         arguments (bytes): As they lie in constant memory.
         memory (Memory): Global memory.
         local_bytes (int): Stack frame of a thread.
+        cache_bytes (int): A block's share of L1.
         limit (int): Instructions after which a warp is taken to hang.
     """
 
@@ -1404,10 +1414,12 @@ class Launch:
         arguments: bytes,
         memory: Memory,
         local_bytes: int = 0,
+        cache_bytes: int = 0,
         limit: int = 10_000_000,
     ) -> None:
         self.grid, self.dim, self.shared_bytes = grid, block, shared_bytes
         self.memory, self.local_bytes, self.limit = memory, local_bytes, limit
+        self.cache_sectors = max(cache_bytes, 0) // SECTOR
         bank = bytearray(PARAMETERS)
         for index, value in enumerate((*block, *grid)):
             bank[4 * index : 4 * index + 4] = int(value).to_bytes(4, 'little')
@@ -1460,21 +1472,25 @@ class Block:
     def __init__(self, launch: Launch, index: tuple, counts: Counts) -> None:
         self.launch, self.index, self.counts = launch, index, counts
         self.dim = launch.dim
+        self.cached: dict[int, None] = {}  # sectors, the one used last at the end
         size = launch.shared_bytes + 1024  # the first KB is the system's
         self.shared = Memory({0: np.zeros(size, np.uint8)})
 
     def run(self) -> None:
         warps = math.ceil(math.prod(self.dim) / LANES)
         running = {k: Warp(self, k).run() for k in range(warps)}
-        waiting: dict[int, tuple[str, int]] = {}
+        waiting: dict[int, tuple[int, int]] = {}
         with np.errstate(all='ignore'):
             while running:
                 for k in [k for k in running if k not in waiting]:
                     try:
-                        waiting[k] = next(running[k])
+                        barrier = next(running[k])
                     except StopIteration:
                         del running[k]
-                released = False
+                        continue
+                    if barrier is not None:
+                        waiting[k] = barrier
+                released = len(waiting) < len(running)
                 for barrier in set(waiting.values()):
                     there = [k for k, at in waiting.items() if at == barrier]
                     wanted = barrier[1] // LANES or len(running)
@@ -1513,3 +1529,15 @@ class Block:
             counts.sectors[space] += sectors.size
             counts.used[space] += chosen.size * size
             counts.wavefronts += np.unique(sectors // (LINE // SECTOR)).size
+            if space == 'LDG':
+                counts.hits += sum(map(self._in_cache, sectors.tolist()))
+
+    def _in_cache(self, sector: int) -> bool:
+        """Whether a sector is in L1, where it is from now on."""
+        found = sector in self.cached
+        if found:
+            del self.cached[sector]
+        self.cached[sector] = None
+        if len(self.cached) > self.launch.cache_sectors:
+            del self.cached[next(iter(self.cached))]
+        return found

@@ -493,7 +493,7 @@ def _judge(
 HEADER = (
     '| kernel | blocks x threads | once (MB) | floor, FMA floor (ms) | instructions '
     'per 100 FMA | FMAs useful | shared loads, passes per FMA | conflicts | '
-    'sectors used | '
+    'sectors used, hits in L1 | '
     'registers, spills | shared (KB) | blocks per SM | alone (ms): {units} | '
     'likely (ms) |\n'
     '|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|'

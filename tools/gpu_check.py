@@ -26,6 +26,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -132,25 +133,28 @@ class Check:
         self.out, self.rounds = out, rounds
         self.end = time.monotonic() + seconds
         self.steps: list[Step] = []
-        self.alone = out / 'alone'
+        self._folder = tempfile.TemporaryDirectory(prefix='gpu_check')
+        self.alone = Path(self._folder.name)
         out.mkdir(parents=True, exist_ok=True)
         self._isolate()
 
     def _isolate(self) -> None:
         """A package that holds the operators and imports no mmdet."""
         package = self.alone / 'dlu_mmdet'
-        shutil.rmtree(package, ignore_errors=True)
-        package.mkdir(parents=True)
+        package.mkdir()
         (package / '__init__.py').write_text('"""The operators alone."""\n')
         for name in ('ops', 'analysis'):
             (package / name).symlink_to(ROOT / 'dlu_mmdet' / name)
         self.link_extension()
 
     def link_extension(self) -> None:
-        for link in (self.alone / 'dlu_mmdet').glob('_C*.so'):
-            link.unlink()
-        for path in (ROOT / 'dlu_mmdet').glob('_C*.so'):
-            (self.alone / 'dlu_mmdet' / path.name).symlink_to(path)
+        """Take the extension built last: one of another Python may lie beside it."""
+        built = (ROOT / 'dlu_mmdet').glob('_C*.so')
+        newest = max(built, key=lambda path: path.stat().st_mtime, default=None)
+        link = self.alone / 'dlu_mmdet' / '_C.so'
+        link.unlink(missing_ok=True)
+        if newest is not None:
+            link.symlink_to(newest)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -174,6 +178,7 @@ class Check:
         step: Step,
         limit: float,
         command: list[object],
+        folder: Path | None = None,
         **environment: str,
     ) -> str:
         """Run a command, its output into the log of the step; returns the output.
@@ -195,7 +200,7 @@ class Check:
                 [str(part) for part in command],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                cwd=self.alone,
+                cwd=folder or self.alone,
                 env={**self.environment, **environment},
                 start_new_session=True,
             )
@@ -312,12 +317,8 @@ def build(check: Check, step: Step) -> str:
     output = check.run(
         step,
         240,
-        check.python(
-            '-c',
-            f'import os, sys, runpy; os.chdir({str(ROOT)!r}); '
-            "sys.argv = ['setup.py', 'build_ext', '--inplace']; "
-            "runpy.run_path('setup.py', run_name='__main__')",
-        ),
+        check.python('setup.py', 'build_ext', '--inplace'),
+        ROOT,
         FORCE_CUDA='1',
         TORCH_CUDA_ARCH_LIST=f'{major}.{minor}',
         MAX_JOBS=str(os.cpu_count()),
@@ -365,7 +366,7 @@ def benchmark(check: Check, step: Step, dtype: str, layout: str) -> str:
                 ROOT / 'tools' / 'benchmark.py',
                 *('--device', 'cuda', '--dtype', dtype, '--layout', layout),
                 *('--batch', 8, 1, '--rounds', check.rounds, '--no-detector'),
-                *('--out', '', '--json', check.out.resolve() / name),
+                *('--out', '', '--json', check.out / name),
             ),
         )
     finally:
@@ -471,6 +472,26 @@ def sanitizer(check: Check, step: Step, tool: str) -> str:
     return f'{found[-1]}; {calls[-1]}'
 
 
+def counts(check: Check, step: Step) -> str:
+    """What is counted of the compiled kernels, to stand beside what was measured."""
+    check.need_tool('nvcc')
+    check.need_tool('cuobjdump')
+    name = f'{step.name}.json'
+    output = check.run(
+        step,
+        150,
+        check.python(
+            ROOT / 'tools' / 'cuda_counts.py',
+            *('--blocks', 4, '--cache', check.alone / 'counts'),
+            *('--json', check.out / name),
+        ),
+    )
+    step.files.append(name)
+    lines = output.splitlines()
+    step.table = '\n'.join(line for line in lines if line.startswith('|'))
+    return next(line for line in lines if line.startswith('N '))
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, default=Path('work_dirs/gpu_check'))
@@ -506,6 +527,7 @@ def main() -> int:
             )
     for tool in ('memcheck', 'racecheck'):
         check.step(tool, lambda step, tool=tool: sanitizer(check, step, tool))
+    check.step('counts', lambda step: counts(check, step))
     print(f'report: {check.out / "report.md"}')
     return int(any(step.status in ('failed', 'cut off') for step in check.steps))
 

@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HERE = Path(__file__).resolve().parent / 'counts'
 OPERATORS = ('dlu', 'dlu_backward_features', 'dlu_backward_kernels')
 CARAFE = ('carafe', 'carafe_backward_features', 'carafe_backward_masks')
-DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
+DTYPES = dict(float32='float', bfloat16='c10::BFloat16', float16='c10::Half')
 LAYOUTS = dict(nchw=torch.contiguous_format, channels_last=torch.channels_last)
 
 # H100 SXM
@@ -112,11 +112,14 @@ class Build:
     Args:
         csrc (Path): Folder of the sources.
         cache (Path): Where to keep what was compiled.
+        dtype (str): Of the features; the others are not compiled, which takes long.
         arch (str): GPU to compile for.
     """
 
-    def __init__(self, csrc: Path, cache: Path, arch: str = 'sm_90') -> None:
-        self.csrc, self.cache, self.arch = csrc, cache, arch
+    def __init__(
+        self, csrc: Path, cache: Path, dtype: str = 'float32', arch: str = 'sm_90'
+    ) -> None:
+        self.csrc, self.cache, self.dtype, self.arch = csrc, cache, dtype, arch
         cache.mkdir(parents=True, exist_ok=True)
         headers = cache / 'headers' / 'c10' / 'cuda'
         headers.mkdir(parents=True, exist_ok=True)
@@ -135,7 +138,7 @@ class Build:
 
     def _key(self, *paths: Path) -> str:
         text = b''.join(path.read_bytes() for path in paths)
-        text += f'{self.arch} {torch.__version__}'.encode()
+        text += f'{self.arch} {self.dtype} {torch.__version__}'.encode()
         return hashlib.sha1(text).hexdigest()[:16]
 
     def _compile(self, source: Path) -> tuple[Path, str]:
@@ -150,6 +153,7 @@ class Build:
                     '-std=c++20',
                     '-O3',
                     f'-arch={self.arch}',
+                    f'-DDLU_COUNTED={DTYPES[self.dtype]}',
                     '-Xptxas=-v',
                     '-Xcompiler=-fPIC',
                     '--expt-relaxed-constexpr',
@@ -554,14 +558,14 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    build = Build(args.csrc, args.cache)
+    build = Build(args.csrc, args.cache, args.dtype)
     rows = []
     for operator in args.operators:
         rows += count(
             build,
             operator,
             args.problem,
-            DTYPES[args.dtype],
+            getattr(torch, args.dtype),
             LAYOUTS[args.layout],
             args.blocks,
             args.efficiency,

@@ -113,8 +113,6 @@ def _raw(text: str, wide: bool = False, is_float: bool = False) -> Callable:
             index = _raw(base)
             return lambda w: w.constant_at(bank, index(w) + np.uint32(offset), wide)
         return lambda w: w.constant(bank, offset, wide)
-    if text in ('SRZ',):
-        return lambda w: np.zeros(LANES, np.uint64 if wide else np.uint32)
     number = _number(text)
     if number is None:
         if not re.fullmatch(r'[-+]?(\d.*|INF|QNAN|SNAN)', text):
@@ -511,8 +509,9 @@ def _setp(i: Instruction) -> Callable:
                 strict = _COMPARE[name[0] + 'T']
                 value = strict(x, y) | ((x == y) & others[1](w))
         other = others[0](w)
-        first(w, combine(value, other), mask)
-        second(w, combine(~value, other), mask)
+        results = combine(value, other), combine(~value, other)
+        first(w, results[0], mask)
+        second(w, results[1], mask)
 
     return run
 
@@ -610,6 +609,26 @@ def _half_fma(i: Instruction) -> Callable:
     return lambda w, mask: put(w, value, mask)
 
 
+def _half_add(i: Instruction) -> Callable:
+    """HADD2.F32: a half as a float."""
+    if '.F32' not in i.name:
+        return _ignored(i)
+    return _float_op(2, np.add)(i)
+
+
+def _minmax_float(i: Instruction) -> Callable:
+    put = _target(i.operands[0])
+    a, b = (_floating(text) for text in i.operands[1:3])
+    lesser = _predicate(i.operands[3])
+
+    def run(w, mask):
+        x, y = a(w), b(w)
+        value = np.where(lesser(w), np.fmin(x, y), np.fmax(x, y))
+        put(w, value.view(np.uint32), mask)
+
+    return run
+
+
 def _mufu(i: Instruction) -> Callable:
     f = dict(
         RCP=lambda x: 1 / x,
@@ -623,8 +642,6 @@ def _mufu(i: Instruction) -> Callable:
     ).get(i.name.split('.')[1])
     if f is None:
         raise ValueError(f'{i.name} is not known')
-    if i.name.startswith('MUFU.RCP64H'):
-        raise ValueError('MUFU.RCP64H is not known')
     return _float_op(1, f)(i)
 
 
@@ -1061,6 +1078,8 @@ _BUILDERS: dict[str, Callable[[Instruction], Callable]] = dict(
     DADD=_float_op(2, np.add, double=True),
     DMUL=_float_op(2, np.multiply, double=True),
     DFMA=_float_op(3, lambda a, b, c: a * b + c, double=True),
+    FMNMX=_minmax_float,
+    HADD2=_half_add,
     HFMA2=_half_fma,
     HMMA=_ignored,
     LDSM=_ignored,
@@ -1098,29 +1117,6 @@ for _name in (
     'ENDCOLLECTIVE'
 ).split():
     _BUILDERS[_name] = _ignored
-
-
-def _half_add(i: Instruction) -> Callable:
-    """HADD2.F32: a half as a float."""
-    if '.F32' not in i.name:
-        return _ignored(i)
-    return _float_op(2, np.add)(i)
-
-
-def _minmax_float(i: Instruction) -> Callable:
-    put = _target(i.operands[0])
-    a, b = (_floating(text) for text in i.operands[1:3])
-    lesser = _predicate(i.operands[3])
-
-    def run(w, mask):
-        x, y = a(w), b(w)
-        value = np.where(lesser(w), np.fmin(x, y), np.fmax(x, y))
-        put(w, value.view(np.uint32), mask)
-
-    return run
-
-
-_BUILDERS.update(HADD2=_half_add, FMNMX=_minmax_float)
 
 
 # ---- warps and blocks ----------------------------------------------------------

@@ -191,7 +191,7 @@ class Check:
             step.files.append(log.name)
         left = min(limit, self.end - time.monotonic())
         if left < 5:
-            raise subprocess.TimeoutExpired(command, limit)
+            raise subprocess.TimeoutExpired(command, max(left, 0))
         before = len(log.read_text()) if log.exists() else 0
         with log.open('a') as file:
             file.write('$ ' + ' '.join(map(str, command)) + '\n')

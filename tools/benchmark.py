@@ -1,13 +1,18 @@
-"""Time the operators: python tools/benchmark.py [--batch 1 8] [--out PNG]."""
+"""Time the operators: python tools/benchmark.py [--batch 1 8] [--out PNG].
+
+With ``--no-detector`` it needs torch alone, and ``dlu_mmdet.ops`` and
+``dlu_mmdet.analysis`` in a package that may hold nothing else.
+"""
 
 import argparse
+import json
 import platform
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from dlu_mmdet.analysis import op_benchmark
-from dlu_mmdet.engine import print_anything
 
 CONFIG = (
     Path(__file__).resolve().parents[1]
@@ -65,13 +70,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--layout', choices=LAYOUTS, default='nchw')
     parser.add_argument('--threads', type=int, help='CPU threads of torch')
     parser.add_argument(
-        '--out', default='work_dirs/benchmark.png', help='plot of the times'
+        '--out',
+        default='work_dirs/benchmark.png',
+        help="plot of the times; '' for none",
+    )
+    parser.add_argument(
+        '--json', type=Path, help='file for all figures, written after each size'
     )
     return parser.parse_args()
 
 
 def main() -> None:
-    print_anything()
     args = parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -101,9 +110,16 @@ def main() -> None:
             )
             print(op_benchmark.to_markdown(measured), flush=True)
             rows += measured
+            if args.json:
+                kept = dict(
+                    title=title, bandwidth=bandwidth, rows=list(map(asdict, rows))
+                )
+                args.json.write_text(json.dumps(kept, indent=1))
     if args.detector:
         print(op_benchmark.measure_neck(args.rounds, args.device), flush=True)
         print(op_benchmark.measure_training(str(CONFIG), args.rounds), flush=True)
+    if not args.out:
+        return
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     op_benchmark.plot(rows, str(out), title)

@@ -1,7 +1,9 @@
 """Time and memory of the reassembly operators beside what they replace.
 
 Every contender runs once a round and medians are taken over rounds, so that a
-busy machine slows all of them alike: read the ratios.
+busy machine slows all of them alike: read the ratios. On a GPU a run is a burst of
+calls, so that the time to launch one hides behind those before; what fits into its
+cache then stays there. The operators' part of this module needs torch alone.
 """
 
 from __future__ import annotations
@@ -20,8 +22,13 @@ from dlu_mmdet.ops import library, reference
 # source maps of an FPN's three upsamplings, for an image of 800 x 1344
 SIZES = ((25, 42), (50, 84), (100, 168))
 CHANNELS, KERNEL, SCALE = 256, 5, 2
-COMPOSED = ('dlu, reference', 'dlu, unfold + einsum')
+COMPOSED = (
+    'dlu, reference',
+    'dlu, unfold + einsum',
+    'dlu, grid_sample + reference',
+)
 SLOW = 5.0  # seconds; what takes longer runs once
+BURST = 5e-3  # seconds of calls that a run on a GPU takes together
 UNFOLDED_LIMIT = 1 << 30  # bytes; larger unfolded maps are left out
 
 
@@ -58,8 +65,9 @@ class Row:
         extra (float): Memory beyond what is returned, as a fraction of it: of the
             output for a forward, of the gradients for the backward.
         gflops (float): GFLOP a second at the least time, 0 where not counted.
-        bandwidth (float): Bytes read and written once, per second at the least
-            time, as a fraction of the bandwidth of a copy; 0 with the backward.
+        bandwidth (float): Bytes read and written once, by the forward and once more
+            by the backward, per second at the least time, as a fraction of the
+            bandwidth of a copy.
     """
 
     batch: int
@@ -73,6 +81,30 @@ class Row:
     extra: float
     gflops: float
     bandwidth: float
+
+
+def sample_kernels(kernels: Tensor, offsets: Tensor, scale_factor: int) -> Tensor:
+    """Every output pixel's kernel, by grid_sample, for one group.
+
+    Args:
+        kernels (Tensor): (N, K*K, H, W).
+        offsets (Tensor): (N, 2*s*s, H, W) in source pixels.
+        scale_factor (int): s.
+
+    Returns:
+        Tensor: (N, K*K, s*H, s*W), what CARAFE calls masks.
+    """
+    n, _, h, w = kernels.shape
+    s = scale_factor
+    dx, dy = offsets.reshape(n, 2, s, s, h, w).permute(1, 0, 4, 2, 5, 3)
+    xs = torch.arange(w, device=kernels.device).reshape(w, 1)
+    ys = torch.arange(h, device=kernels.device).reshape(h, 1, 1, 1)
+    grid = torch.stack(
+        [(xs + dx) * 2 / (w - 1) - 1, (ys + dy) * 2 / (h - 1) - 1], dim=-1
+    ).reshape(n, h * s, w * s, 2)
+    return F.grid_sample(
+        kernels, grid, mode='bilinear', padding_mode='border', align_corners=True
+    )
 
 
 def unfold_dlu(
@@ -96,19 +128,20 @@ def unfold_dlu(
     """
     n, c, h, w = features.shape
     s, k = scale_factor, kernel_size
-    dx, dy = offsets.reshape(n, 2, s, s, h, w).permute(1, 0, 4, 2, 5, 3)
-    xs = torch.arange(w, device=features.device).reshape(w, 1)
-    ys = torch.arange(h, device=features.device).reshape(h, 1, 1, 1)
-    grid = torch.stack(
-        [(xs + dx) * 2 / (w - 1) - 1, (ys + dy) * 2 / (h - 1) - 1], dim=-1
-    ).reshape(n, h * s, w * s, 2)
-    sampled = F.grid_sample(
-        kernels, grid, mode='bilinear', padding_mode='border', align_corners=True
-    )
+    sampled = sample_kernels(kernels, offsets, s)
     sampled = sampled.reshape(n, k * k, h, s, w, s)
     unfolded = F.unfold(features, k, padding=k // 2).reshape(n, c, k * k, h, w)
     out = torch.einsum('nthiwj,ncthw->nchiwj', sampled, unfolded)
     return out.reshape(n, c, h * s, w * s)
+
+
+def mmcv_carafe() -> Callable[..., Tensor] | None:
+    """mmcv's CARAFE, which runs on CUDA alone; None where it is not to be had."""
+    try:
+        from mmcv.ops import carafe
+    except ImportError:
+        return None
+    return carafe
 
 
 def contenders(
@@ -168,11 +201,29 @@ def contenders(
                 flops,
             ),
         ]
-    listed.append(
+    # in bfloat16 mmcv has none
+    theirs = mmcv_carafe() if x.is_cuda and dtype != torch.bfloat16 else None
+    if theirs is not None:
+        listed += [
+            Contender('carafe, mmcv', lambda *t: theirs(*t, *sizes), (x, masks), flops),
+            Contender(
+                'dlu, grid_sample + mmcv carafe',
+                lambda x, k, o: theirs(x, sample_kernels(k, o, s), *sizes),
+                dlu_inputs,
+                dlu_flops,
+            ),
+        ]
+    listed += [
         Contender(
             COMPOSED[0], lambda *t: reference.dlu(*t, *sizes), dlu_inputs, dlu_flops
-        )
-    )
+        ),
+        Contender(
+            COMPOSED[2],
+            lambda x, k, o: reference.carafe(x, sample_kernels(k, o, s), *sizes),
+            dlu_inputs,
+            dlu_flops,
+        ),
+    ]
     if x.nbytes * k * k <= UNFOLDED_LIMIT:
         listed.append(
             Contender(
@@ -187,6 +238,23 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def _seconds(action: Callable[[], object], calls: int, device: torch.device) -> float:
+    """Seconds of one call, of ``calls`` in a row."""
+    _synchronize(device)
+    if device.type == 'cuda':
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(calls):
+            action()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3 / calls
+    began = time.perf_counter()
+    for _ in range(calls):
+        action()
+    return (time.perf_counter() - began) / calls
+
+
 def interleaved(
     actions: Sequence[Callable[[], object]], rounds: int, device: torch.device
 ) -> list[tuple[float, float]]:
@@ -199,11 +267,10 @@ def interleaved(
         for action, taken in zip(actions, times):
             if taken and taken[0] > SLOW:
                 continue
-            _synchronize(device)
-            start = time.perf_counter()
-            action()
-            _synchronize(device)
-            taken.append(time.perf_counter() - start)
+            calls = 1
+            if taken and device.type == 'cuda':
+                calls = min(max(int(BURST / taken[-1]), 1), 50)
+            taken.append(_seconds(action, calls, device))
     kept = [taken[1:] or taken for taken in times]
     return [(statistics.median(taken), min(taken)) for taken in kept]
 
@@ -316,6 +383,8 @@ def measure(
     seconds = interleaved([both for both, _ in pairs], rounds, where)
     for contender, peak, taken in zip(listed, peaks, seconds):
         grad_bytes = sum(t.nbytes for t in contender.inputs)
+        out_bytes = contender.inputs[0].nbytes * SCALE**2
+        moved = 2 * out_bytes + 3 * grad_bytes  # inputs are read twice
         rows.append(
             Row(
                 batch,
@@ -325,7 +394,7 @@ def measure(
                 *_times(taken, seconds[0]),
                 peak / grad_bytes - 1,
                 3 * contender.flops / taken[1] * 1e-9,
-                0.0,
+                moved / taken[1] / bandwidth,
             )
         )
     return rows
@@ -442,12 +511,11 @@ def to_markdown(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         gflops = f'{row.gflops:.1f}' if row.gflops else ''
-        bandwidth = f'{row.bandwidth:.0%}' if row.bandwidth else ''
         lines.append(
             f'| {row.batch} | {row.size[0]} x {row.size[1]} | {row.direction} | '
             f'{row.name} | {row.milliseconds:.2f} | {row.ratio:.2f} | '
             f'{row.least:.2f} | {row.least_ratio:.2f} | {row.extra:.1%} | '
-            f'{gflops} | {bandwidth} |'
+            f'{gflops} | {row.bandwidth:.0%} |'
         )
     return '\n'.join(lines)
 

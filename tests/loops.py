@@ -105,3 +105,102 @@ def dysample(features, offset, scope, style, groups, scale_factor):
                     for k in range(g * c // groups, (g + 1) * c // groups):
                         out[b, k, yy, xx] = _sample(features[b, k], v, u)
     return out
+
+
+def window_scores(features, queries, kernel_size, group_size, scale_factor):
+    """Arrays in, float64 array out; arguments as ``dlu_mmdet.ops.window_scores``."""
+    n, c, h, w = features.shape
+    s, r = scale_factor, kernel_size // 2
+    out = np.zeros((n, group_size * kernel_size**2, h * s, w * s))
+    for b, t, yy, xx in np.ndindex(*out.shape):
+        g, tap = divmod(t, kernel_size**2)
+        y, x = yy // s + tap // kernel_size - r, xx // s + tap % kernel_size - r
+        if 0 <= y < h and 0 <= x < w:
+            group = np.s_[g * c // group_size : (g + 1) * c // group_size]
+            out[b, t, yy, xx] = queries[b, group, yy, xx] @ features[b, group, y, x]
+    return out
+
+
+def _softmax(x):
+    x = np.exp(x - x.max())
+    return x / x.sum()
+
+
+def _sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def _convolution(x, weight, bias, y, xx):
+    """One pixel of a convolution of x (C, H, W), zeros outside; depthwise too."""
+    _, h, w = x.shape
+    outputs, inputs, size, _ = weight.shape
+    out = np.array(bias, dtype=float)
+    for a in range(size):
+        for b in range(size):
+            v, u = y + a - size // 2, xx + b - size // 2
+            if 0 <= v < h and 0 <= u < w:
+                column = x[:, v, u]
+                if inputs == 1 and len(column) > 1:
+                    out += weight[:, 0, a, b] * column
+                else:
+                    out += weight[:, :, a, b] @ column
+    return out
+
+
+def _over(features, guide):
+    """Every output pixel (image, row, column) and the source pixel that it is over."""
+    (n, _, h, w), (_, _, long, wide) = features.shape, guide.shape
+    for b, yy, xx in np.ndindex(n, long, wide):
+        yield b, yy, xx, math.floor(yy * h / long), math.floor(xx * w / wide)
+
+
+def fade(features, guide, weights, kernel_size):
+    """Arrays in, float64 array out; ``weights`` are FADE's parameters by name."""
+    c = features.shape[1]
+    out = np.zeros((len(features), c, *guide.shape[2:]))
+    encoder_1x1 = weights['compressor_en.weight'][:, :, 0, 0]
+    decoder_1x1 = weights['compressor_de.weight'][:, :, 0, 0]
+    semi_shift = weights['content_encoder.weight'], weights['content_encoder.bias']
+    for b, yy, xx, y, x in _over(features, guide):
+        encoder = np.einsum('oc,cyx->oyx', encoder_1x1, guide[b])
+        encoder = encoder + weights['compressor_en.bias'][:, None, None]
+        decoder = np.einsum('oc,cyx->oyx', decoder_1x1, features[b])
+        kernel = _softmax(
+            _convolution(encoder, *semi_shift, yy, xx)
+            + _convolution(decoder, *semi_shift, y, x)
+        )
+        _, total = _gather(features[b], 0, 1, y, x, kernel, kernel_size)
+        if 'gate.weight' in weights:
+            gate = weights['gate.weight'][0, :, 0, 0] @ features[b, :, y, x]
+            gate = _sigmoid(gate + weights['gate.bias'][0])
+            total = gate * guide[b, :, yy, xx] + (1 - gate) * total
+        out[b, :, yy, xx] = total
+    return out
+
+
+def sapa(features, guide, weights, kernel_size):
+    """Arrays in, float64 array out; ``weights`` are SAPA's parameters by name."""
+    n, c, h, w = features.shape
+    r = kernel_size // 2
+    out = np.zeros((n, c, *guide.shape[2:]))
+
+    def linear(name, point):
+        return weights[f'{name}.weight'] @ point + weights[f'{name}.bias']
+
+    def norm(name, point):
+        point = (point - point.mean()) / np.sqrt(point.var() + 1e-5)
+        return weights[f'{name}.weight'] * point + weights[f'{name}.bias']
+
+    for b, yy, xx, y, x in _over(features, guide):
+        q = linear('q', norm('norm_y', guide[b, :, yy, xx]))
+        if 'gate.weight' in weights:
+            gate = _sigmoid(linear('gate', norm('norm_x', features[b, :, y, x])))
+            q = gate * q + (1 - gate) * linear('qx', features[b, :, y, x])
+        scores = np.zeros(kernel_size**2)
+        for t in range(kernel_size**2):
+            v, u = y + t // kernel_size - r, x + t % kernel_size - r
+            if 0 <= v < h and 0 <= u < w:
+                scores[t] = q @ linear('k', norm('norm_x', features[b, :, v, u]))
+        _, total = _gather(features[b], 0, 1, y, x, _softmax(scores), kernel_size)
+        out[b, :, yy, xx] = total
+    return out

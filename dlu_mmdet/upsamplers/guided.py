@@ -70,6 +70,11 @@ class GuidedUpsampler(nn.Module):
                 f'got {type(guide).__name__}'
             )
         n, _, h, w = x.shape
+        if 0 in (h, w):
+            raise ValueError(
+                f'features of {name} must have H and W of at least 1, got shape '
+                f'{tuple(x.shape)}'
+            )
         fits = guide.dim() == 4 and guide.shape[:2] == (n, self.guide_channels)
         if not fits or guide.shape[2] < h or guide.shape[3] < w:
             raise ValueError(

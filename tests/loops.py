@@ -204,3 +204,99 @@ def sapa(features, guide, weights, kernel_size):
         _, total = _gather(features[b], 0, 1, y, x, _softmax(scores), kernel_size)
         out[b, :, yy, xx] = total
     return out
+
+
+def _kernels_over(maps, kernels, kernel_size, over):
+    """``maps`` (N, C, H, W) under a kernel (N, h, w, K*K) for every output pixel."""
+    n, h, w, _ = kernels.shape
+    out = np.zeros((n, maps.shape[1], h, w))
+    for b, yy, xx, y, x in over:
+        kernel = kernels[b, yy, xx]
+        out[b, :, yy, xx] = _gather(maps[b], 0, 1, y, x, kernel, kernel_size)[1]
+    return out
+
+
+def freqfusion(features, guide, weights, kernel_size):
+    """Arrays in, float64 array out; ``weights`` are FreqFusion's parameters by name.
+
+    What two levels fuse to, less the guide. The ratio is that of the weights where it
+    is not that of the maps.
+    """
+    n, _, h, w = features.shape
+    long, wide = guide.shape[2:]
+    over = list(_over(features, guide))
+    own = list(_over(guide, guide))
+    side = math.isqrt(len(weights['highpass_encoder.bias']))
+
+    def convolve(name, maps):
+        weight, bias = weights[f'{name}.weight'], weights[f'{name}.bias']
+        out = np.zeros((n, len(bias), *maps.shape[2:]))
+        for b, y, x in np.ndindex(n, *maps.shape[2:]):
+            out[b, :, y, x] = _convolution(maps[b], weight, bias, y, x)
+        return out
+
+    def normalised(logits, size):
+        window = np.outer(np.hamming(size), np.hamming(size)).ravel()
+        kernels = np.zeros((n, *logits.shape[2:], size**2))
+        for b, y, x in np.ndindex(n, *logits.shape[2:]):
+            kernel = _softmax(logits[b, :, y, x]) * window
+            kernels[b, y, x] = kernel / kernel.sum()
+        return kernels
+
+    def describe(maps, name):
+        grouped = maps.reshape(n, -1, 8 * maps.shape[2] * maps.shape[3])
+        mean, var = grouped.mean(2, keepdims=True), grouped.var(2, keepdims=True)
+        maps = ((grouped - mean) / np.sqrt(var + 1e-5)).reshape(maps.shape)
+        maps = maps * weights[f'{name}.weight'][:, None, None]
+        maps = maps + weights[f'{name}.bias'][:, None, None]
+        similar = np.zeros((n, 8, *maps.shape[2:]))
+        for b, y, x in np.ndindex(n, *maps.shape[2:]):
+            at = 0
+            for a in (-2, 0, 2):
+                for c in (-2, 0, 2):
+                    if a == c == 0:
+                        continue
+                    if 0 <= y + a < maps.shape[2] and 0 <= x + c < maps.shape[3]:
+                        p, q = maps[b, :, y, x], maps[b, :, y + a, x + c]
+                        cosine = p @ q / np.sqrt((p @ p) * (q @ q))
+                        similar[b, at, y, x] = cosine
+                    at += 1
+        return np.concatenate([maps, similar], axis=1)
+
+    hr = convolve('hr_channel_compressor', guide)
+    lr = convolve('lr_channel_compressor', features)
+    high = convolve('highpass_encoder', hr)
+    hr = 2 * hr - _kernels_over(hr, normalised(high, side), side, own)
+    low = convolve('lowpass_encoder', hr)
+    kernels = normalised(low, kernel_size)
+    low = low + _kernels_over(
+        convolve('lowpass_encoder', lr), kernels, kernel_size, over
+    )
+    lowpass = normalised(low, kernel_size)
+    high = high + _kernels_over(
+        convolve('highpass_encoder', lr), lowpass, kernel_size, over
+    )
+    out = _kernels_over(features, lowpass, kernel_size, over)
+    smooth = _kernels_over(guide, normalised(high, side), side, own)
+
+    hr, lr = describe(hr, 'hr_norm'), describe(lr, 'lr_norm')
+    of_hr = {name: convolve(f'hr_{name}', hr) for name in ('offset', 'scope')}
+    of_lr = {name: convolve(f'lr_{name}', lr) for name in ('offset', 'scope')}
+    groups = of_hr['offset'].shape[1] // 2
+    s = math.isqrt(of_lr['offset'].shape[1] // (2 * groups))
+    sampled = np.zeros_like(out)
+    for b, yy, xx in np.ndindex(n, long, wide):
+        (y, i), (x, j) = divmod(yy * s * h // long, s), divmod(xx * s * w // wide, s)
+        o, scope = (
+            of_lr[name][b, i * s + j :: s * s, y, x] + of_hr[name][b, :, yy, xx]
+            for name in ('offset', 'scope')
+        )
+        o = o * _sigmoid(scope)
+        for g in range(groups):
+            # in pixels of the output
+            u = min(max(xx + o[g] * wide / w, 0), wide - 1)
+            v = min(max(yy + o[groups + g] * long / h, 0), long - 1)
+            per = out.shape[1] // groups
+            for c in range(g * per, (g + 1) * per):
+                sampled[b, c, yy, xx] = _sample(out[b, c], v, u)
+    return sampled + guide - smooth

@@ -70,7 +70,8 @@ def test_torchs_counter_is_the_sum_of_what_it_sees(rows, name, scale):
     assert (
         row.counted
         == row.seen
-        == row.total - sum(row.terms[term] for term in ('bias', 'interpolation'))
+        == row.total
+        - sum(row.terms[term] for term in ('bias', 'interpolation', 'similarity'))
     )
 
 
@@ -93,6 +94,7 @@ def test_torchs_counter_is_the_sum_of_what_it_sees(rows, name, scale):
         dict(type='fade', gating=False),
         dict(type='fade', lite=True),
         dict(type='sapa', form='G', up_kernel=3, embedding_channels=6),
+        dict(type='freqfusion', highpass_kernel=5, compressed_channels=8, groups=2),
         dict(type='deconv', upsample_kernel=6),
         dict(type='pixel_shuffle', upsample_kernel=5),
     ],
@@ -105,6 +107,7 @@ def test_closed_forms_hold_for_any_arguments_and_map(cfg, size):
     terms = CLOSED_FORMS[cfg['type']](module, 8)
     bias = terms.pop('bias', 0)
     terms.pop('interpolation', 0)
+    terms.pop('similarity', 0)
     inputs = [torch.randn(2, 8, *size)]
     if is_guided(module):
         inputs.append(torch.randn(2, 8, *(3 * side for side in size)))

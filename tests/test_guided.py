@@ -15,6 +15,7 @@ CFGS = [
     dict(type='fade', lite=True),
     dict(type='sapa'),
     dict(type='sapa', form='G'),
+    dict(type='freqfusion', groups=2, compressed_channels=8),
 ]
 KINDS = pytest.mark.parametrize(
     'cfg', CFGS, ids=lambda cfg: '-'.join(map(str, cfg.values()))
@@ -60,7 +61,7 @@ def test_it_is_the_formula(cfg, source, target, plain, monkeypatch):
     """If it fails, AP of this upsampler says nothing about the paper's."""
     if plain:
         monkeypatch.setattr(library, '_DEVICE_TYPES', frozenset())
-    guide_channels = 6 if cfg.get('gating', cfg['type'] == 'fade') else 5
+    guide_channels = 5 if cfg.get('gating') is False or cfg['type'] == 'sapa' else 6
     module = as_if_trained(cfg, guide_channels=guide_channels)
     x, guide = maps(source, target, guide_channels=guide_channels)
     weights = {k: v.detach().numpy() for k, v in module.state_dict().items()}

@@ -186,10 +186,11 @@ TERMS = (
     'reassembly',
     'sampling',
     'interpolation',
+    'similarity',
     'bias',
 )
 # what torch's counter has no formula for
-_UNSEEN = ('interpolation', 'bias')
+_UNSEEN = ('interpolation', 'similarity', 'bias')
 
 
 def _carafe(m: nn.Module, c: int) -> dict[str, int]:
@@ -252,6 +253,22 @@ def _sapa(m: nn.Module, c: int) -> dict[str, int]:
     )
 
 
+def _freqfusion(m: nn.Module, c: int) -> dict[str, int]:
+    cm, pixels = m.compressed_channels, m.scale_factor**2
+    low, high, area = m.up_kernel**2, m.highpass_kernel**2, m.encoder_kernel**2
+    offsets = 2 * m.groups * pixels  # from either map
+    return dict(
+        compress=2 * (1 + pixels) * c * cm,
+        kernels=2 * (1 + pixels) * area * cm * (low + high),
+        offsets=2 * 4 * area * (cm + 8) * offsets,
+        # filtered: the kernels' logits, the features; the compressed guide, the guide
+        reassembly=2 * pixels * (low * (low + high + c) + high * (cm + c)),
+        interpolation=8 * pixels * c,  # F.grid_sample
+        similarity=2 * 8 * (1 + pixels) * cm,
+        bias=2 * ((1 + pixels) * (cm + low + high) + 4 * offsets),
+    )
+
+
 def _deconv(m: nn.Module, c: int) -> dict[str, int]:
     (k, _), (s, _) = m.kernel_size, m.stride
     return dict(convolution=2 * k**2 * c**2, bias=2 * s**2 * c)
@@ -282,6 +299,7 @@ CLOSED_FORMS: dict[str, Callable[[nn.Module, int], dict[str, int]]] = dict(
     dysample=_dysample,
     fade=_fade,
     sapa=_sapa,
+    freqfusion=_freqfusion,
     deconv=_deconv,
     pixel_shuffle=_pixel_shuffle,
     nearest=_nearest,
@@ -320,7 +338,7 @@ class Row:
 
     @property
     def seen(self) -> int | None:
-        """Closed form of what torch's counter counts: no bias, no interpolation."""
+        """Closed form of what torch's counter counts: none of ``_UNSEEN``."""
         return self._sum(*_UNSEEN)
 
     @property
@@ -531,8 +549,8 @@ after it adds the sampling.
 
 ## The closed form, term by term
 
-torch's counter counts neither interpolation nor bias; the sum of the other terms is
-its figure.
+torch's counter counts neither interpolation, similarity (of a pixel to its
+neighbours) nor bias; the sum of the other terms is its figure.
 
 {terms_table(rows)}
 

@@ -183,13 +183,9 @@ def test_window_scores_are_the_formula():
             def scores(x, q, backend=backend, sizes=sizes):
                 return backend.window_scores(x, q, *sizes)
 
-            inputs = (
-                x[:1, :, :2, :2].clone(),
-                q[:1, :, : 2 * scale, : 2 * scale].clone(),
-            )
-            inputs = [t.requires_grad_() for t in inputs]
-            assert torch.autograd.gradcheck(scores, inputs)
-            assert torch.autograd.gradgradcheck(scores, inputs)
+            inputs = [t.clone().requires_grad_() for t in (x, q)]
+            assert torch.autograd.gradcheck(scores, inputs, fast_mode=True)
+            assert torch.autograd.gradgradcheck(scores, inputs, fast_mode=True)
 
 
 def test_carafe_has_second_derivatives():

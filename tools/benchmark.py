@@ -30,7 +30,8 @@ def parse_size(text: str) -> tuple[int, int]:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Time DLU and CARAFE, fused and composed, beside bilinear and '
-        'nearest interpolation: C 256, K 5, s 2. Prints one table.'
+        'nearest interpolation: C 256, K 5, s 2; then every upsampler as a whole. '
+        'Prints tables.'
     )
     parser.add_argument('--batch', nargs='+', type=int, default=[1, 8])
     parser.add_argument(
@@ -101,6 +102,10 @@ def main() -> None:
             )
             print(op_benchmark.to_markdown(measured), flush=True)
             rows += measured
+    for size in args.sizes:
+        print(
+            op_benchmark.measure_upsamplers(size, args.rounds, args.device), flush=True
+        )
     if args.detector:
         print(op_benchmark.measure_neck(args.rounds, args.device), flush=True)
         print(op_benchmark.measure_training(str(CONFIG), args.rounds), flush=True)

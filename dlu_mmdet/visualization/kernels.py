@@ -728,14 +728,14 @@ def _draw_key(
         columns[0] += '\ncolour: its quarter of the source pixel'
     placed = [values for values in maps.values() if values.places is not None]
     if placed:
-        with_sources = [values.source_kernels is not None for values in placed]
-        what = {(True,): 'its kernel is', (False,): 'the map is'}.get(
-            tuple(set(with_sources)), 'its kernel (DySample: the map) is'
-        )
-        columns.append(f'arrow: from its source pixel to where {what} sampled')
-        if any(with_sources):
-            columns[-1] += (
-                '\nframed: the source kernels that it is made of, and their weights'
+        with_sources = {values.source_kernels is not None for values in placed}
+        if with_sources == {False}:  # a narrow figure
+            columns.append('arrow: to where\nit samples the map')
+        else:
+            what = 'its kernel' if len(with_sources) == 1 else 'its kernel or the map'
+            columns.append(
+                f'arrow: from its source pixel to where {what} is sampled\n'
+                'framed: the source kernels that it is made of, and their weights'
             )
         if s > 2:
             columns[-1] += (

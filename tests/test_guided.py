@@ -20,6 +20,9 @@ from dlu_mmdet.upsamplers import UPSAMPLERS, build_upsampler, is_guided, upsampl
 from dlu_mmdet.upsamplers.fade import FADE
 from dlu_mmdet.visualization.kernels import kernel_maps
 
+NEEDS_OPS = pytest.mark.skipif(
+    not library.is_available('cpu'), reason='the extension is not built for the CPU'
+)
 BACKENDS = [reference, *([library] if library.is_available('cpu') else [])]
 CFGS = [
     dict(type='fade'),
@@ -31,6 +34,9 @@ CFGS = [
 ]
 KINDS = pytest.mark.parametrize(
     'cfg', CFGS, ids=lambda cfg: '-'.join(map(str, cfg.values()))
+)
+ONE_OF_EACH = pytest.mark.parametrize(
+    'cfg', [CFGS[0], CFGS[4], CFGS[5]], ids=lambda cfg: cfg['type']
 )
 # source map and guide: whole ratios, rounded up and down, any, none at all
 SIZES = [
@@ -138,7 +144,7 @@ def test_half_precision(cfg, dtype, target):
     torch.testing.assert_close(half.float(), expected.detach(), rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize('cfg', [CFGS[0], CFGS[4], CFGS[5]], ids=lambda c: c['type'])
+@ONE_OF_EACH
 def test_compiled(cfg):
     """In one graph, for any batch and for a ratio that is not whole."""
     torch._dynamo.reset()  # the cases share a forward, and a limit of recompilations
@@ -154,9 +160,36 @@ def test_compiled(cfg):
         torch.testing.assert_close(*grads)
 
 
-@pytest.mark.skipif(
-    not library.is_available('cpu'), reason='the extension is not built for the CPU'
-)
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+@ONE_OF_EACH
+def test_traced_and_exported(cfg):
+    """As mmengine's counters trace a detector and deployment exports one."""
+    module = as_if_trained(cfg).eval()
+    x, guide = maps((3, 4), (5, 8))
+    # a trace divides sizes in float32
+    close = dict(rtol=1e-5, atol=1e-5)
+    expected = module(x, guide)
+    traced = torch.jit.trace(module, (x, guide))(x, guide)
+    torch.testing.assert_close(traced, expected, **close)
+    exported = torch.export.export(module, (x, guide)).module()
+    torch.testing.assert_close(exported(x, guide), expected, **close)
+
+
+@NEEDS_OPS
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+def test_mmengine_counts_window_scores():
+    """A multiply-add as one; what it calls normalisation it counts besides."""
+    from mmengine.analysis import FlopAnalyzer
+
+    module = build(dict(type='sapa'))
+    x, guide = maps((3, 4), (6, 8), n=1, dtype=torch.float32)
+    counted = FlopAnalyzer(module, (x, guide))
+    # 48 queries of 32 channels to windows of 25, and 6 channels under the kernels
+    assert counted.by_operator()['carafe_backward_masks'] == 48 * 25 * 32
+    assert counted.by_operator()['carafe'] == 48 * 25 * 6
+
+
+@NEEDS_OPS
 @KINDS
 def test_memory_is_that_of_the_output(cfg):
     """Unfolded, the features alone would be 25 times as much."""
@@ -186,6 +219,17 @@ def test_window_scores_are_the_formula():
             inputs = [t.clone().requires_grad_() for t in (x, q)]
             assert torch.autograd.gradcheck(scores, inputs, fast_mode=True)
             assert torch.autograd.gradgradcheck(scores, inputs, fast_mode=True)
+
+
+@NEEDS_OPS
+@pytest.mark.parametrize('name', ['carafe_backward_features', 'carafe_backward_masks'])
+def test_opcheck(name):
+    """What torch asks of an operator that is differentiated and traced."""
+    x = torch.randn(1, 2, 2, 3, requires_grad=True)
+    grad = torch.randn(1, 2, 4, 6, requires_grad=True)
+    masks = torch.randn(1, 9, 4, 6, requires_grad=True)
+    operator = getattr(torch.ops.dlu_mmdet, name).default
+    torch.library.opcheck(operator, (grad, x, masks, 3, 1, 2))
 
 
 def test_carafe_has_second_derivatives():

@@ -6,6 +6,7 @@ from conftest import upsample
 from mmcv.cnn import build_upsample_layer
 from torch import nn
 
+from dlu_mmdet.analysis import op_benchmark
 from dlu_mmdet.ops import library
 from dlu_mmdet.upsamplers import UPSAMPLERS, build_upsampler
 
@@ -172,6 +173,13 @@ def test_mmcvs_own_names_build_ours():
     assert isinstance(carafe, mmcv.ops.CARAFEPack)
     dlu = build_upsample_layer(dict(type='dlu', channels=8, scale_factor=2))
     assert dlu(torch.randn(1, 8, 2, 2)).shape == (1, 8, 4, 4)
+
+
+def test_the_benchmark_lists_every_upsampler():
+    table = op_benchmark.measure_upsamplers((2, 3), rounds=1).splitlines()
+    assert all(line.count('|') == table[0].count('|') for line in table)
+    names = [line.split('|')[1].strip() for line in table[2:]]
+    assert names[0] == 'bilinear' and sorted(names) == sorted(UPSAMPLERS.module_dict)
 
 
 @UPSAMPLERS.register_module()

@@ -631,7 +631,8 @@ def plot(rows: Sequence[Row], path: str | Path) -> None:
                 points.keys(),
                 points.values(),
                 color=COLORS[i % len(COLORS)],
-                marker=MARKERS[i % len(MARKERS)],
+                # another one where the colours begin again
+                marker=MARKERS[(i + i // len(COLORS)) % len(MARKERS)],
                 linewidth=2,
                 markersize=7,
             )

@@ -113,8 +113,16 @@ class Blocks:
 
     def __init__(self, small: Tensor, large: Tensor) -> None:
         self.device = small.device
+        # torch.jit.trace hands out sizes as tensors
+        sizes = (
+            [
+                int(side) if isinstance(side, Tensor) else side
+                for side in maps.shape[-2:]
+            ]
+            for maps in (small, large)
+        )
         # (H, h) and (W, w)
-        self.sides = tuple(zip(small.shape[-2:], large.shape[-2:]))
+        self.sides = tuple(zip(*sizes))
         self.scale = max(-(-long // short) for short, long in self.sides)
         self.whole = all(long == self.scale * short for short, long in self.sides)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -125,8 +126,11 @@ def has_kernels(upsampler: nn.Module) -> bool:
 
 def names_with_kernels() -> str:
     """The upsamplers that have kernels, as ``upsample_cfg.type`` names them."""
-    classes = UPSAMPLERS.module_dict.items()
-    return ', '.join(sorted(k for k, v in classes if issubclass(v, WITH_KERNELS)))
+    return ', '.join(
+        name
+        for name, cls in sorted(UPSAMPLERS.module_dict.items())
+        if inspect.isclass(cls) and issubclass(cls, WITH_KERNELS)
+    )
 
 
 @torch.no_grad()

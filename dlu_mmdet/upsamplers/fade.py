@@ -25,14 +25,13 @@ class FADE(GuidedUpsampler):
     one at output and the other at source resolution, whose result is repeated.
     (x) is CARAFE's reassembly.
 
-    Source: `FADE <https://arxiv.org/abs/2207.10392>`_, section 4; the lite form is
-    that of the `extended paper <https://arxiv.org/abs/2407.13500>`_, whose
-    convolution is depthwise and d = K*K. What they leave open is as in
-    ``FADE_L2H.py`` of poppinace/fade: which layers have a bias, the start, Xavier
-    uniform everywhere. The same authors' detectors
-    (``configs/dynamic_upsampling`` of tiny-smart/detection-with-upsamplers) know it
-    with the gate and without, ``gating=False``, since an FPN adds the encoder's
-    features anyway.
+    Source: `FADE <https://arxiv.org/abs/2207.10392>`_ and its `extension
+    <https://arxiv.org/abs/2407.13500>`_, to which the lite form belongs: its
+    convolution is depthwise and d = K*K. Formulas, biases and the start, Xavier
+    uniform everywhere, are those of ``FADE_L2H.py`` of poppinace/fade, which equals
+    ``FADE_H2L.py`` there. The same authors' detectors (``configs/dynamic_upsampling``
+    of tiny-smart/detection-with-upsamplers) know it with the gate and without,
+    ``gating=False``, since an FPN adds the encoder's features anyway.
 
     Args:
         channels (int): Number of feature channels C.

@@ -40,11 +40,14 @@ class FreqFusion(GuidedUpsampler):
     They are in source pixels, one for each of g groups of channels.
 
     Source: `Frequency-aware Feature Fusion for Dense Image Prediction
-    <https://arxiv.org/abs/2408.12879>`_, section 3. What it leaves open is as in
-    ``FreqFusion.py`` of Linwei-Chen/FreqFusion with the arguments of
-    ``faster_rcnn_r50_fpn_1x_coco_freqfusion.py`` there: order of the filters,
-    windows, normalisation, start. That file doubles maps; at other ratios the shuffled
-    convolutions are taken at the nearest place.
+    <https://arxiv.org/abs/2408.12879>`_. The order of the filters, windows,
+    normalisation and the start are as in ``FreqFusion.py`` of
+    Linwei-Chen/FreqFusion with the arguments of
+    ``faster_rcnn_r50_fpn_1x_coco_freqfusion.py`` there. That file doubles maps; at
+    other ratios the shuffled convolutions are taken at the nearest place.
+
+    By its own figures it is ahead of DySample in Faster R-CNN (39.4 to 38.7 AP), and
+    the one of these since 2024 whose figures and formulas could be read.
 
     Args:
         channels (int): Number of feature channels C.

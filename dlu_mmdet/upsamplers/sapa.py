@@ -29,12 +29,12 @@ class SAPA(GuidedUpsampler):
     d, form G the gated one. Taps outside the map score 0 and take part in the softmax;
     the features there are 0.
 
-    Source: `SAPA <https://arxiv.org/abs/2209.12866>`_, section 4. What it leaves
-    open is as in ``SAPA.py`` and ``SAPAExp.py`` of poppinace/sapa: layer normalisation
-    over the channels, biases, a P_x' of its own that reads X unnormalised, the border,
-    the start. d = 32 is that of the paper's tables and of ``sapa_base.py`` in
-    tiny-smart/sapa; the names of the parameters are those of the files. The paper's
-    SAPA-I, without parameters, is in none of them.
+    Source: `SAPA <https://arxiv.org/abs/2209.12866>`_. Layer normalisation over the
+    channels, biases, a P_x' of its own that reads X unnormalised, the border and the
+    start are as in ``SAPA.py`` (form B) and ``SAPAExp.py`` (its 'gate') of
+    poppinace/sapa. d = 32 is what gives the parameters of the README there, and the
+    default of ``sapa_base.py`` in tiny-smart/sapa; the names of the parameters are
+    those of the files. SAPA-I of that README, without parameters, is in none of them.
 
     Args:
         channels (int): Number of feature channels C.

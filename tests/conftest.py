@@ -7,12 +7,16 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from dlu_mmdet.upsamplers import UPSAMPLERS, is_guided
+
 # two threads on two busy cores wait for each other longer than they work
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs'
+#: upsamplers that a place without a guide takes
+UNGUIDED = sorted(k for k, v in UPSAMPLERS.module_dict.items() if not is_guided(v))
 SHAPES_DLU = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-dlu_shapes.py'
 
 
@@ -28,6 +32,15 @@ def run(*command, check=True, **kwargs):
     )
     assert not check or process.returncode == 0, process.stdout[-4000:]
     return process
+
+
+def upsample(module, x):
+    """Run an upsampler; one with a guide on a random one, ratio times the size of x."""
+    if not is_guided(module):
+        return module(x)
+    s, (n, _, h, w) = module.scale_factor, x.shape
+    guide = torch.randn(n, module.guide_channels, s * h, s * w)
+    return module(x, guide.to(x))
 
 
 def data_options(root, train, val, train_images, val_images):

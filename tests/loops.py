@@ -105,3 +105,198 @@ def dysample(features, offset, scope, style, groups, scale_factor):
                     for k in range(g * c // groups, (g + 1) * c // groups):
                         out[b, k, yy, xx] = _sample(features[b, k], v, u)
     return out
+
+
+def window_scores(features, queries, kernel_size, group_size, scale_factor):
+    """Arrays in, float64 array out; arguments as ``dlu_mmdet.ops.window_scores``."""
+    n, c, h, w = features.shape
+    s, r = scale_factor, kernel_size // 2
+    out = np.zeros((n, group_size * kernel_size**2, h * s, w * s))
+    for b, t, yy, xx in np.ndindex(*out.shape):
+        g, tap = divmod(t, kernel_size**2)
+        y, x = yy // s + tap // kernel_size - r, xx // s + tap % kernel_size - r
+        if 0 <= y < h and 0 <= x < w:
+            group = np.s_[g * c // group_size : (g + 1) * c // group_size]
+            out[b, t, yy, xx] = queries[b, group, yy, xx] @ features[b, group, y, x]
+    return out
+
+
+def _softmax(x):
+    x = np.exp(x - x.max())
+    return x / x.sum()
+
+
+def _sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def _convolution(x, weight, bias, y, xx):
+    """One pixel of a convolution of x (C, H, W), zeros outside; depthwise too."""
+    _, h, w = x.shape
+    outputs, inputs, size, _ = weight.shape
+    out = np.array(bias, dtype=float)
+    for a in range(size):
+        for b in range(size):
+            v, u = y + a - size // 2, xx + b - size // 2
+            if 0 <= v < h and 0 <= u < w:
+                column = x[:, v, u]
+                if inputs == 1 and len(column) > 1:
+                    out += weight[:, 0, a, b] * column
+                else:
+                    out += weight[:, :, a, b] @ column
+    return out
+
+
+def _over(features, guide):
+    """Every output pixel (image, row, column) and the source pixel that it is over."""
+    (n, _, h, w), (_, _, long, wide) = features.shape, guide.shape
+    for b, yy, xx in np.ndindex(n, long, wide):
+        yield b, yy, xx, math.floor(yy * h / long), math.floor(xx * w / wide)
+
+
+def fade(features, guide, weights, kernel_size):
+    """Arrays in, float64 array out; ``weights`` are FADE's parameters by name."""
+    c = features.shape[1]
+    out = np.zeros((len(features), c, *guide.shape[2:]))
+    encoder_1x1 = weights['compressor_en.weight'][:, :, 0, 0]
+    decoder_1x1 = weights['compressor_de.weight'][:, :, 0, 0]
+    semi_shift = weights['content_encoder.weight'], weights['content_encoder.bias']
+    for b, yy, xx, y, x in _over(features, guide):
+        encoder = np.einsum('oc,cyx->oyx', encoder_1x1, guide[b])
+        encoder = encoder + weights['compressor_en.bias'][:, None, None]
+        decoder = np.einsum('oc,cyx->oyx', decoder_1x1, features[b])
+        kernel = _softmax(
+            _convolution(encoder, *semi_shift, yy, xx)
+            + _convolution(decoder, *semi_shift, y, x)
+        )
+        _, total = _gather(features[b], 0, 1, y, x, kernel, kernel_size)
+        if 'gate.weight' in weights:
+            gate = weights['gate.weight'][0, :, 0, 0] @ features[b, :, y, x]
+            gate = _sigmoid(gate + weights['gate.bias'][0])
+            total = gate * guide[b, :, yy, xx] + (1 - gate) * total
+        out[b, :, yy, xx] = total
+    return out
+
+
+def sapa(features, guide, weights, kernel_size):
+    """Arrays in, float64 array out; ``weights`` are SAPA's parameters by name."""
+    n, c, h, w = features.shape
+    r = kernel_size // 2
+    out = np.zeros((n, c, *guide.shape[2:]))
+
+    def linear(name, point):
+        return weights[f'{name}.weight'] @ point + weights[f'{name}.bias']
+
+    def norm(name, point):
+        point = (point - point.mean()) / np.sqrt(point.var() + 1e-5)
+        return weights[f'{name}.weight'] * point + weights[f'{name}.bias']
+
+    for b, yy, xx, y, x in _over(features, guide):
+        q = linear('q', norm('norm_y', guide[b, :, yy, xx]))
+        if 'gate.weight' in weights:
+            gate = _sigmoid(linear('gate', norm('norm_x', features[b, :, y, x])))
+            q = gate * q + (1 - gate) * linear('qx', features[b, :, y, x])
+        scores = np.zeros(kernel_size**2)
+        for t in range(kernel_size**2):
+            v, u = y + t // kernel_size - r, x + t % kernel_size - r
+            if 0 <= v < h and 0 <= u < w:
+                scores[t] = q @ linear('k', norm('norm_x', features[b, :, v, u]))
+        _, total = _gather(features[b], 0, 1, y, x, _softmax(scores), kernel_size)
+        out[b, :, yy, xx] = total
+    return out
+
+
+def _kernels_over(maps, kernels, kernel_size, over):
+    """``maps`` (N, C, H, W) under a kernel (N, h, w, K*K) for every output pixel."""
+    n, h, w, _ = kernels.shape
+    out = np.zeros((n, maps.shape[1], h, w))
+    for b, yy, xx, y, x in over:
+        kernel = kernels[b, yy, xx]
+        out[b, :, yy, xx] = _gather(maps[b], 0, 1, y, x, kernel, kernel_size)[1]
+    return out
+
+
+def freqfusion(features, guide, weights, kernel_size):
+    """Arrays in, float64 array out; ``weights`` are FreqFusion's parameters by name.
+
+    What two levels fuse to, less the guide. The ratio is that of the weights where it
+    is not that of the maps.
+    """
+    n, _, h, w = features.shape
+    long, wide = guide.shape[2:]
+    over = list(_over(features, guide))
+    own = list(_over(guide, guide))
+    side = math.isqrt(len(weights['highpass_encoder.bias']))
+
+    def convolve(name, maps):
+        weight, bias = weights[f'{name}.weight'], weights[f'{name}.bias']
+        out = np.zeros((n, len(bias), *maps.shape[2:]))
+        for b, y, x in np.ndindex(n, *maps.shape[2:]):
+            out[b, :, y, x] = _convolution(maps[b], weight, bias, y, x)
+        return out
+
+    def normalised(logits, size):
+        window = np.outer(np.hamming(size), np.hamming(size)).ravel()
+        kernels = np.zeros((n, *logits.shape[2:], size**2))
+        for b, y, x in np.ndindex(n, *logits.shape[2:]):
+            kernel = _softmax(logits[b, :, y, x]) * window
+            kernels[b, y, x] = kernel / kernel.sum()
+        return kernels
+
+    def describe(maps, name):
+        grouped = maps.reshape(n, -1, 8 * maps.shape[2] * maps.shape[3])
+        mean, var = grouped.mean(2, keepdims=True), grouped.var(2, keepdims=True)
+        maps = ((grouped - mean) / np.sqrt(var + 1e-5)).reshape(maps.shape)
+        maps = maps * weights[f'{name}.weight'][:, None, None]
+        maps = maps + weights[f'{name}.bias'][:, None, None]
+        similar = np.zeros((n, 8, *maps.shape[2:]))
+        for b, y, x in np.ndindex(n, *maps.shape[2:]):
+            at = 0
+            for a in (-2, 0, 2):
+                for c in (-2, 0, 2):
+                    if a == c == 0:
+                        continue
+                    if 0 <= y + a < maps.shape[2] and 0 <= x + c < maps.shape[3]:
+                        p, q = maps[b, :, y, x], maps[b, :, y + a, x + c]
+                        cosine = p @ q / np.sqrt((p @ p) * (q @ q))
+                        similar[b, at, y, x] = cosine
+                    at += 1
+        return np.concatenate([maps, similar], axis=1)
+
+    hr = convolve('hr_channel_compressor', guide)
+    lr = convolve('lr_channel_compressor', features)
+    high = convolve('highpass_encoder', hr)
+    hr = 2 * hr - _kernels_over(hr, normalised(high, side), side, own)
+    low = convolve('lowpass_encoder', hr)
+    kernels = normalised(low, kernel_size)
+    low = low + _kernels_over(
+        convolve('lowpass_encoder', lr), kernels, kernel_size, over
+    )
+    lowpass = normalised(low, kernel_size)
+    high = high + _kernels_over(
+        convolve('highpass_encoder', lr), lowpass, kernel_size, over
+    )
+    out = _kernels_over(features, lowpass, kernel_size, over)
+    smooth = _kernels_over(guide, normalised(high, side), side, own)
+
+    hr, lr = describe(hr, 'hr_norm'), describe(lr, 'lr_norm')
+    of_hr = {name: convolve(f'hr_{name}', hr) for name in ('offset', 'scope')}
+    of_lr = {name: convolve(f'lr_{name}', lr) for name in ('offset', 'scope')}
+    groups = of_hr['offset'].shape[1] // 2
+    s = math.isqrt(of_lr['offset'].shape[1] // (2 * groups))
+    sampled = np.zeros_like(out)
+    for b, yy, xx in np.ndindex(n, long, wide):
+        (y, i), (x, j) = divmod(yy * s * h // long, s), divmod(xx * s * w // wide, s)
+        o, scope = (
+            of_lr[name][b, i * s + j :: s * s, y, x] + of_hr[name][b, :, yy, xx]
+            for name in ('offset', 'scope')
+        )
+        o = o * _sigmoid(scope)
+        for g in range(groups):
+            # in pixels of the output
+            u = min(max(xx + o[g] * wide / w, 0), wide - 1)
+            v = min(max(yy + o[groups + g] * long / h, 0), long - 1)
+            per = out.shape[1] // groups
+            for c in range(g * per, (g + 1) * per):
+                sampled[b, c, yy, xx] = _sample(out[b, c], v, u)
+    return sampled + guide - smooth

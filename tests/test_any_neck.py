@@ -11,6 +11,7 @@ import mmdet
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import UNGUIDED
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModule
@@ -18,7 +19,7 @@ from torch import nn
 
 from dlu_mmdet.necks import NECKS, upsampler_name, with_upsampler
 from dlu_mmdet.necks.places import try_neck
-from dlu_mmdet.upsamplers import UPSAMPLERS, build_upsampler
+from dlu_mmdet.upsamplers import build_upsampler
 from dlu_mmdet.upsamplers.dlu import DLUPack
 
 NORM = dict(type='BN')
@@ -215,7 +216,7 @@ def test_compiles_without_a_break():
     assert all(map(torch.equal, compiled(xs), neck(xs)))
 
 
-@pytest.mark.parametrize('name', sorted(UPSAMPLERS.module_dict))
+@pytest.mark.parametrize('name', UNGUIDED)
 def test_autocast(name):
     neck = build(NECK, name)
     with torch.autocast('cpu', torch.bfloat16):

@@ -23,7 +23,7 @@ from dlu_mmdet.analysis.complexity import (
     neck_sizes,
 )
 from dlu_mmdet.ops import library
-from dlu_mmdet.upsamplers import UPSAMPLERS, build_upsampler
+from dlu_mmdet.upsamplers import UPSAMPLERS, build_upsampler, is_guided
 
 NAMES = sorted(UPSAMPLERS.module_dict)
 needs_ops = pytest.mark.skipif(
@@ -70,7 +70,8 @@ def test_torchs_counter_is_the_sum_of_what_it_sees(rows, name, scale):
     assert (
         row.counted
         == row.seen
-        == row.total - sum(row.terms[term] for term in ('bias', 'interpolation'))
+        == row.total
+        - sum(row.terms[term] for term in ('bias', 'interpolation', 'similarity'))
     )
 
 
@@ -89,6 +90,11 @@ def test_torchs_counter_is_the_sum_of_what_it_sees(rows, name, scale):
             )
             for name in ('carafe', 'dlu')
         ),
+        dict(type='fade', up_kernel=3, encoder_kernel=5, compressed_channels=6),
+        dict(type='fade', gating=False),
+        dict(type='fade', lite=True),
+        dict(type='sapa', form='G', up_kernel=3, embedding_channels=6),
+        dict(type='freqfusion', highpass_kernel=5, compressed_channels=8, groups=2),
         dict(type='deconv', upsample_kernel=6),
         dict(type='pixel_shuffle', upsample_kernel=5),
     ],
@@ -97,12 +103,18 @@ def test_torchs_counter_is_the_sum_of_what_it_sees(rows, name, scale):
 @pytest.mark.parametrize('size', [(1, 1), (3, 5)])
 def test_closed_forms_hold_for_any_arguments_and_map(cfg, size):
     """Of real tensors; the terms of bias are the parameters that they stand for."""
-    module = build_upsampler(cfg, channels=8, scale_factor=3)
+    module = build_upsampler(cfg, channels=8, scale_factor=3, guide_channels=8)
     terms = CLOSED_FORMS[cfg['type']](module, 8)
     bias = terms.pop('bias', 0)
     terms.pop('interpolation', 0)
-    flops = count_flops(module, torch.randn(2, 8, *size))
+    terms.pop('similarity', 0)
+    inputs = [torch.randn(2, 8, *size)]
+    if is_guided(module):
+        inputs.append(torch.randn(2, 8, *(3 * side for side in size)))
+    flops = count_flops(module, *inputs)
     assert flops == 2 * prod(size) * sum(terms.values())
+    if is_guided(module):
+        return  # what a bias stands for is run at two resolutions
     shuffled = 9 if cfg['type'] == 'deconv' else 1  # of its outputs 9 share a bias
     parameters = sum(
         p.numel() for name, p in module.named_parameters() if name.endswith('bias')

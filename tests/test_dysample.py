@@ -1,6 +1,7 @@
 """DySample against its formula, its published counts and bilinear interpolation."""
 
 import loops
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -223,9 +224,39 @@ def test_it_has_the_keys_of_the_authors_checkpoints():
     }
 
 
-def test_it_has_no_kernels_to_show():
-    with pytest.raises(ValueError, match='DySample predicts no kernels; .*carafe'):
-        kernel_maps(build(), torch.zeros(1, 8, 3, 5))
+@KINDS
+@pytest.mark.parametrize('scale', [1, 2, 3])
+def test_the_kernels_of_a_picture_give_the_output(kind, scale):
+    """If it fails, the weights and places in the picture are not those in use."""
+    module = as_if_trained(2 * scale**2, scale, groups=2, **kind).float()
+    x = torch.randn(1, 2 * scale**2, 4, 5)
+    maps = [kernel_maps(module, x, group) for group in range(2)]
+    sizes = {m.kernel_size for m in maps}
+    with torch.no_grad():
+        expected = module(x).chunk(2, dim=1)
+    for part, of_group, wanted in zip(x.chunk(2, dim=1), maps, expected):
+        masks = of_group.kernels.reshape(*of_group.size, -1).transpose(2, 0, 1)
+        k = of_group.kernel_size
+        out = loops.carafe(part.numpy(), masks[None], k, 1, scale)
+        torch.testing.assert_close(torch.from_numpy(out).float(), wanted)
+        assert of_group.places.min() >= 0 and (of_group.places <= [4, 3]).all()
+    assert max(sizes) > 3  # some samples are far away
+
+
+def test_a_group_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match='group .* 0 to 3, got 4; .* groups=4'):
+        kernel_maps(build(), torch.zeros(1, 8, 3, 5), 4)
+
+
+def test_wild_places_make_no_large_picture():
+    """A diverged model must not fill the memory of the hook that draws it."""
+    module = build(groups=1)
+    nn.init.constant_(module.offset.bias, 1e6)
+    maps = kernel_maps(module, torch.zeros(1, 8, 3, 40))
+    assert maps.kernel_size == 15 and (maps.places == [39, 2]).all()
+    assert maps.kernels[:, :64].sum() == 0 and maps.kernels[0, 79].sum() == 1
+    nn.init.constant_(module.offset.bias, float('nan'))
+    assert np.isnan(kernel_maps(module, torch.zeros(1, 8, 3, 40)).places).all()
 
 
 @pytest.mark.parametrize(

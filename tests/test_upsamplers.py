@@ -2,9 +2,11 @@ import mmcv.ops
 import mmengine
 import pytest
 import torch
+from conftest import upsample
 from mmcv.cnn import build_upsample_layer
 from torch import nn
 
+from dlu_mmdet.analysis import op_benchmark
 from dlu_mmdet.ops import library
 from dlu_mmdet.upsamplers import UPSAMPLERS, build_upsampler
 
@@ -25,9 +27,9 @@ def test_the_six_names_of_the_readme_exist():
 @pytest.mark.parametrize('name', NAMES)
 @pytest.mark.parametrize('scale', [1, 2, 3, 4])
 def test_every_upsampler_multiplies_the_size_and_trains(name, scale):
-    module = build_upsampler(dict(type=name), channels=8, scale_factor=scale)
+    module = build_upsampler(dict(type=name), 8, scale, guide_channels=8)
     x = torch.randn(2, 8, 3, 5, requires_grad=True)
-    out = module(x)
+    out = upsample(module, x)
     assert out.shape == (2, 8, 3 * scale, 5 * scale)
     out.square().sum().backward()
     for tensor in (x, *module.parameters()):
@@ -36,8 +38,8 @@ def test_every_upsampler_multiplies_the_size_and_trains(name, scale):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_every_upsampler_takes_a_single_pixel(name):
-    module = build_upsampler(dict(type=name), channels=8)
-    assert module(torch.randn(1, 8, 1, 1)).shape == (1, 8, 2, 2)
+    module = build_upsampler(dict(type=name), channels=8, guide_channels=8)
+    assert upsample(module, torch.randn(1, 8, 1, 1)).shape == (1, 8, 2, 2)
 
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -55,10 +57,10 @@ def test_every_upsampler_takes_an_empty_batch(
     """A mask head in a batch without a positive RoI: training goes on."""
     if plain:
         monkeypatch.setattr(library, '_DEVICE_TYPES', frozenset())
-    module = build_upsampler(dict(type=name), 8, scale).to(dtype)
+    module = build_upsampler(dict(type=name), 8, scale, guide_channels=8).to(dtype)
     x = torch.randn(0, 8, 3, 5, dtype=dtype).to(memory_format=layout)
     x.requires_grad_()
-    out = module(x)
+    out = upsample(module, x)
     assert out.shape == (0, 8, 3 * scale, 5 * scale) and out.dtype == dtype
     out.square().sum().backward()
     assert x.grad.shape == x.shape
@@ -91,7 +93,8 @@ def test_compiled_upsamplers_take_an_empty_batch(name):
 def test_a_map_without_pixels_is_refused(name, shape):
     """As F.interpolate refuses it; nothing makes such a map on purpose."""
     with pytest.raises((RuntimeError, ValueError), match='size|shape'):
-        build_upsampler(dict(type=name), 8)(torch.randn(shape))
+        module = build_upsampler(dict(type=name), 8, guide_channels=8)
+        upsample(module, torch.randn(shape))
 
 
 @pytest.mark.parametrize(
@@ -170,6 +173,13 @@ def test_mmcvs_own_names_build_ours():
     assert isinstance(carafe, mmcv.ops.CARAFEPack)
     dlu = build_upsample_layer(dict(type='dlu', channels=8, scale_factor=2))
     assert dlu(torch.randn(1, 8, 2, 2)).shape == (1, 8, 4, 4)
+
+
+def test_the_benchmark_lists_every_upsampler():
+    table = op_benchmark.measure_upsamplers((2, 3), rounds=1).splitlines()
+    assert all(line.count('|') == table[0].count('|') for line in table)
+    names = [line.split('|')[1].strip() for line in table[2:]]
+    assert names[0] == 'bilinear' and sorted(names) == sorted(UPSAMPLERS.module_dict)
 
 
 @UPSAMPLERS.register_module()

@@ -321,6 +321,39 @@ def test_colour_bar_says_that_larger_values_are_shown():
         assert bar.extend == extend
 
 
+def test_the_picture_of_dysample_shows_where_it_samples():
+    """If it fails, the arrows are missing, or explained as those of DLU."""
+    recording = record(detector('dysample'), item(64, 96))
+    maps = recorded_kernels(recording, 'P3')
+    figure = draw_kernels(recording, {'dysample': maps}, [(5, 6)], 'P3')
+    panels = {panel.get_title(): panel for panel in figure.axes if panel.get_title()}
+    assert 'source kernels at the arrow' not in panels
+    kernel = panels['kernel'].images[0].get_array()
+    np.testing.assert_array_equal(kernel, maps.kernels[6, 5])
+    *_, arrow = panels['the image around it'].patches
+    end = (maps.places[6, 5] + 0.5) * 16
+    np.testing.assert_allclose(arrow._posA_posB[1], end, rtol=1e-6)
+    key = [text.get_text() for text in figure.texts]
+    assert key[-1] == 'arrow: to where\nit samples the map'
+    figure.canvas.draw()
+    assert figure.texts[-1].get_window_extent().x1 < figure.bbox.x1
+
+
+@pytest.mark.parametrize('name', ['fade', 'sapa', 'freqfusion'])
+def test_pictures_of_guided_upsamplers(name):
+    """Their kernels depend on the guide, which the recording has to keep."""
+    recording = record(detector(name), item(90, 150))
+    (upsampling,) = recording.upsamplings['P2']
+    assert upsampling.guide.shape == upsampling.output.shape
+    maps = recorded_kernels(recording, 'P2')
+    with torch.no_grad():
+        kernels = upsampling.module.predict(upsampling.source, upsampling.guide)
+    shown = maps.kernels.reshape(*maps.size, -1).transpose(2, 0, 1)
+    np.testing.assert_array_equal(shown, kernels[0])
+    figure = draw_kernels(recording, {name: maps}, informative_positions(maps, 1))
+    assert any(panel.get_title() == 'kernel' for panel in figure.axes)
+
+
 def test_large_ratios_show_corners_and_quarters():
     """If it fails, thousands of arrows take minutes and hide each other."""
     recording = record(detector('dlu-direct'), item(64, 96))

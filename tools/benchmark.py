@@ -35,7 +35,8 @@ def parse_size(text: str) -> tuple[int, int]:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Time DLU and CARAFE, fused and composed, beside bilinear and '
-        'nearest interpolation: C 256, K 5, s 2. Prints one table.'
+        'nearest interpolation: C 256, K 5, s 2; then every upsampler as a whole. '
+        'Prints tables.'
     )
     parser.add_argument('--batch', nargs='+', type=int, default=[1, 8])
     parser.add_argument(
@@ -62,8 +63,8 @@ def parse_args() -> argparse.Namespace:
         '--no-detector',
         dest='detector',
         action='store_false',
-        help='leave out the whole UnifiedFPN at 800 x 1344 and the training of a '
-        'small detector',
+        help='leave out every upsampler as a whole, UnifiedFPN at 800 x 1344 and the '
+        'training of a small detector',
     )
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--dtype', choices=DTYPES, default='float32')
@@ -116,6 +117,11 @@ def main() -> None:
                 )
                 args.json.write_text(json.dumps(kept, indent=1))
     if args.detector:
+        for size in args.sizes:
+            print(
+                op_benchmark.measure_upsamplers(size, args.rounds, args.device),
+                flush=True,
+            )
         print(op_benchmark.measure_neck(args.rounds, args.device), flush=True)
         print(op_benchmark.measure_training(str(CONFIG), args.rounds), flush=True)
     if not args.out:

@@ -111,7 +111,8 @@ def parse_args() -> argparse.Namespace:
     command = commands.add_parser(
         'kernels',
         parents=[shared],
-        help='source kernels, sampled kernels and offsets of DLU, kernels of CARAFE',
+        help='kernels of upsamplers; source kernels and offsets of DLU, and where '
+        'DySample samples',
     )
     command.add_argument(
         '--level',
@@ -135,7 +136,7 @@ def parse_args() -> argparse.Namespace:
         '--group',
         type=int,
         default=0,
-        help='channel group, where up_group is above 1 (default: %(default)s)',
+        help='channel group, where the upsampler has several (default: %(default)s)',
     )
     command.set_defaults(run=show_kernels)
     command = commands.add_parser(
@@ -401,7 +402,7 @@ def record_images(args: argparse.Namespace) -> list[tuple]:
 
 
 def show_kernels(args: argparse.Namespace) -> None:
-    """Draw how DLU and CARAFE come by their kernels."""
+    """Draw how upsamplers come by their kernels."""
     figures = []
     for info, recordings in record_images(args):
         image = info['name']

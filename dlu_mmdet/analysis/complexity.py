@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..necks import UnifiedFPN
 from ..ops import library
 from ..ops.checks import check_geometry
-from ..upsamplers import UPSAMPLERS, build_upsampler
+from ..upsamplers import UPSAMPLERS, build_upsampler, is_guided
 from .tables import to_markdown
 
 PAPER = 'arXiv 2410.22139, abstract'
@@ -181,14 +181,16 @@ TERMS = (
     'compress',
     'kernels',
     'offsets',
+    'gate',
     'convolution',
     'reassembly',
     'sampling',
     'interpolation',
+    'similarity',
     'bias',
 )
 # what torch's counter has no formula for
-_UNSEEN = ('interpolation', 'bias')
+_UNSEEN = ('interpolation', 'similarity', 'bias')
 
 
 def _carafe(m: nn.Module, c: int) -> dict[str, int]:
@@ -226,6 +228,47 @@ def _dysample(m: nn.Module, c: int) -> dict[str, int]:
     )
 
 
+def _fade(m: nn.Module, c: int) -> dict[str, int]:
+    cm, taps, pixels = m.compressed_channels, m.up_kernel**2, m.scale_factor**2
+    read = 1 if m.lite else cm
+    return dict(
+        compress=2 * (c + pixels * m.guide_channels) * cm,
+        # the features' share at source resolution, the guide's at output resolution
+        kernels=2 * (1 + pixels) * m.encoder_kernel**2 * read * taps,
+        gate=2 * c * m.gating,
+        reassembly=2 * pixels * taps * c,
+        bias=2 * (pixels * cm + (1 + pixels) * taps + m.gating),
+    )
+
+
+def _sapa(m: nn.Module, c: int) -> dict[str, int]:
+    d, pixels, gated = m.embedding_channels, m.scale_factor**2, m.form == 'G'
+    taps = pixels * m.up_kernel**2
+    return dict(
+        compress=2 * (c + pixels * m.guide_channels + gated * c) * d,
+        kernels=2 * taps * d,  # the similarities
+        gate=2 * c * gated,
+        reassembly=2 * taps * c,
+        bias=2 * ((1 + pixels + gated) * d + gated),
+    )
+
+
+def _freqfusion(m: nn.Module, c: int) -> dict[str, int]:
+    cm, pixels = m.compressed_channels, m.scale_factor**2
+    low, high, area = m.up_kernel**2, m.highpass_kernel**2, m.encoder_kernel**2
+    offsets = 2 * m.groups * pixels  # from either map
+    return dict(
+        compress=2 * (1 + pixels) * c * cm,
+        kernels=2 * (1 + pixels) * area * cm * (low + high),
+        offsets=2 * 4 * area * (cm + 8) * offsets,
+        # filtered: the kernels' logits, the features; the compressed guide, the guide
+        reassembly=2 * pixels * (low * (low + high + c) + high * (cm + c)),
+        interpolation=8 * pixels * c,  # F.grid_sample
+        similarity=2 * 8 * (1 + pixels) * cm,
+        bias=2 * ((1 + pixels) * (cm + low + high) + 4 * offsets),
+    )
+
+
 def _deconv(m: nn.Module, c: int) -> dict[str, int]:
     (k, _), (s, _) = m.kernel_size, m.stride
     return dict(convolution=2 * k**2 * c**2, bias=2 * s**2 * c)
@@ -247,12 +290,16 @@ def _bilinear(m: nn.Module, c: int) -> dict[str, int]:
 #: Terms of FLOPs per source pixel, from a built upsampler and its channels: 2 a
 #: multiply-add, a bias counted as one of them, which is how the CARAFE paper (arXiv
 #: 1905.02188) counts; a value interpolated bilinearly takes 4, wherever it is sampled.
-#: Softmax, sigmoid and coordinates are left out, as there. Keys are names in
-#: ``UPSAMPLERS``; one that is missing here has torch's counter alone.
+#: Softmax, sigmoid, normalisation, the sums of a gate and coordinates are left out, as
+#: there. A guide is s*s pixels a source pixel. Keys are names in ``UPSAMPLERS``; one
+#: that is missing here has torch's counter alone.
 CLOSED_FORMS: dict[str, Callable[[nn.Module, int], dict[str, int]]] = dict(
     carafe=_carafe,
     dlu=_dlu,
     dysample=_dysample,
+    fade=_fade,
+    sapa=_sapa,
+    freqfusion=_freqfusion,
     deconv=_deconv,
     pixel_shuffle=_pixel_shuffle,
     nearest=_nearest,
@@ -291,7 +338,7 @@ class Row:
 
     @property
     def seen(self) -> int | None:
-        """Closed form of what torch's counter counts: no bias, no interpolation."""
+        """Closed form of what torch's counter counts: none of ``_UNSEEN``."""
         return self._sum(*_UNSEEN)
 
     @property
@@ -313,7 +360,7 @@ def measure(
     """Count parameters and FLOPs of upsamplers with their default arguments.
 
     The modules are built and run on fake tensors: nothing of their size is
-    allocated.
+    allocated. A guide has as many channels as the features.
 
     Args:
         scales (Sequence[int]): Upsampling ratios, each at least 1.
@@ -334,8 +381,13 @@ def measure(
         check_geometry(channels, 1, 1, scale)
         for name in names:
             with FakeTensorMode():
-                module = build_upsampler(dict(type=name), channels, scale)
-                flops = count_flops(module, torch.empty(1, channels, side, side))
+                module = build_upsampler(
+                    dict(type=name), channels, scale, guide_channels=channels
+                )
+                inputs = [torch.empty(1, channels, side, side)]
+                if is_guided(module):
+                    inputs.append(inputs[0].new_empty(1, channels, *[side * scale] * 2))
+                flops = count_flops(module, *inputs)
             terms = None
             if name in CLOSED_FORMS:
                 terms = dict.fromkeys(TERMS, 0) | CLOSED_FORMS[name](module, channels)
@@ -497,8 +549,8 @@ after it adds the sampling.
 
 ## The closed form, term by term
 
-torch's counter counts neither interpolation nor bias; the sum of the other terms is
-its figure.
+torch's counter counts neither interpolation, similarity (of a pixel to its
+neighbours) nor bias; the sum of the other terms is its figure.
 
 {terms_table(rows)}
 
@@ -579,7 +631,8 @@ def plot(rows: Sequence[Row], path: str | Path) -> None:
                 points.keys(),
                 points.values(),
                 color=COLORS[i % len(COLORS)],
-                marker=MARKERS[i % len(MARKERS)],
+                # another one where the colours begin again
+                marker=MARKERS[(i + i // len(COLORS)) % len(MARKERS)],
                 linewidth=2,
                 markersize=7,
             )

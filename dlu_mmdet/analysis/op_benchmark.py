@@ -405,6 +405,78 @@ def _times(taken: tuple[float, float], base: tuple[float, float]) -> tuple:
     return (median * 1e3, median / base_median, least * 1e3, least / base_least)
 
 
+def _registered(first: str) -> list[str]:
+    """Names of all upsamplers, one of them first."""
+    # the operators' part of this module runs without mmdet
+    from dlu_mmdet.upsamplers import UPSAMPLERS
+
+    return [first, *sorted(UPSAMPLERS.module_dict.keys() - {first})]
+
+
+def measure_upsamplers(
+    size: tuple[int, int], rounds: int = 15, device: str = 'cpu'
+) -> str:
+    """Time every registered upsampler as a whole, with its default arguments.
+
+    C 256, s 2, batch 1, float32; a guide has as many channels. Memory is what is
+    held at most, of a forward its output included, of a training step besides the
+    inputs and parameters.
+
+    Args:
+        size (tuple[int, int]): Height and width of the source map.
+        rounds (int): Runs of each, interleaved.
+        device (str): Where.
+
+    Returns:
+        str: A Markdown table; ratios are of the least times.
+    """
+    from dlu_mmdet.upsamplers import build_upsampler, is_guided
+
+    where, (h, w) = torch.device(device), size
+    generator = torch.Generator().manual_seed(0)
+    x, guide = (
+        torch.randn(1, CHANNELS, s * h, s * w, generator=generator).to(where)
+        for s in (1, SCALE)
+    )
+    names = _registered('bilinear')
+    inferences, steps = [], []
+    for name in names:
+        module = build_upsampler(
+            dict(type=name), CHANNELS, SCALE, guide_channels=CHANNELS
+        ).to(where)
+        inputs = [x, guide] if is_guided(module) else [x]
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        read = [*leaves, *module.parameters()]
+        grad = torch.ones_like(guide)
+
+        def inference(module=module, inputs=inputs):
+            with torch.no_grad():
+                return module(*inputs)
+
+        def step(module=module, leaves=leaves, read=read, grad=grad):
+            return torch.autograd.grad(module(*leaves), read, grad, allow_unused=True)
+
+        inferences.append(inference)
+        steps.append(step)
+    columns = []
+    for actions in (inferences, steps):
+        peaks = [peak_memory(action, where) for action in actions]
+        columns.append(list(zip(interleaved(actions, rounds, where), peaks)))
+    lines = [
+        f'| upsampler, {h} x {w} | forward, median ms | least | to {names[0]} | MB | '
+        f'forward + backward, median ms | least | to {names[0]} | MB |',
+        '|---|--:|--:|--:|--:|--:|--:|--:|--:|',
+    ]
+    for name, *found in zip(names, *columns):
+        cells = [name]
+        for (taken, peak), (base, _) in zip(found, (c[0] for c in columns)):
+            median, _, least, ratio = _times(taken, base)
+            cells += [f'{median:.1f}', f'{least:.1f}', f'{ratio:.2f}']
+            cells.append(f'{peak * 1e-6:.1f}')
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
 def measure_neck(rounds: int = 15, device: str = 'cpu') -> str:
     """Time a whole UnifiedFPN of R50 widths at 800 x 1344, inference, batch 1.
 
@@ -425,7 +497,7 @@ def measure_neck(rounds: int = 15, device: str = 'cpu') -> str:
         torch.randn(1, width, 200 >> level, 336 >> level, generator=generator).to(where)
         for level, width in enumerate(widths)
     )
-    names = ('nearest', 'bilinear', 'carafe', 'dlu', 'dysample')
+    names = _registered('nearest')
     necks = [
         UnifiedFPN(list(widths), 256, 5, upsample_cfg=dict(type=name)).to(where).eval()
         for name in names

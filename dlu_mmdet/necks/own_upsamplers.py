@@ -17,13 +17,18 @@ class OwnUpsamplersMixin:
     """
 
     def add_upsample_modules(
-        self, upsample_cfg: dict, places: Iterable[tuple[int, int]]
+        self,
+        upsample_cfg: dict,
+        places: Iterable[tuple[int, int]],
+        guide_channels: int | None = None,
     ) -> None:
         """Fill ``self.upsample_modules``.
 
         Args:
             upsample_cfg (dict): As :func:`dlu_mmdet.upsamplers.build_upsampler`.
             places (Iterable[tuple[int, int]]): Channels and ratio of each.
+            guide_channels (int, optional): Channels of the high-resolution features
+                that every place has as a guide. Defaults to None, for no guide.
 
         Raises:
             TypeError: If ``upsample_cfg`` is no dict, or holds an argument
@@ -35,7 +40,9 @@ class OwnUpsamplersMixin:
         self.upsample_modules = ModuleList()
         for i, (channels, ratio) in enumerate(places):
             try:
-                upsampler = build_upsampler(upsample_cfg, channels, ratio)
+                upsampler = build_upsampler(
+                    upsample_cfg, channels, ratio, guide_channels
+                )
             except ValueError as error:
                 raise ValueError(
                     f'upsample_modules.{i} of {type(self).__name__}, for {channels} '

@@ -88,11 +88,15 @@ class TopDownMixin(OwnUpsamplersMixin):
         upsample_cfg, _ = split_upsample_cfg(upsample_cfg)
         self.top_down = top_down
         ratios = (2 if top_down == 'cascade' else 2 ** (num - i) for i in range(num))
-        self.add_upsample_modules(upsample_cfg, ((channels, s) for s in ratios))
+        self.add_upsample_modules(
+            upsample_cfg, ((channels, s) for s in ratios), guide_channels=channels
+        )
         self.upsample_cfg = dict(upsample_cfg)
 
     def add_top_down(self, laterals: list[Tensor], whole_ratio: bool) -> None:
         """Add what comes from above to every level, in place.
+
+        An upsampler that reads a guide gets the level's own lateral.
 
         Args:
             laterals (list[Tensor]): (N, C, H_i, W_i), finest first.
@@ -107,5 +111,7 @@ class TopDownMixin(OwnUpsamplersMixin):
                 s = 2 ** (source - i)
                 # less than the level where the backbone rounds sizes down
                 size = [max(n, s * m) for n, m in zip(size, laterals[source].shape[2:])]
-            upsampled = upsample_to(self.upsample_modules[i], laterals[source], size)
+            upsampled = upsample_to(
+                self.upsample_modules[i], laterals[source], size, guide=laterals[i]
+            )
             laterals[i] = laterals[i] + upsampled[:, :, :h, :w]

@@ -141,3 +141,29 @@ def check_carafe(
         '(N, G*K*K, s*H, s*W)',
         (n, group_size * kernel_size**2, h * scale_factor, w * scale_factor),
     )
+
+
+def check_window_scores(
+    features: Tensor,
+    queries: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> None:
+    """Check the arguments of :func:`dlu_mmdet.ops.window_scores`.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If a size, a shape or a device does not fit.
+    """
+    _check_features(features, queries=queries)
+    n, c, h, w = features.shape
+    # torch.jit.trace hands out sizes as tensors
+    channels = int(c) if isinstance(c, Tensor) else c
+    check_geometry(channels, kernel_size, group_size, scale_factor)
+    _check_tensor(
+        'queries',
+        queries,
+        '(N, C, s*H, s*W)',
+        (n, c, h * scale_factor, w * scale_factor),
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import library, reference
-from .checks import check_carafe, check_dlu
+from .checks import check_carafe, check_dlu, check_window_scores
 
 
 def dlu(
@@ -96,3 +96,45 @@ def carafe(
     check_carafe(*args)
     backend = library if library.handles(features) else reference
     return backend.carafe(*args)
+
+
+def window_scores(
+    features: Tensor,
+    queries: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> Tensor:
+    r"""Compare every output pixel with the window of source pixels around it.
+
+    For output pixel (Y, X) in the s x s block of source pixel (y, x)::
+
+        out[g, (a + r) K + (b + r), Y, X] = sum over channels c of group g of
+                                            q[c, Y, X] * x[c, y + a, x + b]
+
+    with (a, b) in [-r, r]^2; taps outside the map score 0. Softmax over the taps makes
+    them kernels for :func:`carafe`, of which this is the gradient with regard to
+    ``masks``: nothing of the size of unfolded features exists.
+
+    Source: `SAPA <https://arxiv.org/abs/2209.12866>`_, whose similarity of an encoder
+    point and the decoder points around it this is.
+
+    Args:
+        features (Tensor): x, (N, C, H, W), any floating dtype.
+        queries (Tensor): q, (N, C, s*H, s*W).
+        kernel_size (int): K, odd.
+        group_size (int): G, the number of channel groups; divides C.
+        scale_factor (int): s, at least 1.
+
+    Returns:
+        Tensor: (N, G*K*K, s*H, s*W), dtype of ``features``; accumulated in float32 at
+        least.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If a size, a shape or a device does not fit.
+    """
+    args = (features, queries, kernel_size, group_size, scale_factor)
+    check_window_scores(*args)
+    backend = library if library.handles(features) else reference
+    return backend.window_scores(*args)

@@ -112,7 +112,8 @@ def carafe(
 ) -> Tensor:
     """Compiled :func:`dlu_mmdet.ops.carafe`: same arguments, same result.
 
-    Differentiable once. CPU results do not depend on the number of threads.
+    Differentiable any number of times. CPU results do not depend on the number of
+    threads.
 
     Raises:
         ValueError: If a shape, a size or a device does not fit.
@@ -120,6 +121,37 @@ def carafe(
     """
     return torch.ops.dlu_mmdet.carafe(
         features, masks, kernel_size, group_size, scale_factor
+    )
+
+
+def window_scores(
+    features: Tensor,
+    queries: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> Tensor:
+    """Compiled :func:`dlu_mmdet.ops.window_scores`: same arguments, same result.
+
+    Differentiable any number of times. CPU results do not depend on the number of
+    threads.
+
+    Raises:
+        ValueError: If a shape, a size or a device does not fit.
+        TypeError: If a dtype is not float32, float64, float16 or bfloat16.
+    """
+    n, _, h, w = features.shape
+    # the operator takes the masks' shape and dtype from them, and no value
+    masks = features.new_empty(()).expand(
+        n, group_size * kernel_size**2, h * scale_factor, w * scale_factor
+    )
+    return torch.ops.dlu_mmdet.carafe_backward_masks(
+        queries.to(features.dtype),
+        features,
+        masks,
+        kernel_size,
+        group_size,
+        scale_factor,
     )
 
 
@@ -187,10 +219,38 @@ def _carafe_backward(ctx, grad: Tensor) -> tuple:
     return (*grads, None, None, None)
 
 
+# carafe and its two gradients are sums of one product, grad * features * masks, each
+# over what the other two do not have; so the derivatives of each are the other two
+
+
+def _carafe_features_backward(ctx, grad: Tensor) -> tuple:
+    (grad_out, _, masks), sizes = ctx.saved_tensors, ctx.sizes
+    grads = [None, None, None]
+    if ctx.needs_input_grad[0]:
+        grads[0] = torch.ops.dlu_mmdet.carafe(grad, masks, *sizes)
+    if ctx.needs_input_grad[2]:
+        grads[2] = torch.ops.dlu_mmdet.carafe_backward_masks(
+            grad_out, grad, masks, *sizes
+        )
+    return (*grads, None, None, None)
+
+
+def _carafe_masks_backward(ctx, grad: Tensor) -> tuple:
+    (grad_out, features, _), sizes = ctx.saved_tensors, ctx.sizes
+    grads = [None, None, None]
+    if ctx.needs_input_grad[0]:
+        grads[0] = torch.ops.dlu_mmdet.carafe(features, grad, *sizes)
+    if ctx.needs_input_grad[1]:
+        grads[1] = torch.ops.dlu_mmdet.carafe_backward_features(
+            grad_out, features, grad, *sizes
+        )
+    return (*grads, None, None, None)
+
+
 def _no_second_derivative(ctx, *grads: Tensor) -> None:
     raise RuntimeError(
-        'dlu_mmdet: the compiled operators have first derivatives only; for '
-        'second ones use dlu_mmdet.ops.reference or set DLU_MMDET_NO_EXT=1'
+        'dlu_mmdet: the compiled dlu has first derivatives only; for second ones use '
+        'dlu_mmdet.ops.reference or set DLU_MMDET_NO_EXT=1'
     )
 
 
@@ -231,14 +291,19 @@ def _backward_flops(forward: Callable[..., int]) -> Callable[..., int]:
     return lambda grad, *args, **kwargs: forward(*args, **kwargs)
 
 
-def _mmengine_flops(sampling: bool) -> Callable[..., int]:
-    """A handle for mmengine's analyzer, which counts a multiply-add as one."""
+def _mmengine_flops(sampling: bool, at: int) -> Callable[..., int]:
+    """A handle for mmengine's analyzer, which counts a multiply-add as one.
+
+    Args:
+        sampling (bool): Whether kernels are sampled.
+        at (int): Which argument of the operator the features are.
+    """
 
     def count(inputs: list, outputs: list) -> int:
         kernel_size, group_size, scale_factor = (
             value.toIValue() for value in inputs[-3:]
         )
-        features = inputs[0].type().sizes()
+        features = inputs[at].type().sizes()
         return sum(
             _multiply_adds(features, kernel_size, group_size, scale_factor, sampling)
         )
@@ -255,17 +320,21 @@ def _register() -> None:
         carafe_backward_features=_fake_features,
         carafe_backward_masks=_fake_masks,
     )
-    derivatives = dict(dlu=_dlu_backward, carafe=_carafe_backward)
+    derivatives = dict(
+        dlu=_dlu_backward,
+        dlu_backward_features=_no_second_derivative,
+        dlu_backward_kernels=_no_second_derivative,
+        carafe=_carafe_backward,
+        carafe_backward_features=_carafe_features_backward,
+        carafe_backward_masks=_carafe_masks_backward,
+    )
     for name, fake in fakes.items():
         op = f'dlu_mmdet::{name}'
-        forward = _dlu_flops if name.startswith('dlu') else _carafe_flops
+        flops = _dlu_flops if name.startswith('dlu') else _carafe_flops
+        if 'backward' in name:
+            flops = _backward_flops(flops)
         torch.library.register_fake(op, fake)
-        if name in derivatives:
-            torch.library.register_autograd(op, derivatives[name], setup_context=_save)
-            flops = forward
-        else:
-            torch.library.register_autograd(op, _no_second_derivative)
-            flops = _backward_flops(forward)
+        torch.library.register_autograd(op, derivatives[name], setup_context=_save)
         register_flop_formula(getattr(torch.ops.dlu_mmdet, name))(flops)
     try:
         from mmengine.analysis import complexity_analysis
@@ -274,9 +343,10 @@ def _register() -> None:
     # the analyzers offer no public way to extend their defaults
     flops = complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS
     activations = complexity_analysis._DEFAULT_SUPPORTED_ACT_OPS
-    for name in derivatives:
+    # the last of them is what window_scores runs in its forward
+    for name, at in dict(dlu=0, carafe=0, carafe_backward_masks=1).items():
         op = f'dlu_mmdet::{name}'
-        flops[op] = _mmengine_flops(sampling=name == 'dlu')
+        flops[op] = _mmengine_flops(name == 'dlu', at)
         activations[op] = complexity_analysis.generic_activation_jit(name)
 
 

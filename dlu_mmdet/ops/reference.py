@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_carafe, check_dlu
+from .checks import check_carafe, check_dlu, check_window_scores
 
 
 def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -140,3 +140,31 @@ def carafe(
     masks = masks.reshape(n, g, kernel_size**2, h, s, w, s)
     taps = (m.permute(0, 1, 3, 5, 2, 4) for m in masks.unbind(2))
     return _reassemble(features, taps, kernel_size, g, s)
+
+
+def window_scores(
+    features: Tensor,
+    queries: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+) -> Tensor:
+    """Compare every output pixel with the window of source pixels around it.
+
+    Same arguments and results as :func:`dlu_mmdet.ops.window_scores`, in plain
+    PyTorch.
+    """
+    check_window_scores(features, queries, kernel_size, group_size, scale_factor)
+    n, c, h, w = features.shape
+    g, s, r = group_size, scale_factor, kernel_size // 2
+    dtype = _accumulation_dtype(features.dtype)
+    x = F.pad(features.to(dtype), (r, r, r, r))
+    x = x.reshape(n, g, c // g, h + 2 * r, 1, w + 2 * r, 1)
+    # each in the dtype of features, which half precision has to round to first
+    q = queries.to(features.dtype).to(dtype).reshape(n, g, c // g, h, s, w, s)
+    scores = []
+    for t in range(kernel_size**2):
+        a, b = divmod(t, kernel_size)
+        scores.append((q * x[:, :, :, a : a + h, :, b : b + w]).sum(2))
+    out = torch.stack(scores, dim=2).reshape(n, g * kernel_size**2, h * s, w * s)
+    return out.to(features.dtype)

@@ -10,7 +10,9 @@ from torch import nn
 
 #: Classes that ``upsample_cfg.type`` can name. Each takes ``channels`` (equal
 #: in and out) and ``scale_factor`` first, then keyword arguments with
-#: defaults, and maps (N, C, H, W) to (N, C, s*H, s*W).
+#: defaults, and maps (N, C, H, W) to (N, C, s*H, s*W). One with ``guided = True`` takes
+#: ``guide_channels`` as well, and its forward the features and a guide
+#: (N, guide_channels, h, w) of the size that it is to give.
 UPSAMPLERS = Registry('upsampler', parent=MODELS, scope='dlu_mmdet_upsampler')
 
 
@@ -97,23 +99,38 @@ def split_upsample_cfg(cfg: dict) -> tuple[dict, dict]:
     return {k: v for k, v in cfg.items() if k not in theirs}, theirs
 
 
-def build_upsampler(cfg: dict, channels: int, scale_factor: int = 2) -> nn.Module:
+def is_guided(upsampler: nn.Module | type[nn.Module]) -> bool:
+    """Whether an upsampler, or its class, reads a guide: ``guided = True``."""
+    return getattr(upsampler, 'guided', False)
+
+
+def build_upsampler(
+    cfg: dict,
+    channels: int,
+    scale_factor: int = 2,
+    guide_channels: int | None = None,
+) -> nn.Module:
     """Build the upsampler that a config names.
 
     Args:
         cfg (dict): ``type``, a name in :data:`UPSAMPLERS` (or in mmdet's
             ``MODELS``) or a class, and the arguments of that class other than
-            ``channels`` and ``scale_factor``.
+            ``channels``, ``scale_factor`` and ``guide_channels``.
         channels (int): Number of channels in and out.
         scale_factor (int): Upsampling ratio, at least 1.
+        guide_channels (int, optional): Channels of the high-resolution features
+            that the place has for an upsampler that reads a guide. None for a
+            place that has none. Defaults to None.
 
     Returns:
-        nn.Module: Maps (N, C, H, W) to (N, C, s*H, s*W).
+        nn.Module: Maps (N, C, H, W) to (N, C, s*H, s*W); a guided one maps it and
+        the guide (N, guide_channels, h, w) to (N, C, h, w).
 
     Raises:
         TypeError: If ``cfg`` is no dict, or holds an argument that the class
             does not accept.
-        ValueError: If ``type`` is missing or unknown, or the ratio below 1.
+        ValueError: If ``type`` is missing or unknown, the ratio below 1, or the
+            upsampler reads a guide and there is none.
     """
     cls = upsampler_class(cfg)
     if scale_factor < 1:
@@ -127,6 +144,14 @@ def build_upsampler(cfg: dict, channels: int, scale_factor: int = 2) -> nn.Modul
                 f'argument of {cfg["type"]!r}; accepted: '
                 f'{", ".join(accepted) or "none"}'
             )
+    if is_guided(cls):
+        if guide_channels is None:
+            raise ValueError(
+                f'upsample_cfg.type={cfg["type"]!r} reads high-resolution features as '
+                'a guide, and this place has none; use it in UpsampleFPN or '
+                'UnifiedFPN, or choose an upsampler without a guide'
+            )
+        kwargs['guide_channels'] = guide_channels
     return cls(channels=channels, scale_factor=scale_factor, **kwargs)
 
 
@@ -135,4 +160,5 @@ def _accepted(cls: type[nn.Module]) -> list[str] | None:
     parameters = inspect.signature(cls).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
-    return [p.name for p in parameters if p.name not in ('channels', 'scale_factor')]
+    places = ('channels', 'scale_factor', 'guide_channels')
+    return [p.name for p in parameters if p.name not in places]

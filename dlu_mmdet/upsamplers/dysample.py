@@ -14,6 +14,43 @@ from .pixel_shuffle import pixel_shuffle
 STYLES = ('lp', 'pl')
 
 
+def sample(x: Tensor, offsets: Tensor, unit: tuple[int, int]) -> Tensor:
+    """Sample a map bilinearly beside the places of the output's pixels.
+
+    Positions outside of the map are clamped to its border.
+
+    Args:
+        x (Tensor): (N, C, H, W).
+        offsets (Tensor): (N, 2*g, h, w), for g groups of channels, x of every group
+            first, then y.
+        unit (tuple[int, int]): Height and width of the map in whose pixels the offsets
+            are; it covers the same area.
+
+    Returns:
+        Tensor: (N, C, h, w).
+    """
+    (n, c, h, w), (out_h, out_w), g = x.shape, offsets.shape[2:], offsets.shape[1] // 2
+    # half precision cannot tell neighbouring pixels of a wide map apart
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    offsets = offsets.to(dtype).reshape(n, 2, g, out_h, out_w)
+
+    # from -1 to 1 between the outer edges of the map
+    grid_x, grid_y = (
+        (torch.arange(length, dtype=dtype, device=x.device) * 2 + 1) / length - 1
+        for length in (out_w, out_h)
+    )
+    offsets_x, offsets_y = offsets[:, 0] * (2 / unit[1]), offsets[:, 1] * (2 / unit[0])
+    positions = torch.stack([grid_x + offsets_x, grid_y[:, None] + offsets_y], dim=-1)
+    out = F.grid_sample(
+        x.to(dtype).reshape(n * g, c // g, h, w),
+        positions.flatten(0, 1),
+        mode='bilinear',
+        padding_mode='border',
+        align_corners=False,
+    )
+    return out.reshape(n, c, out_h, out_w).to(x.dtype)
+
+
 @UPSAMPLERS.register_module('dysample')
 class DySample(nn.Module):
     """DySample: every output pixel samples the input bilinearly at S = G + O.
@@ -113,29 +150,7 @@ class DySample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Upsample (N, C, H, W) to (N, C, s*H, s*W)."""
-        n, c, h, w = x.shape
-        g, out_h, out_w = self.groups, self.scale_factor * h, self.scale_factor * w
-        # half precision cannot tell neighbouring pixels of a wide map apart
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        offsets = self.predict(x).to(dtype).reshape(n, 2, g, out_h, out_w)
-
-        # G and O, from -1 to 1 between the outer edges of the map
-        grid_x, grid_y = (
-            (torch.arange(length, dtype=dtype, device=x.device) * 2 + 1) / length - 1
-            for length in (out_w, out_h)
-        )
-        offsets_x, offsets_y = offsets[:, 0] * (2 / w), offsets[:, 1] * (2 / h)
-        positions = torch.stack(
-            [grid_x + offsets_x, grid_y[:, None] + offsets_y], dim=-1
-        )
-        out = F.grid_sample(
-            x.to(dtype).reshape(n * g, c // g, h, w),
-            positions.flatten(0, 1),
-            mode='bilinear',
-            padding_mode='border',
-            align_corners=False,
-        )
-        return out.reshape(n, c, out_h, out_w).to(x.dtype)
+        return sample(x, self.predict(x), x.shape[2:])
 
     def extra_repr(self) -> str:
         return (

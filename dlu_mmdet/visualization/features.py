@@ -35,11 +35,13 @@ class Upsampling:
         module (nn.Module): The upsampler.
         source (Tensor): (1, C, H, W), what went in.
         output (Tensor): (1, C, s*H, s*W), what came out.
+        guide (Tensor, optional): (1, C', h, w), the guide of one that reads one.
     """
 
     module: nn.Module
     source: Tensor
     output: Tensor
+    guide: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ def record(model: nn.Module, data: dict) -> Recording:
 
     def keep_upsampling(module: nn.Module, args: tuple, output: Tensor) -> None:
         name = _level_name(output, recording.padded)
-        source, output = args[0].float(), output.float()
-        upsampling = Upsampling(module, source, output)
+        source, *guide = (maps.float() for maps in args)
+        upsampling = Upsampling(module, source, output.float(), *guide)
         recording.upsamplings.setdefault(name, []).append(upsampling)
 
     with ExitStack() as hooks:

@@ -1,7 +1,8 @@
-"""The reassembly kernels of DLU and CARAFE on a real image, and a figure of them."""
+"""The kernels of upsamplers on a real image, and a figure of them."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,13 +17,18 @@ from mmcv.ops import CARAFEPack
 from torch import Tensor, nn
 
 from dlu_mmdet.ops import dlu
+from dlu_mmdet.upsamplers import UPSAMPLERS
 from dlu_mmdet.upsamplers.dlu import DLUPack
+from dlu_mmdet.upsamplers.dysample import DySample
+from dlu_mmdet.upsamplers.guided import Blocks, GuidedUpsampler
 
 from .features import Recording
 from .figures import map_colours, new_figure
 
-#: Upsamplers that have kernels, as ``upsample_cfg.type`` names them.
-WITH_KERNELS = ('carafe', 'dlu')
+#: Classes that have kernels.
+WITH_KERNELS = (CARAFEPack, DLUPack, DySample, GuidedUpsampler)
+# of a sampled map, weights farther than this from the source pixel are not shown
+_FARTHEST = 7
 
 #: One for each quarter of a source pixel, row by row, which at a ratio of 2 is one
 #: for each of its output pixels: Okabe and Ito's, which stay apart for colour-blind
@@ -52,12 +58,14 @@ class KernelMaps:
 
     Attributes:
         kernels (np.ndarray): (s*H, s*W, K, K) float32, the kernel of every
-            output position; its values sum to 1.
+            output position; its values sum to 1. Of DySample, the bilinear weights of
+            the pixels around the place that it samples, K as large as they need.
         scale_factor (int): Upsampling ratio s.
         source_kernels (np.ndarray, optional): (H, W, K, K) float32, DLU's
             kernel space, from which ``kernels`` are sampled.
         places (np.ndarray, optional): (s*H, s*W, 2) float32, x and y in source
-            pixels where DLU samples, clamped to the map.
+            pixels where DLU samples its kernels and DySample the map, clamped to the
+            map.
     """
 
     kernels: np.ndarray
@@ -112,23 +120,35 @@ class KernelMaps:
 
 
 def has_kernels(upsampler: nn.Module) -> bool:
-    """Whether an upsampler predicts kernels, as DLU and CARAFE do."""
-    return isinstance(upsampler, DLUPack | CARAFEPack)
+    """Whether an upsampler weighs source pixels by kernels that it predicts."""
+    return isinstance(upsampler, WITH_KERNELS)
+
+
+def names_with_kernels() -> str:
+    """The upsamplers that have kernels, as ``upsample_cfg.type`` names them."""
+    return ', '.join(
+        name
+        for name, cls in sorted(UPSAMPLERS.module_dict.items())
+        if inspect.isclass(cls) and issubclass(cls, WITH_KERNELS)
+    )
 
 
 @torch.no_grad()
-def kernel_maps(upsampler: nn.Module, source: Tensor, group: int = 0) -> KernelMaps:
-    """Predict the kernels of DLU or CARAFE for given features.
+def kernel_maps(
+    upsampler: nn.Module, source: Tensor, group: int = 0, guide: Tensor | None = None
+) -> KernelMaps:
+    """Predict the kernels of an upsampler for given features.
 
     DLU's kernels are sampled by its operator itself: features of ones under
     1x1 kernels, one channel group for each of the K*K taps, reassemble to the
     taps' sampled values.
 
     Args:
-        upsampler (nn.Module): DLU or CARAFE.
+        upsampler (nn.Module): One with kernels, see :func:`has_kernels`.
         source (Tensor): (1, C, H, W), what it upsamples.
-        group (int): Channel group, of ``upsampler.up_group``, whose kernels
-            are wanted. Defaults to 0.
+        group (int): Channel group, of the upsampler's, whose kernels are wanted.
+            Defaults to 0.
+        guide (Tensor, optional): (1, C', h, w), for an upsampler that reads one.
 
     Returns:
         KernelMaps: On the CPU.
@@ -139,19 +159,24 @@ def kernel_maps(upsampler: nn.Module, source: Tensor, group: int = 0) -> KernelM
     if not has_kernels(upsampler):
         raise ValueError(
             f'{type(upsampler).__name__} predicts no kernels; upsamplers with kernels '
-            f'are {" and ".join(WITH_KERNELS)}'
+            f'are {names_with_kernels()}'
         )
-    if not 0 <= group < upsampler.up_group:
-        raise ValueError(
-            f'group must be from 0 to {upsampler.up_group - 1}, got {group}; the '
-            f'upsampler has up_group={upsampler.up_group}'
-        )
-    k, s = upsampler.up_kernel, upsampler.scale_factor
-    h, w = source.shape[2:]
+    if isinstance(upsampler, DySample):
+        _check_group(group, 'groups', upsampler.groups)
+        return _bilinear_kernels(upsampler, source, group)
+    _check_group(group, 'up_group', getattr(upsampler, 'up_group', 1))
+    k = upsampler.up_kernel
 
     def as_maps(taps: Tensor) -> np.ndarray:
         maps = taps[0].float().cpu().numpy().transpose(1, 2, 0)
         return maps.reshape(*maps.shape[:2], k, k)
+
+    if isinstance(upsampler, GuidedUpsampler):
+        kernels = upsampler.predict(source, guide)
+        blocks = Blocks(source, kernels)
+        return KernelMaps(as_maps(blocks.spread(kernels)), blocks.scale)
+
+    s, (h, w) = upsampler.scale_factor, source.shape[2:]
 
     def of_group(channels: Tensor) -> Tensor:
         return channels.chunk(upsampler.up_group, dim=1)[group].contiguous()
@@ -171,6 +196,38 @@ def kernel_maps(upsampler: nn.Module, source: Tensor, group: int = 0) -> KernelM
     own = own.repeat(s, axis=0).repeat(s, axis=1)
     places = (own + shift).clip(0, [w - 1, h - 1])
     return KernelMaps(as_maps(sampled), s, as_maps(space), places.astype(np.float32))
+
+
+def _check_group(group: int, argument: str, number: int) -> None:
+    if not 0 <= group < number:
+        raise ValueError(
+            f'group must be from 0 to {number - 1}, got {group}; the upsampler has '
+            f'{argument}={number}'
+        )
+
+
+def _bilinear_kernels(upsampler: DySample, source: Tensor, group: int) -> KernelMaps:
+    """Where DySample samples, and what the source pixels there weigh."""
+    s, (h, w) = upsampler.scale_factor, source.shape[2:]
+    offsets = upsampler.predict(source)[0, group :: upsampler.groups]
+    offsets = offsets.float().cpu().numpy().transpose(1, 2, 0)
+    grid = np.stack(np.meshgrid(np.arange(s * w), np.arange(s * h)), axis=-1)
+    places = ((grid + 0.5) / s - 0.5 + offsets).clip(0, [w - 1, h - 1])
+    own, lower = grid // s, np.nan_to_num(places).astype(int)
+    upper_weight = places - lower
+    corners = []
+    for shift in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        weight = np.where(shift, upper_weight, 1 - upper_weight).prod(axis=-1)
+        corners.append((lower + shift - own, weight))
+    away = [np.abs(at[weight > 0]).max(initial=1) for at, weight in corners]
+    r = min(max(away), _FARTHEST)
+    kernels = np.zeros((s * h, s * w, 2 * r + 1, 2 * r + 1), np.float32)
+    for at, weight in corners:
+        shown = (np.abs(at) <= r).all(axis=-1)
+        y, x = np.nonzero(shown)
+        column, row = at[shown].T + r
+        kernels[y, x, row, column] = weight[shown]
+    return KernelMaps(kernels, s, places=places.astype(np.float32))
 
 
 def recorded_kernels(recording: Recording, level: str, group: int = 0) -> KernelMaps:
@@ -193,7 +250,7 @@ def recorded_kernels(recording: Recording, level: str, group: int = 0) -> Kernel
     if not recording.upsamplings:
         raise ValueError(
             'the neck has no upsamplers (upsample_modules); write dlu_mmdet. before '
-            f'its type and give it upsample_cfg.type {" or ".join(WITH_KERNELS)}'
+            f'its type and give it an upsample_cfg.type of {names_with_kernels()}'
         )
     if level not in recording.upsamplings:
         raise ValueError(
@@ -201,7 +258,7 @@ def recorded_kernels(recording: Recording, level: str, group: int = 0) -> Kernel
             f'{", ".join(sorted(recording.upsamplings))}, got {level!r}'
         )
     upsampling = recording.upsamplings[level][-1]
-    return kernel_maps(upsampling.module, upsampling.source, group)
+    return kernel_maps(upsampling.module, upsampling.source, group, upsampling.guide)
 
 
 def visible_size(recording: Recording, maps: KernelMaps) -> tuple[int, int]:
@@ -288,11 +345,11 @@ def draw_kernels(
     level: str = '',
     image_name: str = 'image',
 ) -> Figure:
-    """Draw how DLU and CARAFE come by their kernels at some output positions.
+    """Draw how upsamplers come by their kernels at some output positions.
 
     Above, the whole image: arrows from a source pixel to the places where
-    the kernels of its output pixels are sampled, of its four corners only where
-    the ratio is above 2, and two maps: how far the
+    the kernels of its output pixels are sampled (DySample: the map itself), of its
+    four corners only where the ratio is above 2, and two maps: how far the
     kernels of a source pixel differ, by which :func:`informative_positions`
     goes, and every kernel's largest value, 1 for nearest. Below, a row for
     each position: the image around it, the source kernels around the sampled
@@ -405,7 +462,7 @@ def draw_kernels(
 
 def _neighbours(maps: KernelMaps, x: int, y: int) -> dict[tuple[int, int], np.ndarray]:
     """The 4 x 4 source kernels around a sampled place, by their positions."""
-    if maps.places is None or not np.isfinite(maps.places[y, x]).all():
+    if maps.source_kernels is None or not np.isfinite(maps.places[y, x]).all():
         return {}
     u, v = maps.places[y, x].astype(int)
     h, w = maps.source_kernels.shape[:2]
@@ -586,9 +643,10 @@ def _layout(
         largest value); for every row by name the axes (image or None, source
         kernels or None, kernel).
     """
-    # the first detector shows the image, DLU its arrows and source kernels too
+    # the first detector shows the image; DLU its arrows and source kernels too,
+    # DySample its arrows
     columns = {
-        name: 3 if values.source_kernels is not None else 1
+        name: 1 + (values.places is not None) + (values.source_kernels is not None)
         for name, values in maps.items()
     }
     first = next(iter(maps))
@@ -672,11 +730,17 @@ def _draw_key(
     ]
     if s > 2:
         columns[0] += '\ncolour: its quarter of the source pixel'
-    if any(values.places is not None for values in maps.values()):
-        columns.append(
-            'arrow: from its source pixel to where its kernel is sampled\n'
-            'framed: the source kernels that it is made of, and their weights'
-        )
+    placed = [values for values in maps.values() if values.places is not None]
+    if placed:
+        with_sources = {values.source_kernels is not None for values in placed}
+        if with_sources == {False}:  # a narrow figure
+            columns.append('arrow: to where\nit samples the map')
+        else:
+            what = 'its kernel' if len(with_sources) == 1 else 'its kernel or the map'
+            columns.append(
+                f'arrow: from its source pixel to where {what} is sampled\n'
+                'framed: the source kernels that it is made of, and their weights'
+            )
         if s > 2:
             columns[-1] += (
                 f'\nthin: of the {s} × {s} positions of a source pixel the corners only'

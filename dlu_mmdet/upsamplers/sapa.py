@@ -1,0 +1,108 @@
+"""SAPA: kernels from the similarity of encoder and decoder points."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.model import constant_init, normal_init
+from torch import Tensor, nn
+
+from ..ops import window_scores
+from ..ops.checks import check_number
+from .builder import UPSAMPLERS
+from .guided import Blocks, GuidedUpsampler
+
+FORMS = ('B', 'G')
+
+
+@UPSAMPLERS.register_module('sapa')
+class SAPA(GuidedUpsampler):
+    """SAPA: each output pixel takes from the source pixels that its guide resembles.
+
+    With X the features, Y the guide, both after layer normalisation, at output pixel
+    l' over source pixel l, for the pixels p of the K x K window around l::
+
+        W(l', p) = softmax over p of  q(l') . k(p)          k(p) = P_x X(p)
+        q(l') = P_y Y(l')                                              form B
+        q(l') = g P_y Y(l') + (1 - g) P_x' X(l),  g = sigmoid(linear(X))(l)   form G
+
+    and the output sums the features under W. Form B is a bilinear similarity of rank
+    d, form G the gated one. Taps outside the map score 0 and take part in the softmax;
+    the features there are 0.
+
+    Source: `SAPA <https://arxiv.org/abs/2209.12866>`_. Layer normalisation over the
+    channels, biases, a P_x' of its own that reads X unnormalised, the border and the
+    start are as in ``SAPA.py`` (form B) and ``SAPAExp.py`` (its 'gate') of
+    poppinace/sapa. d = 32 is what gives the parameters of the README there, and the
+    default of ``sapa_base.py`` in tiny-smart/sapa; the names of the parameters are
+    those of the files. SAPA-I of that README, without parameters, is in none of them.
+
+    Args:
+        channels (int): Number of feature channels C.
+        scale_factor (int): Upsampling ratio s, at least 1; the guide's size decides.
+        guide_channels (int): Number of channels of the guide.
+        form (str): 'B', bilinear, or 'G', gated. Defaults to 'B'.
+        up_kernel (int): Side K of the window, odd. Defaults to 5.
+        embedding_channels (int): d. Defaults to 32.
+
+    Raises:
+        TypeError: If a size is not an int.
+        ValueError: If a size is out of range, or the form is unknown.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        scale_factor: int,
+        guide_channels: int,
+        form: str = 'B',
+        up_kernel: int = 5,
+        embedding_channels: int = 32,
+    ) -> None:
+        super().__init__(channels, scale_factor, guide_channels, up_kernel)
+        check_number('embedding_channels', embedding_channels, 1)
+        if form not in FORMS:
+            raise ValueError(
+                f'form must be one of {", ".join(map(repr, FORMS))}, got {form!r}'
+            )
+        self.form = form
+        self.embedding_channels = embedding_channels
+        self.norm_y = nn.LayerNorm(guide_channels)
+        self.norm_x = nn.LayerNorm(channels)
+        self.q = nn.Linear(guide_channels, embedding_channels)
+        self.k = nn.Linear(channels, embedding_channels)
+        if form == 'G':
+            self.qx = nn.Linear(channels, embedding_channels)
+            self.gate = nn.Linear(channels, 1)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Small random projections, as the authors start them."""
+        for module in self.children():
+            if isinstance(module, nn.Linear):
+                normal_init(module, std=0.02)
+            else:
+                constant_init(module, val=1)
+
+    def predict(self, x: Tensor, guide: Tensor) -> Tensor:
+        blocks = Blocks(x, guide)
+        x, guide = (maps.permute(0, 2, 3, 1) for maps in (x, guide))
+        normed = self.norm_x(x)
+        keys = self.k(normed).permute(0, 3, 1, 2)
+        queries = self.q(self.norm_y(guide)).permute(0, 3, 1, 2)
+        if self.form == 'G':
+            gate = self.gate(normed).sigmoid().permute(0, 3, 1, 2)
+            own = self.qx(x).permute(0, 3, 1, 2)
+            gate, own = blocks.nearest(torch.cat([gate, (1 - gate) * own], 1)).split(
+                [1, self.embedding_channels], dim=1
+            )
+            queries = gate * queries + own
+        scores = window_scores(
+            keys, blocks.spread(queries), self.up_kernel, 1, blocks.scale
+        )
+        return blocks.gather(scores).softmax(dim=1)
+
+    def extra_repr(self) -> str:
+        return (
+            f'{super().extra_repr()}, form={self.form!r}, '
+            f'embedding_channels={self.embedding_channels}'
+        )

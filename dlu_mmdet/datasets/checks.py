@@ -152,6 +152,11 @@ def _how_to_get(source: Source, cfg: Config) -> str:
     root = source.cfg.get('data_root') or ''
     if hasattr(source.cls, 'how_to_make'):
         return f'make it with: {source.cls.how_to_make(root)}'
+    # python -m runs it, which warns of a module that is imported already
+    from . import make_real
+
+    if command := make_real.how_to_make(root):
+        return f'make it with: {command}'
     if source.cls not in (CocoDataset, CocoPanopticDataset):
         return f'data in another folder DIR are named by {elsewhere(cfg)}'
     script = osp.join(mmdet.__path__[0], '.mim', 'tools', 'misc', 'download_dataset.py')

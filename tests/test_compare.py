@@ -474,13 +474,26 @@ def test_a_detector_that_cannot_run_is_refused_before_training(options, tmp_path
 
 def test_dry_run_prints_and_leaves_nothing(options, tmp_path, capsys):
     command = [SHAPES_DLU, '--seeds', 0, 1, '--work-dir', tmp_path / 'work']
-    assert compare(*command, '--dry-run', *as_arguments(options)) == 0
+    command += ['--launcher', 'slurm', '--dry-run', *as_arguments(options)]
+    assert compare(*command) == 0
     output = capsys.readouterr().out
     assert output.count('dlu seed') == 2 and 'not started' in output
     assert len(re.findall(r'training \d+:\d\d:\d\d', output)) == 2
-    assert '--nproc_per_node=8' in output and '--ntasks=8' in output
-    assert '--launcher slurm --processes 8' in output
+    assert '--ntasks=8' in output and '--launcher slurm --processes 8' in output
     assert not (tmp_path / 'work').exists()
+
+
+def test_dry_run_offers_what_the_machine_has(options, tmp_path, capsys, monkeypatch):
+    """Else somebody on two cores is told of eight GPUs and of Slurm."""
+    monkeypatch.setattr(runs, 'estimate', lambda *_: dict(train=60.0, test=1.0))
+    command = [SHAPES_DLU, '--work-dir', tmp_path / 'work', '--dry-run']
+    monkeypatch.setattr(shutil, 'which', lambda name: None)
+    for gpus in (0, 2):
+        monkeypatch.setattr(torch.cuda, 'device_count', lambda gpus=gpus: gpus)
+        compare(*command, *as_arguments(options))
+        output = capsys.readouterr().out
+        assert 'to do: 0:01:01' in output and 'Slurm' not in output
+        assert ('--nproc_per_node=8' in output) == (gpus > 1)
 
 
 # ---- bad input ---------------------------------------------------------------------

@@ -34,6 +34,7 @@ from ..engine import (
     merge_options,
     read_config,
     replacing,
+    set_data,
     set_upsampler,
     upsampler_label,
 )
@@ -196,6 +197,7 @@ def plan(
     options: Mapping | None = None,
     launch: Launch = Launch(),
     upsamplers: Sequence[dict | None] = (None,),
+    data: str | Path | None = None,
 ) -> list[Run]:
     """List the runs of a comparison, seed by seed.
 
@@ -210,6 +212,8 @@ def plan(
         upsamplers (Sequence[dict | None]): What every config's neck upsamples with
             in turn, as ``upsample_cfg``; None leaves a config as it is. Defaults to
             that alone.
+        data (str | Path, optional): A folder in the place of every config's data, see
+            :func:`~dlu_mmdet.engine.set_data`.
 
     Returns:
         list[Run]: Every config and upsampler with every seed.
@@ -226,6 +230,8 @@ def plan(
     for config in configs:
         for upsampler in upsamplers:
             cfg = read_config(config)
+            if data:
+                set_data(cfg, data)
             if upsampler:
                 set_upsampler(cfg, upsampler)
             merge_options(cfg, options or {})

@@ -319,7 +319,7 @@ def test_classes_that_are_not_named(config):
     """Else the error is a list of COCO's names, which the user never wrote."""
     config.train_dataloader.dataset.type = 'CocoDataset'
     message = (
-        r"instances_train\.json has 'disc', .* names no classes.* "
+        r"instances_train\.json has 'disc', .* names no classes.*"
         r"metainfo=dict\(classes=\('disc', .*num_classes=6 in the heads"
     )
     with pytest.raises(ValueError, match=message):

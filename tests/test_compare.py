@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -470,6 +471,18 @@ def test_a_detector_that_cannot_run_is_refused_before_training(options, tmp_path
     with pytest.raises(ValueError, match=r'broken\.py cannot be run .*mat1 and mat2'):
         compare(*command, *as_arguments(options))
     assert not (tmp_path / 'work').exists()
+
+
+def test_the_score_of_masks_is_kept(tmp_path):
+    """Else a Mask R-CNN's run leaves its mask AP in a log alone."""
+    ends = ('', '_50', '_75', '_s', '_m', '_l')
+    tested = {f'coco/segm_mAP{end}': 0.1 * i for i, end in enumerate(ends, 1)}
+    tested['coco/segm_mAP_l'] = -1.0
+    (tmp_path / '20260101_000000').mkdir()
+    (tmp_path / '20260101_000000' / 'test.json').write_text(json.dumps(tested))
+    kept = runs._mask_metrics(SimpleNamespace(work_dir=tmp_path))
+    assert kept['mask_AP'] == 0.1 and kept['mask_AP75'] == pytest.approx(0.3)
+    assert kept['mask_APl'] is None and len(kept) == 6
 
 
 def test_dry_run_prints_and_leaves_nothing(options, tmp_path, capsys):

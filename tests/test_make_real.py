@@ -2,13 +2,17 @@
 
 import dataclasses
 import json
+import re
+import subprocess
 
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
+from mmengine.config import Config
 from pycocotools.coco import COCO
 
-from dlu_mmdet.datasets import make_real
+from dlu_mmdet.datasets import check_data, make_real
 from dlu_mmdet.datasets.make_real import SETS
 
 
@@ -139,9 +143,19 @@ def test_nuclei_are_cropped_with_their_masks(tmp_path):
 
 def test_the_hint_for_a_set_that_is_not_there(config, tmp_path):
     """Else a config of real images asks for a folder that nobody can make."""
-    from dlu_mmdet.datasets import check_data
-
     dataset = config.train_dataloader.dataset
     dataset.update(type='CocoDataset', data_root=str(tmp_path / 'nuclei') + '/')
     with pytest.raises(FileNotFoundError, match='datasets.make_real nuclei /.*nuclei'):
         check_data(config, ('train',))
+
+
+@pytest.mark.parametrize('name', SETS)
+def test_the_demo_on_real_images(name):
+    """Else `make demo DATA=...` asks for a config or a module that is not there."""
+    command = ['make', '--dry-run', 'demo', f'DATA={name}']
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    assert f'-m dlu_mmdet.datasets.make_real {name}\n' in printed
+    config = re.search(r'compare\.py (\S+)', printed).group(1)
+    cfg = Config.fromfile(ROOT / config)
+    assert cfg.train_dataloader.dataset.data_root == f'data/{name}/'
+    assert tuple(cfg.test_dataloader.dataset.metainfo.classes) == SETS[name].classes

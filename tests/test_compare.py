@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -472,15 +473,40 @@ def test_a_detector_that_cannot_run_is_refused_before_training(options, tmp_path
     assert not (tmp_path / 'work').exists()
 
 
+def test_the_score_of_masks_is_kept(tmp_path):
+    """Else a Mask R-CNN's run leaves its mask AP in a log alone."""
+    ends = ('', '_50', '_75', '_s', '_m', '_l')
+    tested = {f'coco/segm_mAP{end}': 0.1 * i for i, end in enumerate(ends, 1)}
+    tested['coco/segm_mAP_l'] = -1.0
+    (tmp_path / '20260101_000000').mkdir()
+    (tmp_path / '20260101_000000' / 'test.json').write_text(json.dumps(tested))
+    kept = runs._mask_metrics(SimpleNamespace(work_dir=tmp_path))
+    assert kept['mask_AP'] == 0.1 and kept['mask_AP75'] == pytest.approx(0.3)
+    assert kept['mask_APl'] is None and len(kept) == 6
+
+
 def test_dry_run_prints_and_leaves_nothing(options, tmp_path, capsys):
     command = [SHAPES_DLU, '--seeds', 0, 1, '--work-dir', tmp_path / 'work']
-    assert compare(*command, '--dry-run', *as_arguments(options)) == 0
+    command += ['--launcher', 'slurm', '--dry-run', *as_arguments(options)]
+    assert compare(*command) == 0
     output = capsys.readouterr().out
     assert output.count('dlu seed') == 2 and 'not started' in output
     assert len(re.findall(r'training \d+:\d\d:\d\d', output)) == 2
-    assert '--nproc_per_node=8' in output and '--ntasks=8' in output
-    assert '--launcher slurm --processes 8' in output
+    assert '--ntasks=8' in output and '--launcher slurm --processes 8' in output
     assert not (tmp_path / 'work').exists()
+
+
+def test_dry_run_offers_what_the_machine_has(options, tmp_path, capsys, monkeypatch):
+    """Else somebody on two cores is told of eight GPUs and of Slurm."""
+    monkeypatch.setattr(runs, 'estimate', lambda *_: dict(train=60.0, test=1.0))
+    command = [SHAPES_DLU, '--work-dir', tmp_path / 'work', '--dry-run']
+    monkeypatch.setattr(shutil, 'which', lambda name: None)
+    for gpus in (0, 2):
+        monkeypatch.setattr(torch.cuda, 'device_count', lambda gpus=gpus: gpus)
+        compare(*command, *as_arguments(options))
+        output = capsys.readouterr().out
+        assert 'to do: 0:01:01' in output and 'Slurm' not in output
+        assert ('--nproc_per_node=8' in output) == (gpus > 1)
 
 
 # ---- bad input ---------------------------------------------------------------------

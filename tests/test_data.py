@@ -306,6 +306,37 @@ def test_classes_that_are_no_list_of_names(config, classes):
         check_data(config, ('train',))
 
 
+def test_a_name_in_the_place_of_a_list_of_them(config):
+    """Else ('disc') is told as five letters, and nobody thinks of a comma."""
+    for split in ('train', 'val', 'test'):
+        config[f'{split}_dataloader'].dataset.metainfo = dict(classes='disc')
+    config.train_dataloader.dataset.metainfo = dict(classes='cross')
+    with pytest.raises(ValueError, match=r"needs a comma: \('cross',\)"):
+        check_data(config, ('train', 'val'))
+
+
+def test_classes_that_are_not_named(config):
+    """Else the error is a list of COCO's names, which the user never wrote."""
+    config.train_dataloader.dataset.type = 'CocoDataset'
+    message = (
+        r"instances_train\.json has 'disc', .* names no classes.*"
+        r"metainfo=dict\(classes=\('disc', .*num_classes=6 in the heads"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_data(config, ('train',))
+
+
+def test_the_hint_for_a_test_is_of_test_data(config, tmp_path):
+    """Else somebody who tests is sent to the training data, and to COCO's."""
+    dataset = config.test_dataloader.dataset
+    dataset.update(type='CocoDataset', data_root=str(tmp_path))
+    dataset.metainfo = dict(classes=CLASSES)
+    with pytest.raises(FileNotFoundError, match='test_dataloader') as info:
+        check_data(config, ('test',))
+    assert 'train_dataloader' not in str(info.value)
+    assert 'COCO 2017' not in str(info.value)
+
+
 def test_an_evaluator_of_other_images(config, files):
     """Other images under the same ids are told apart, and the hint works."""
     own = dict(config.test_evaluator)

@@ -214,6 +214,22 @@ def test_class_names_do_not_cover_each_other():
         assert axes.bbox.contains(*extent.min) and axes.bbox.contains(*extent.max)
 
 
+def test_many_small_objects_of_one_class():
+    """Else names and lines hide what the picture is to show."""
+    corners = np.stack(np.meshgrid(range(0, 200, 10), range(0, 200, 10)), -1)
+    boxes = np.concatenate([corners, corners + 6], -1).reshape(-1, 4).astype(float)
+    boxes = np.concatenate([boxes, [[20, 20, 180, 180]]])
+    truth = InstanceData(
+        bboxes=boxes, labels=np.zeros(401, int), crowd=np.zeros(401, bool)
+    )
+    image = np.zeros((200, 200, 3), np.uint8)
+    figure = draw_detections([image], [truth], {}, {}, ['nucleus'])
+    (axes,) = figure.axes
+    assert not axes.texts and len(axes.patches) == 401
+    *small, large = sorted(patch.get_linewidth() for patch in axes.patches)
+    assert max(small) < large / 2
+
+
 @pytest.mark.parametrize('detectors, lines', [(1, 1), (4, 2), (6, 3)])
 def test_counts_do_not_cover_each_other(detectors, lines):
     """If it fails, the numbers of several detectors cannot be read."""

@@ -3,15 +3,19 @@
 import argparse
 import re
 import shlex
+import shutil
 import sys
 import time
 from datetime import timedelta
 from pathlib import Path
 
+import torch
+
 from dlu_mmdet.analysis import comparison, report, runs
 from dlu_mmdet.analysis.tables import to_markdown
 from dlu_mmdet.engine import (
     add_cfg_options,
+    add_data,
     add_training_arguments,
     print_anything,
     upsampler_argument,
@@ -61,6 +65,7 @@ def parse_args() -> argparse.Namespace:
         help='what others are compared with: an upsampler, or a config file without '
         '.py where two configs have the same (default: bilinear, or the first)',
     )
+    add_data(parser)
     add_cfg_options(parser)
     parser.add_argument(
         '--launcher',
@@ -114,7 +119,11 @@ def dry_run(planned: list[runs.Run], launch: runs.Launch) -> None:
         f'run counted as a whole one, without start-up and evaluation'
     )
     number, example = launch.processes, planned[0]
+    # where there is no such thing its commands are shown only if it is asked for
+    offered = dict(pytorch=torch.cuda.device_count() > 1, slurm=shutil.which('srun'))
     for title, launcher in (('on', 'pytorch'), ('on a Slurm cluster with', 'slurm')):
+        if not offered[launcher] and launch.launcher != launcher:
+            continue
         one = runs.Launch(launcher, number, launch.train_flags)
         # the last of several equal options counts
         whole = [a for a in sys.argv[1:] if a != '--dry-run']
@@ -213,6 +222,7 @@ def main() -> int:
         args.cfg_options,
         launch,
         args.upsamplers,
+        args.data,
     )
     names = list(dict.fromkeys(run.name for run in planned))
     if args.baseline and args.baseline not in names:

@@ -76,21 +76,17 @@ val_evaluator = dict(
 )
 test_evaluator = val_evaluator
 
-max_epochs = 8
-train_cfg = dict(
-    type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs
-)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=8, val_interval=8)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=32),
+    # without an end it lasts for all epochs, however many
     dict(
         type='CosineAnnealingLR',
         by_epoch=True,
         convert_to_iter_based=True,
         begin=1,
-        end=max_epochs,
-        T_max=max_epochs - 1,
         eta_min_ratio=0.01,
     ),
 ]

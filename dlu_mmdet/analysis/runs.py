@@ -34,6 +34,7 @@ from ..engine import (
     merge_options,
     read_config,
     replacing,
+    set_data,
     set_upsampler,
     upsampler_label,
 )
@@ -196,6 +197,7 @@ def plan(
     options: Mapping | None = None,
     launch: Launch = Launch(),
     upsamplers: Sequence[dict | None] = (None,),
+    data: str | Path | None = None,
 ) -> list[Run]:
     """List the runs of a comparison, seed by seed.
 
@@ -210,6 +212,8 @@ def plan(
         upsamplers (Sequence[dict | None]): What every config's neck upsamples with
             in turn, as ``upsample_cfg``; None leaves a config as it is. Defaults to
             that alone.
+        data (str | Path, optional): A folder in the place of every config's data, see
+            :func:`~dlu_mmdet.engine.set_data`.
 
     Returns:
         list[Run]: Every config and upsampler with every seed.
@@ -226,6 +230,8 @@ def plan(
     for config in configs:
         for upsampler in upsamplers:
             cfg = read_config(config)
+            if data:
+                set_data(cfg, data)
             if upsampler:
                 set_upsampler(cfg, upsampler)
             merge_options(cfg, options or {})
@@ -511,6 +517,19 @@ def _scalars(run: Run) -> Iterator[dict]:
                 yield json.loads(line)
 
 
+def _mask_metrics(run: Run) -> dict[str, float | None]:
+    """What the test found for masks: ``mask_AP`` and so on; empty without masks."""
+    keys = [f'coco/segm_mAP{end}' for end in ('', '_50', '_75', '_s', '_m', '_l')]
+    metrics = {}
+    for file in sorted(run.work_dir.glob('*/*.json')):
+        tested = json.loads(file.read_text(encoding='utf-8'))
+        if keys[0] in tested:
+            # -1 where there is no object to find
+            values = [None if tested[key] < 0 else tested[key] for key in keys]
+            metrics = {f'mask_{n}': v for n, v in zip(METRICS, values)}
+    return metrics
+
+
 def _collect(run: Run) -> dict:
     """Gather what a run's processes left behind."""
     training, validation = {}, {}
@@ -532,6 +551,7 @@ def _collect(run: Run) -> dict:
             name: None if np.isnan(value) else float(value)
             for name, value in zip(METRICS, metrics)
         },
+        **_mask_metrics(run),
         # an entry is the mean since the one before
         training_seconds=float(np.dot(times, np.diff([0, *steps]))),
         # the median: the first iterations of a process warm up

@@ -32,6 +32,7 @@ _MANY = 0.01
 # share of the boxes over their image's edge, by this share of it, that is no accident
 _OVER, _EDGE = 0.05, 0.1
 _NAMES = (str, int, float)
+_COCO = CocoDataset.METAINFO['classes']
 
 
 def _fail(path: object, what: str, index: int, entry: object, problem: str) -> None:
@@ -341,6 +342,14 @@ def check_classes(
     missing = [name for name in classes if name not in found]
     if missing:
         surplus = [name for name in found if name not in classes]
+        if 2 * len(missing) > len(classes) and tuple(classes) == _COCO:
+            names = repr(tuple(found))
+            raise ValueError(
+                f'{where} has {_listed(found)}, and the config names no classes, so '
+                f"that COCO's 80 are taken; set dataset.metainfo=dict(classes={names}) "
+                f'in every dataloader and num_classes={len(found)} in the heads, or '
+                f'give tools/train.py the folder of the data with --data'
+            )
         text = f'{where} has no category {_listed(missing)} of the config'
         if surplus:
             text += f', and has {_listed(surplus)}, which the config does not name'

@@ -68,6 +68,11 @@ class Source:
         return classes
 
     @property
+    def has_own_classes(self) -> bool:
+        """Whether the config names the classes: without, they are those of COCO."""
+        return bool((self.cfg.get('metainfo') or {}).get('classes'))
+
+    @property
     def is_coco(self) -> bool:
         """Whether it reads COCO files of objects, through this package."""
         return (
@@ -133,10 +138,14 @@ def coco_evaluators(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
             yield key, evaluator
 
 
-def elsewhere(cfg: Config, root: str = 'DIR') -> str:
+def elsewhere(
+    cfg: Config,
+    root: str = 'DIR',
+    splits: Sequence[str] = ('train', 'val', 'test'),
+) -> str:
     """The ``--cfg-options`` that take a config's data from another folder."""
     options = []
-    for split in ('train', 'val', 'test'):
+    for split in splits:
         options += [f'{s.key}.data_root={root}' for s in _all_sources(cfg, split)]
         names = [s.cfg.get('ann_file') for s in _all_sources(cfg, split)]
         for key, evaluator in _evaluators(cfg, split):
@@ -148,17 +157,23 @@ def elsewhere(cfg: Config, root: str = 'DIR') -> str:
     return f'--cfg-options {" ".join(options)}'
 
 
-def _how_to_get(source: Source, cfg: Config) -> str:
+def _how_to_get(source: Source, options: str) -> str:
+    """What to do where a data set's files are missing; ``options`` name others."""
     root = source.cfg.get('data_root') or ''
     if hasattr(source.cls, 'how_to_make'):
         return f'make it with: {source.cls.how_to_make(root)}'
-    if source.cls not in (CocoDataset, CocoPanopticDataset):
-        return f'data in another folder DIR are named by {elsewhere(cfg)}'
+    # python -m runs it, which warns of a module that is imported already
+    from . import make_real
+
+    if command := make_real.how_to_make(root):
+        return f'make it with: {command}'
+    if source.cls not in (CocoDataset, CocoPanopticDataset) or source.has_own_classes:
+        return f'data in another folder DIR are named by {options}'
     script = osp.join(mmdet.__path__[0], '.mim', 'tools', 'misc', 'download_dataset.py')
     return (
         f'COCO 2017 is fetched by: python {script} --dataset-name '
         f'coco2017 --save-dir {root or "."} --unzip; data in another folder DIR are '
-        f'named by {elsewhere(cfg)}'
+        f'named by {options}'
     )
 
 
@@ -184,12 +199,14 @@ def check_data(
     if not is_main_process():
         return
     found = {split: _all_sources(cfg, split) for split in splits}
+    # what is trained will be tested, and a test needs no training data
+    options = elsewhere(cfg) if 'train' in splits else elsewhere(cfg, splits=splits)
     for source in [source for each in found.values() for source in each]:
         for key, path in source.files.items():
             if not osp.exists(path):
                 raise FileNotFoundError(
                     f'{source.key}: {path} ({key}) does not exist; '
-                    f'{_how_to_get(source, cfg)}'
+                    f'{_how_to_get(source, options)}'
                 )
     _check_order([source for each in found.values() for source in each])
     contents: dict[str, dict] = {}
@@ -205,7 +222,7 @@ def check_data(
     for split, each in found.items():
         metric = None
         if split != 'train' and scored:
-            metric, files = _check_evaluators(cfg, split, each, read)
+            metric, files = _check_evaluators(cfg, split, each, read, options)
             uses.update(files)
         for source in each:
             if split != 'train':
@@ -239,6 +256,8 @@ def _check_order(each: list[Source]) -> None:
     """Check that a class has the same label in every data set of a config."""
     # a model that is given names reads labels by them
     each = [s for s in each if s.classes and not s.cfg.get('return_classes')]
+    # a name in the place of a list of them is told with its file
+    each = [s for s in each if not isinstance(s.classes, str)]
     for source in each[1:]:
         if found := misplaced(each[0].classes, source.classes):
             name, expected, own = found
@@ -364,7 +383,11 @@ def _compare_sizes(source: Source, content: dict, where: str) -> None:
 
 
 def _check_evaluators(
-    cfg: Config, split: str, each: list[Source], read: Callable[[str], dict]
+    cfg: Config,
+    split: str,
+    each: list[Source],
+    read: Callable[[str], dict],
+    options: str,
 ) -> tuple[str | None, list[str]]:
     """Check that a split's evaluators score the images that it has.
 
@@ -385,7 +408,7 @@ def _check_evaluators(
             raise FileNotFoundError(
                 f'{where} does not exist; it is the path of the file that '
                 f'{split}_dataloader.dataset.ann_file names. Data in another folder '
-                f'DIR are named by {elsewhere(cfg)}'
+                f'DIR are named by {options}'
             )
         files.append(osp.realpath(path))
         content = read(path)
@@ -399,7 +422,7 @@ def _check_evaluators(
                     f'annotation file of that part for both'
                 )
         if each and all(source.is_coco for source in each):
-            _check_same_data(each, where, content, read, cfg)
+            _check_same_data(each, where, content, read, options)
     return scored, files
 
 
@@ -408,7 +431,7 @@ def _check_same_data(
     where: str,
     content: dict,
     read: Callable[[str], dict],
-    cfg: Config,
+    options: str,
 ) -> None:
     """Check that an evaluator's file is of the images that the data sets load."""
     own = [read(source.ann_file) for source in each]
@@ -428,7 +451,7 @@ def _check_same_data(
             f'are not the same: id {first!r} is {scored.get(first, "not there")!r} in '
             f'the former and {loaded.get(first, "not there")!r} in the latter. Name '
             f'the same file for both; data in another folder DIR are named by '
-            f'{elsewhere(cfg)}'
+            f'{options}'
         )
 
     def objects(contents: list[dict]) -> Counter:

@@ -12,6 +12,7 @@ from .checkpoint import (
 from .cli import (
     add_cfg_options,
     add_config_arguments,
+    add_data,
     add_training_arguments,
     add_upsampler,
     enable_amp,
@@ -21,12 +22,14 @@ from .cli import (
 from .configs import config_stem, read_config, set_upsampler, upsampler_label
 from .files import check_writable, print_anything, replacing
 from .options import merge_options
+from .own_data import set_data
 from .runner import build_runner
 
 __all__ = [
     'CheckpointGuardHook',
     'add_cfg_options',
     'add_config_arguments',
+    'add_data',
     'add_training_arguments',
     'add_upsampler',
     'build_runner',
@@ -44,6 +47,7 @@ __all__ = [
     'read_config',
     'replacing',
     'resume_latest',
+    'set_data',
     'set_upsampler',
     'upsampler_argument',
     'upsampler_label',

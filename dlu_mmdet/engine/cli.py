@@ -11,15 +11,17 @@ from mmengine.config import Config, DictAction
 from ..upsamplers import UPSAMPLERS
 from .configs import config_stem, parse_upsampler, read_config, set_upsampler
 from .options import merge_options
+from .own_data import set_data
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--work-dir``, ``--cfg-options``, ``--upsampler`` and ``--launcher``."""
+    """Add the flags of a config that is run: its folder, its data, its settings."""
     parser.add_argument(
         '--work-dir',
         help='folder of logs and checkpoints; '
         'defaults to work_dirs/ and the name of the config',
     )
+    add_data(parser)
     add_cfg_options(parser)
     add_upsampler(parser)
     parser.add_argument(
@@ -31,6 +33,17 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     # torch.distributed.launch passes it; torchrun sets the variable instead
     parser.add_argument(
         '--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS
+    )
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add ``--data``."""
+    parser.add_argument(
+        '--data',
+        metavar='FOLDER',
+        help="images with COCO-format annotations in the place of the config's data: "
+        'FOLDER/annotations/instances_{train,val}.json and FOLDER/{train,val}/, or '
+        'alike; classes are taken from the former',
     )
 
 
@@ -95,11 +108,13 @@ def load_config(args: argparse.Namespace) -> Config:
         Config: With ``launcher`` and ``work_dir`` set.
 
     Raises:
-        FileNotFoundError: If there is no such config.
+        FileNotFoundError: If there is no such config, or no data where ``--data`` says.
         ValueError: If an option would change nothing.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
+    if args.data:
+        set_data(cfg, args.data)
     if args.upsampler:
         set_upsampler(cfg, args.upsampler)
     merge_options(cfg, args.cfg_options)

@@ -269,7 +269,10 @@ def _show(axes: Axes, image: np.ndarray) -> None:
 def _draw_boxes(
     axes: Axes, groups: Sequence[tuple[str, InstanceData]], classes: Sequence[str]
 ) -> None:
-    """Draw boxes, most important first, and class names where there is room."""
+    """Draw boxes, most important first, and class names where there is room.
+
+    Where there is one class its name would only hide what is small.
+    """
     renderer = axes.figure.canvas.get_renderer()
     # until it is drawn an image panel still has the shape of its slot
     axes.apply_aspect()
@@ -281,9 +284,12 @@ def _draw_boxes(
         for box, label in zip(boxes.bboxes, boxes.labels, strict=True)
     ]
     line = max(1.0, panel.width / 180)
+    scale = panel.width / width
     # the first come last and so on top
     for kind, _, (x1, y1, x2, y2) in reversed(drawn):
         colour, style = STYLES[kind]
+        # a small object must be seen inside its box
+        side = scale * min(x2 - x1, y2 - y1)
         axes.add_patch(
             Rectangle(
                 (x1, y1),
@@ -292,9 +298,11 @@ def _draw_boxes(
                 fill=False,
                 edgecolor=colour,
                 linestyle=style,
-                linewidth=line * 72 / axes.figure.dpi,
+                linewidth=min(line, max(0.5, side / 12)) * 72 / axes.figure.dpi,
             )
         )
+    if len(classes) < 2:
+        return
     # names keep off each other and off the middle of small objects
     taken = [
         extent.expanded(0.5, 0.5)

@@ -1,0 +1,2 @@
+_base_ = '../_base_/faster-rcnn_r18_fpn_bccd.py'
+model = dict(neck=dict(upsample_cfg=dict(type='bilinear')))

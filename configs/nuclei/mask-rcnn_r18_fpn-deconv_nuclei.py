@@ -1,0 +1,2 @@
+_base_ = '../_base_/mask-rcnn_r18_fpn_nuclei.py'
+model = dict(neck=dict(upsample_cfg=dict(type='deconv')))

@@ -1,0 +1,180 @@
+"""--data: a folder of one's own in the place of a config's data."""
+
+import json
+import shutil
+
+import pytest
+from conftest import CONFIGS, ROOT, run
+from mmengine.runner import Runner
+
+from dlu_mmdet.analysis import runs
+from dlu_mmdet.datasets import check_data
+from dlu_mmdet.datasets.shapes import CLASSES
+from dlu_mmdet.engine import read_config, set_data
+
+OWN = CONFIGS / '_base_' / 'faster-rcnn_r18_fpn_own-data.py'
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        str(OWN),
+        str(CONFIGS / '_base_' / 'mask-rcnn_r18_fpn_own-data.py'),
+        str(CONFIGS / 'nuclei' / 'mask-rcnn_r18_fpn-dlu_nuclei.py'),
+        'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+        'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py',
+        'mmdet::yolox/yolox_s_8xb8-300e_coco.py',
+        'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+    ],
+)
+def test_a_folder_takes_the_place_of_the_configs_data(name, shapes_root):
+    """Else --data leaves a head with COCO's classes, or scores COCO's images."""
+    cfg = read_config(name)
+    set_data(cfg, shapes_root)
+    check_data(cfg, ('train', 'val', 'test'))
+    # heads, of which some lie in lists
+    numbers = [n for n in str(cfg.model.to_dict()).split("'num_classes': ")[1:]]
+    assert numbers and all(n.startswith('6') for n in numbers)
+    assert (
+        cfg.test_evaluator.ann_file == f'{shapes_root}/annotations/instances_val.json'
+    )
+    assert 'coco/' not in str(
+        [cfg[f'{split}_dataloader'].to_dict() for split in ('train', 'val', 'test')]
+    )
+
+
+def test_classes_are_those_of_the_folder(shapes_root, tmp_path):
+    """Else labels are those of other classes."""
+    root = tmp_path / 'data'
+    shutil.copytree(shapes_root, root)
+    for path in root.glob('annotations/*.json'):
+        content = json.loads(path.read_text())
+        content['categories'].reverse()
+        path.write_text(json.dumps(content))
+    cfg = read_config(OWN)
+    set_data(cfg, root)
+    for split in ('train', 'val', 'test'):
+        assert cfg[f'{split}_dataloader'].dataset.metainfo.classes == CLASSES[::-1]
+
+
+@pytest.mark.parametrize(
+    'train, train_images, val, val_images',
+    [
+        (
+            'train/_annotations.coco.json',
+            'train',
+            'valid/_annotations.coco.json',
+            'valid',
+        ),
+        ('train.json', 'images', 'val.json', 'images'),
+        (
+            'annotations/instances_train2017.json',
+            'train2017',
+            'annotations/instances_val2017.json',
+            'val2017',
+        ),
+        (
+            'annotations/train.json',
+            'images/train',
+            'annotations/val.json',
+            'images/val',
+        ),
+    ],
+)
+def test_layouts(shapes_root, tmp_path, train, train_images, val, val_images):
+    """Else people who exported their data in a usual way must rename it."""
+    root = tmp_path / 'my training data'
+    for split, file, images in (
+        ('train', train, train_images),
+        ('val', val, val_images),
+    ):
+        shutil.copytree(shapes_root / split, root / images, dirs_exist_ok=True)
+        (root / file).parent.mkdir(exist_ok=True)
+        shutil.copy(shapes_root / f'annotations/instances_{split}.json', root / file)
+    (root / 'annotations').mkdir(exist_ok=True)
+    (root / 'annotations' / 'captions_val2017.json').write_text('{}')
+    if not val.startswith('annotations/instances'):
+        (root / 'annotations' / 'captions_val2017.json').unlink()
+    cfg = read_config(OWN)
+    set_data(cfg, root)
+    assert cfg.train_dataloader.dataset.data_prefix.img == f'{train_images}/'
+    assert cfg.val_dataloader.dataset.data_prefix.img == f'{val_images}/'
+    check_data(cfg, ('train', 'val', 'test'))
+
+
+def test_folders_that_cannot_be_used(shapes_root, tmp_path):
+    """Else a wrong folder ends in a traceback of somewhere else."""
+    cfg = read_config(OWN)
+    with pytest.raises(FileNotFoundError, match='--data .*nowhere is no folder'):
+        set_data(cfg, tmp_path / 'nowhere')
+    (tmp_path / 'labels.json').write_text('{}')
+    with pytest.raises(FileNotFoundError, match='word train .* and has labels.json'):
+        set_data(cfg, tmp_path)
+    annotations = tmp_path / 'annotations'
+    shutil.copytree(shapes_root / 'annotations', annotations)
+    with pytest.raises(FileNotFoundError, match='000000.png, the first image'):
+        set_data(cfg, tmp_path)
+    shutil.copy(
+        annotations / 'instances_val.json', annotations / 'instances_val_2.json'
+    )
+    with pytest.raises(ValueError, match='instances_val.json, .*instances_val_2.json'):
+        set_data(cfg, tmp_path)
+
+
+def test_configs_of_several_sets_are_refused(shapes_root):
+    """Else one of the sets would go on being the config's own."""
+    cfg = read_config('mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py')
+    with pytest.raises(ValueError, match='VOCDataset, VOCDataset; write a config'):
+        set_data(cfg, shapes_root)
+
+
+def test_the_way_of_a_stranger(shapes_root, tmp_path):
+    """No config to write: train, then test and compare, and the run needs no flag."""
+    work_dir = tmp_path / 'run'
+    quick = ['--cfg-options', 'train_cfg.max_epochs=2', 'train_dataloader.batch_size=8']
+    command = [OWN, '--data', shapes_root, '--upsampler', 'dlu']
+    run('tools/train.py', *command, '--work-dir', work_dir, *quick)
+    config, checkpoint = work_dir / OWN.name, work_dir / 'epoch_2.pth'
+    told = run('tools/test.py', config, checkpoint, '--work-dir', tmp_path / 'test')
+    assert 'coco/bbox_mAP: ' in told.stdout
+    planned = runs.plan([OWN], [0], tmp_path / 'c', data=shapes_root)
+    assert planned[0].cfg.train_dataloader.dataset.data_root == f'{shapes_root}/'
+
+
+def test_the_schedule_follows_the_epochs(shapes_root, tmp_path):
+    """Else a config with other epochs ends at a learning rate that never came down."""
+    last = []
+    for epochs in (2, 5):
+        cfg = read_config(OWN)
+        set_data(cfg, shapes_root)
+        cfg.merge_from_dict({'train_cfg.max_epochs': epochs, 'work_dir': str(tmp_path)})
+        runner = Runner.from_cfg(cfg)
+        runner._train_loop = runner.build_train_loop(runner._train_loop)
+        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        schedulers = runner.build_param_scheduler(runner.param_schedulers)
+        cosine = schedulers[-1]
+        last.append((cosine.begin, cosine.end, cosine.T_max))
+    # four iterations of four images an epoch
+    assert last == [(4, 8, 4), (4, 20, 16)]
+
+
+def test_the_template_of_the_docs(shapes_root, tmp_path):
+    """Else the eight lines that people copy are not what --data does."""
+    text = (ROOT / 'docs' / 'own-data.md').read_text(encoding='utf-8')
+    template = text.split('```python\n')[1].split('```')[0]
+    assert len(template.splitlines()) <= 8
+    template = template.replace("'../_base_/", f"'{CONFIGS}/_base_/")
+    template = template.replace('data/mine/', f'{shapes_root}/')
+    template = template.replace("('scratch', 'dent')", repr(CLASSES))
+    file = tmp_path / 'mine.py'
+    file.write_text(template.replace('num_classes=2', 'num_classes=6'))
+    written, flagged = read_config(file), read_config(OWN)
+    set_data(flagged, shapes_root)
+    for key in (*runs.COMPARED, 'model'):
+        values = []
+        for cfg in (written, flagged):
+            value = cfg.to_dict()
+            for part in key.split('.'):
+                value = value[part]
+            values.append(value)
+        assert values[0] == values[1], key

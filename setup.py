@@ -81,9 +81,9 @@ setup(
     description='Dynamic Lightweight Upsampling for MMDetection 3.x',
     license='Apache-2.0',
     packages=find_packages(include=['dlu_mmdet', 'dlu_mmdet.*']),
-    python_requires='>=3.10',
+    python_requires='>=3.9',
     # the two stacks overwrite each other's files, so neither is required here
-    install_requires=['torch>=2.4'],
+    install_requires=['torch>=2.1'],
     extras_require={
         name: requirements(name) for name in ('onedl', 'openmmlab', 'test')
     },

@@ -587,7 +587,7 @@ def check_classes(
     def spaced(names: Sequence[str]) -> list[str]:
         return [name.replace('_', ' ') for name in names]
 
-    for config, model in zip(configs, models.values(), strict=True):
+    for config, model in zip(configs, models.values()):
         own = model.dataset_meta['classes']
         if spaced(own) != spaced(classes):
             pairs = zip_longest(spaced(own), spaced(classes))

@@ -113,7 +113,7 @@ class KernelMaps:
 
 def has_kernels(upsampler: nn.Module) -> bool:
     """Whether an upsampler predicts kernels, as DLU and CARAFE do."""
-    return isinstance(upsampler, DLUPack | CARAFEPack)
+    return isinstance(upsampler, (DLUPack, CARAFEPack))
 
 
 @torch.no_grad()

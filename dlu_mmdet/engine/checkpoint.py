@@ -34,6 +34,7 @@ from torch import nn
 
 from ..datasets.checks import misplaced, sources
 from ..necks import upsampler_name
+from ..torch_compat import allow_types, load_weights
 from .configs import config_stem, read_config, set_upsampler
 from .options import merge_options
 
@@ -64,17 +65,14 @@ SAFE_TYPES = [
     multiarray._reconstruct,
     multiarray.scalar,
     *(type(np.dtype(t)) for t in '?bBhHiIlLqQefdUS'),
-]
-torch.serialization.add_safe_globals(SAFE_TYPES)
-if torch.__version__ >= torch.torch_version.TorchVersion('2.6'):
     # checkpoints written under the other major version of numpy
-    torch.serialization.add_safe_globals(
-        [
-            (f, f'numpy.{core}.multiarray.{f.__name__}')
-            for f in (multiarray._reconstruct, multiarray.scalar)
-            for core in ('core', '_core')
-        ]
-    )
+    *(
+        (f, f'numpy.{core}.multiarray.{f.__name__}')
+        for f in (multiarray._reconstruct, multiarray.scalar)
+        for core in ('core', '_core')
+    ),
+]
+allow_types(SAFE_TYPES)
 
 
 @CheckpointLoader.register_scheme(prefixes='', force=True)
@@ -102,7 +100,7 @@ def load_from_local(
             f'path, or train one with tools/train.py'
         )
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return load_weights(path, map_location)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()
         detail = next((line for line in reason if 'GLOBAL' in line), reason[0])

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+
+from ..torch_compat import register_autograd, register_fake, register_flop_formula
 
 
 def _load() -> frozenset[str]:
@@ -250,12 +251,12 @@ def _register() -> None:
     for name, fake in fakes.items():
         op = f'dlu_mmdet::{name}'
         forward = _dlu_flops if name.startswith('dlu') else _carafe_flops
-        torch.library.register_fake(op, fake)
+        register_fake(op, fake)
         if name in derivatives:
-            torch.library.register_autograd(op, derivatives[name], setup_context=_save)
+            register_autograd(op, derivatives[name], setup_context=_save)
             flops = forward
         else:
-            torch.library.register_autograd(op, _no_second_derivative)
+            register_autograd(op, _no_second_derivative)
             flops = _backward_flops(forward)
         register_flop_formula(getattr(torch.ops.dlu_mmdet, name))(flops)
     try:

@@ -26,29 +26,40 @@ def _load() -> frozenset[str]:
     """Load the extension; the device types that it has kernels for."""
     if os.environ.get('DLU_MMDET_NO_EXT') == '1':
         return frozenset()
-    found = sorted(Path(__file__).parent.parent.glob('_C*.so'))
-    if not found:
+    # the schemas and the CPU's kernels; then, where they were built, those of CUDA
+    libraries = sorted(Path(__file__).parent.parent.glob('_C*.so'))
+    if not libraries:
         warnings.warn(
             'dlu_mmdet runs on its plain PyTorch operators, which are much '
             'slower: the extension is not built; reinstall with a C++ compiler '
             'present',
             stacklevel=2,
         )
+    for path in libraries:
+        try:
+            torch.ops.load_library(path)
+        except OSError:  # undefined symbols, or a missing library of another torch
+            device = ' on CUDA' if path.name.startswith('_C_cuda') else ''
+            warnings.warn(
+                f'dlu_mmdet runs on its plain PyTorch operators{device}: the extension '
+                f'was built for another torch than {torch.__version__}; rebuild it '
+                f'with pip install --no-build-isolation --force-reinstall --no-deps',
+                stacklevel=2,
+            )
+            break
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    if not hasattr(torch.ops.dlu_mmdet, 'dlu'):
         return frozenset()
-    try:
-        torch.ops.load_library(found[0])
-    except OSError:  # undefined symbols, or a missing library of another torch
+    found = [k for k in ('CPU', 'CUDA') if has_kernel('dlu_mmdet::dlu', k)]
+    if 'CUDA' not in found and torch.cuda.is_available() and len(libraries) == 1:
         warnings.warn(
-            f'dlu_mmdet runs on its plain PyTorch operators: the extension was '
-            f'built for another torch than {torch.__version__}; rebuild it with '
-            f'pip install --no-build-isolation --force-reinstall --no-deps',
+            'dlu_mmdet runs on its plain PyTorch operators on CUDA, which are slower: '
+            'the extension was built for the CPU only; install the CUDA toolkit '
+            f'{torch.version.cuda}, let CUDA_HOME name it and reinstall with pip '
+            'install --no-build-isolation --force-reinstall --no-deps',
             stacklevel=2,
         )
-        return frozenset()
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return frozenset(
-        key.lower() for key in ('CPU', 'CUDA') if has_kernel('dlu_mmdet::dlu', key)
-    )
+    return frozenset(key.lower() for key in found)
 
 
 _DEVICE_TYPES = _load()
@@ -58,6 +69,11 @@ _is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
 def is_available(device_type: str) -> bool:
     """Whether the extension has kernels for a device type, as 'cpu' or 'cuda'."""
     return device_type in _DEVICE_TYPES
+
+
+def cpu_loops() -> str | None:
+    """The CPU loops that run here: 'avx512', 'avx2' or 'generic'; None: not built."""
+    return torch.ops.dlu_mmdet.cpu_loops() if is_available('cpu') else None
 
 
 def handles(features: Tensor) -> bool:

@@ -81,10 +81,13 @@ def operators() -> dict:
                     extension.optional = True
             self.extensions = every
 
+    # what is built for one torch does not load under another: one file for each
+    tag = '_'.join(('torch', *torch.__version__.split('.')[:2]))
+    cpu, cuda = f'dlu_mmdet._C_{tag}', f'dlu_mmdet._C_cuda_{tag}'
     failures = {
-        'dlu_mmdet._C': 'dlu_mmdet: operators not compiled, the plain PyTorch ones '
+        cpu: 'dlu_mmdet: operators not compiled, the plain PyTorch ones '
         'will be used; for the compiled ones install a C++ compiler and ninja',
-        'dlu_mmdet._C_cuda': 'dlu_mmdet: operators compiled for the CPU only; for CUDA '
+        cuda: 'dlu_mmdet: operators compiled for the CPU only; for CUDA '
         f'install the CUDA toolkit {torch.version.cuda} that torch {torch.__version__} '
         'was built with, let CUDA_HOME name it and TORCH_CUDA_ARCH_LIST your GPU, and '
         'install again (FORCE_CUDA=1 shows the whole error)',
@@ -98,7 +101,7 @@ def operators() -> dict:
 
     extensions = [
         cpp_extension.CppExtension(
-            'dlu_mmdet._C',
+            cpu,
             sources('csrc/*.cpp', 'csrc/cpu/*.cpp'),
             extra_compile_args=dict(cxx=flags + openmp),
             extra_link_args=openmp,
@@ -107,7 +110,7 @@ def operators() -> dict:
     if has_cuda:
         extensions.append(
             cpp_extension.CUDAExtension(
-                'dlu_mmdet._C_cuda',
+                cuda,
                 sources('csrc/cuda/*.cu', 'csrc/cuda/*.cpp'),
                 extra_compile_args=dict(cxx=flags, nvcc=['-O3']),
             )

@@ -32,7 +32,16 @@ except ImportError as error:
     ) from None
 
 with quiet():
-    from . import datasets, engine, heads, necks, ops, upsamplers, visualization
+    from . import (
+        datasets,
+        engine,
+        heads,
+        necks,
+        ops,
+        registry,
+        upsamplers,
+        visualization,
+    )
 
 __all__ = [
     'datasets',
@@ -40,6 +49,7 @@ __all__ = [
     'heads',
     'necks',
     'ops',
+    'registry',
     'upsamplers',
     'visualization',
 ]

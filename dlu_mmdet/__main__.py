@@ -1,4 +1,4 @@
-"""The tools from any folder: ``dlu_mmdet TOOL ...`` or ``python -m dlu_mmdet TOOL ...``.
+"""The tools from any folder: ``dlu_mmdet TOOL``, or ``python -m dlu_mmdet TOOL``.
 
 ``dlu_mmdet train CONFIG`` is ``python tools/train.py CONFIG``. The tools travel in the
 package's folder ``.mim``, as MMDetection's do; in a checkout that is not installed
@@ -33,11 +33,10 @@ def main() -> None:
         sys.argv = [str(tools[name]), *sys.argv[2:]]
         runpy.run_path(str(tools[name]), run_name='__main__')
     else:
-        known = name in ('-h', '--help')
-        sys.exit(
-            f'{"" if known else f"dlu_mmdet: there is no tool {name!r}" + chr(10)}'
-            f'usage: dlu_mmdet {{{",".join(tools)}}} [arguments] | --version'
-        )
+        usage = f'usage: dlu_mmdet {{{",".join(tools)}}} [arguments] | --version'
+        if name not in ('-h', '--help'):
+            sys.exit(f'dlu_mmdet: there is no tool {name!r}\n{usage}')
+        print(usage)
 
 
 if __name__ == '__main__':

@@ -8,14 +8,10 @@ import re
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
 
 from ..necks import with_upsampler
 from ..upsamplers import registered_name, upsampler_class
-
-# mmengine takes no names of packages that it does not know
-MODULE2PACKAGE.setdefault('dlu_mmdet', 'dlu_mmdet')
 
 
 def read_config(name: str | os.PathLike) -> Config:
@@ -35,9 +31,9 @@ def read_config(name: str | os.PathLike) -> Config:
     if not found:
         if not Path(name).is_file():
             raise FileNotFoundError(
-                f'config {name} does not exist; the configs are in configs/ and have names '
-                f'such as dlu_mmdet::shapes/faster-rcnn_r18_fpn-dlu_shapes.py, those '
-                f'of MMDetection mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+                f'config {name} does not exist; the configs are in configs/, from any '
+                f'folder dlu_mmdet::shapes/faster-rcnn_r18_fpn-dlu_shapes.py, those of '
+                f'MMDetection mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
             )
         return Config.fromfile(name)
     try:

@@ -12,6 +12,7 @@ Environment: ``DLU_MMDET_NO_EXT=1`` ignores a built extension, ``DLU_MMDET_ISA``
 from __future__ import annotations
 
 import os
+import sysconfig
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,40 +27,55 @@ def _load() -> frozenset[str]:
     """Load the extension; the device types that it has kernels for."""
     if os.environ.get('DLU_MMDET_NO_EXT') == '1':
         return frozenset()
+    folder = Path(__file__).parent.parent
+    torch_tag = '_'.join(('torch', *torch.__version__.split('.')[:2]))
+    suffix = f'_{torch_tag}{sysconfig.get_config_var("EXT_SUFFIX")}'
     # the schemas and the CPU's kernels; then, where they were built, those of CUDA
-    libraries = sorted(Path(__file__).parent.parent.glob('_C*.so'))
-    if not libraries:
-        warnings.warn(
-            'dlu_mmdet runs on its plain PyTorch operators, which are much '
-            'slower: the extension is not built; reinstall with a C++ compiler '
-            'present',
-            stacklevel=2,
+    files = [folder / f'{name}{suffix}' for name in ('_C', '_C_cuda')]
+    libraries = [file for file in files if file.is_file()]
+    if not files[0].is_file():
+        others = any(folder.glob('_C_*.so'))
+        reason = (
+            f'the extension was built for another torch than {torch.__version__}, or '
+            f'another Python; rebuild it with pip install --no-build-isolation '
+            f'--force-reinstall --no-deps'
+            if others
+            else 'the extension is not built; reinstall with a C++ compiler present'
         )
-    for path in libraries:
-        try:
-            torch.ops.load_library(path)
-        except OSError:  # undefined symbols, or a missing library of another torch
-            device = ' on CUDA' if path.name.startswith('_C_cuda') else ''
-            warnings.warn(
-                f'dlu_mmdet runs on its plain PyTorch operators{device}: the extension '
-                f'was built for another torch than {torch.__version__}; rebuild it '
-                f'with pip install --no-build-isolation --force-reinstall --no-deps',
-                stacklevel=2,
-            )
-            break
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    if not hasattr(torch.ops.dlu_mmdet, 'dlu'):
+        _warn_of_plain('', reason)
         return frozenset()
+    for file in libraries:
+        try:
+            torch.ops.load_library(file)
+        except OSError:  # undefined symbols, or a library that is missing
+            device = '' if file == files[0] else ' on CUDA'
+            _warn_of_plain(
+                device,
+                f'the extension was built for another torch than {torch.__version__}; '
+                f'rebuild it with pip install --no-build-isolation '
+                f'--force-reinstall --no-deps',
+            )
+            if file == files[0]:
+                return frozenset()
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     found = [k for k in ('CPU', 'CUDA') if has_kernel('dlu_mmdet::dlu', k)]
-    if 'CUDA' not in found and torch.cuda.is_available() and len(libraries) == 1:
-        warnings.warn(
-            'dlu_mmdet runs on its plain PyTorch operators on CUDA, which are slower: '
-            'the extension was built for the CPU only; install the CUDA toolkit '
+    if len(libraries) == 1 and torch.cuda.is_available():
+        _warn_of_plain(
+            ' on CUDA',
+            f'the extension was built for the CPU only; install the CUDA toolkit '
             f'{torch.version.cuda}, let CUDA_HOME name it and reinstall with pip '
-            'install --no-build-isolation --force-reinstall --no-deps',
-            stacklevel=2,
+            f'install --no-build-isolation --force-reinstall --no-deps',
         )
     return frozenset(key.lower() for key in found)
+
+
+def _warn_of_plain(device: str, reason: str) -> None:
+    """Say why the slower operators run, and what to do."""
+    warnings.warn(
+        f'dlu_mmdet runs on its plain PyTorch operators{device}, which are much '
+        f'slower: {reason}',
+        stacklevel=3,
+    )
 
 
 _DEVICE_TYPES = _load()

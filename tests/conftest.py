@@ -16,14 +16,14 @@ CONFIGS = ROOT / 'configs'
 SHAPES_DLU = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-dlu_shapes.py'
 
 
-def run(*command, check=True, **kwargs):
+def run(*command, check=True, cwd=ROOT, **kwargs):
     """Run a tool with this interpreter; returns output and status."""
     process = subprocess.run(
         [sys.executable, *map(str, command)],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        cwd=ROOT,
+        cwd=cwd,
         **kwargs,
     )
     assert not check or process.returncode == 0, process.stdout[-4000:]

@@ -62,6 +62,10 @@ else:
         return lambda formula: flop_counter.flop_mapping.setdefault(target, formula)
 
 
+# by the name under which a pickle asks for it
+_ALLOWED: dict[str, object] = {}
+
+
 def count_flops_of(module: nn.Module) -> flop_counter.FlopCounterMode:
     """torch's counter for a module and, by name, for what it is made of."""
     # later ones find the modules themselves, and warn if told
@@ -76,13 +80,17 @@ def allow_types(types_: Sequence[object]) -> None:
         types_ (Sequence[object]): Classes and functions; or pairs of one and the name
             under which a pickle asks for it, which torch 2.4 and 2.5 do not take.
     """
-    if not AT_LEAST_24:
-        _ALLOWED.update(map(_named, types_))
-        return
-    pairs = torch.__version__ >= TorchVersion('2.6')
-    torch.serialization.add_safe_globals(
-        [entry for entry in types_ if pairs or not isinstance(entry, tuple)]
-    )
+    _ALLOWED.update(map(_named, types_))
+    _tell_torch()
+
+
+def _tell_torch() -> None:
+    """Hand the types to torch, where it has a place for them."""
+    if AT_LEAST_24:
+        pairs = torch.__version__ >= TorchVersion('2.6')
+        torch.serialization.add_safe_globals(
+            [(entry, name) if pairs else entry for name, entry in _ALLOWED.items()]
+        )
 
 
 def _named(entry: object) -> tuple[str, object]:
@@ -111,6 +119,8 @@ def load_weights(
         UnpicklingError: If it holds other objects.
         RuntimeError: If it is no checkpoint, or one of TorchScript.
     """
+    # a loader of mmengine's takes back what it has allowed, and what others had
+    _tell_torch()
     if AT_LEAST_24:
         return torch.load(path, map_location=map_location, weights_only=True)
     if zipfile.is_zipfile(path):
@@ -125,9 +135,6 @@ def load_weights(
     return torch.load(
         path, map_location=map_location, pickle_module=module, weights_only=False
     )
-
-
-_ALLOWED: dict[str, object] = {}
 
 
 class _Unpickler(pickle.Unpickler):

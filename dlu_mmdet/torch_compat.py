@@ -6,6 +6,7 @@ here does the work with what torch 2.1 has.
 
 from __future__ import annotations
 
+import codecs
 import os
 import pickle
 import types
@@ -137,6 +138,13 @@ def load_weights(
     )
 
 
+# what torch's own list has gained since; numpy's scalars are made of encoded text
+_LATER_KNOWN = {
+    '_codecs.encode': codecs.encode,
+    **{str(dtype): dtype for dtype in (torch.bool, torch.uint8, torch.bfloat16)},
+}
+
+
 class _Unpickler(pickle.Unpickler):
     """Finds what is allowed by name, and nothing else."""
 
@@ -148,8 +156,7 @@ class _Unpickler(pickle.Unpickler):
         """
         full = f'{module}.{name}'
         known = torch._weights_only_unpickler._get_allowed_globals()
-        if full in known:
-            return known[full]
-        if full in _ALLOWED:
-            return _ALLOWED[full]
+        for allowed in (known, _LATER_KNOWN, _ALLOWED):
+            if full in allowed:
+                return allowed[full]
         raise pickle.UnpicklingError(f'GLOBAL {full} is not allowed.')

@@ -154,7 +154,8 @@ class _Unpickler(pickle.Unpickler):
         Raises:
             UnpicklingError: If it is not allowed.
         """
-        full = f'{module}.{name}'
+        # torch writes pickles of protocol 2, which has Python 2's names
+        full = f'{"builtins" if module == "__builtin__" else module}.{name}'
         known = torch._weights_only_unpickler._get_allowed_globals()
         for allowed in (known, _LATER_KNOWN, _ALLOWED):
             if full in allowed:

@@ -1,11 +1,17 @@
 # make demo    set up, then train, score, compare and draw four detectors;
 #              DATA=deeppcb, nuclei or bccd takes real images, which it fetches
 # make test    set up, then lint and run the tests; make test-slow those of minutes
-# STACK=openmmlab takes the upstream stack, in an environment of its own
+# STACK=openmmlab takes the upstream stack, TORCH=2.1.2 another torch, PYTHON=python3.9
+# another Python; each stack and torch in an environment of its own
 STACK ?= onedl
+DEFAULT_TORCH := 2.13.0
+TORCH ?= $(DEFAULT_TORCH)
+OTHER_TORCH := $(filter-out $(DEFAULT_TORCH),$(TORCH))
 PYTHON ?= python3
-VENV := .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))
+VENV := .venv$(if $(filter-out onedl,$(STACK)),-$(STACK))$(if \
+    $(OTHER_TORCH),-torch$(TORCH))
 READY := $(VENV)/ready
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
 DEMO := bilinear deconv carafe dlu
 DATA ?= shapes
@@ -39,17 +45,23 @@ lint: $(READY)
 	$(VENV)/bin/ruff format --check .
 
 clean:
-	rm -rf .venv .venv-openmmlab build *.egg-info
+	rm -rf .venv .venv-* build *.egg-info
 
+# torch before 2.3 was built against numpy 1; what is compiled for one torch does not
+# load under another, and pip keeps it by the version of mmcv alone
 $(READY): setup.py $(wildcard requirements/*.txt csrc/*.* csrc/*/*.*)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and \
-	    "Python 3.10 or later is needed, $(PYTHON) is " + sys.version)'
-	@echo '== setting up $(VENV) with the $(STACK) stack'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9) and \
+	    "Python 3.9 or later is needed, $(PYTHON) is " + sys.version)'
+	@echo '== setting up $(VENV) with the $(STACK) stack and torch $(TORCH)'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -r requirements/build.txt
+	echo 'torch==$(TORCH)' > $(VENV)/constraints.txt
+	echo '$(if $(filter 2.1.% 2.2.%,$(TORCH)),numpy<2)' >> $(VENV)/constraints.txt
+	$(PIP) install -c $(VENV)/constraints.txt -r requirements/build.txt
 	@echo '== mmcv is compiled now: about 10 minutes on 2 cores, once a' \
 	    'machine (pip keeps the wheel)'
-	CFLAGS="$${CFLAGS--O2 -g0}" MMCV_WITH_OPS=1 $(VENV)/bin/python -m pip \
-	    install --no-build-isolation -r requirements/$(STACK).txt
-	$(VENV)/bin/python -m pip install --no-build-isolation -e '.[test]'
+	CFLAGS="$${CFLAGS--O2 -g0}" MMCV_WITH_OPS=1 $(PIP) install -c $(VENV)/constraints.txt \
+	    $(if $(OTHER_TORCH),--cache-dir "$$($(PIP) cache dir)/torch-$(TORCH)") \
+	    --no-build-isolation -r requirements/$(STACK).txt
+	$(PIP) install -c $(VENV)/constraints.txt --no-build-isolation -e '.[test]'
+	rm -rf build
 	touch $@

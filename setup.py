@@ -1,10 +1,14 @@
 import os
+import shutil
 import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+# what MMDetection's packages carry along in a folder .mim, for names as mmdet::...
+CARRIED = ('configs', 'tools', 'model-index.yml')
 
 
 def requirements(name: str) -> list[str]:
@@ -12,13 +16,32 @@ def requirements(name: str) -> list[str]:
     return [line for line in lines if line and not line.startswith('#')]
 
 
+class BuildWithConfigs(build_py):
+    """Put configs and tools into the package; a checkout gets links to them."""
+
+    def run(self):
+        super().run()
+        package = ROOT if self.editable_mode else Path(self.build_lib)
+        mim = package / 'dlu_mmdet' / '.mim'
+        shutil.rmtree(mim, ignore_errors=True)
+        mim.mkdir(parents=True)
+        for name in CARRIED:
+            if self.editable_mode:
+                (mim / name).symlink_to(Path('..', '..', name))
+            elif (ROOT / name).is_dir():
+                ignored = shutil.ignore_patterns('__pycache__')
+                shutil.copytree(ROOT / name, mim / name, ignore=ignored)
+            else:
+                shutil.copy(ROOT / name, mim / name)
+
+
 def operators() -> dict:
     """Arguments of setup() that build the compiled operators.
 
-    CUDA kernels are built where torch is a CUDA build and nvcc is there;
-    FORCE_CUDA=1 insists on them and TORCH_CUDA_ARCH_LIST names the GPUs.
-    DLU_MMDET_NO_EXT=1, no torch or no compiler: the package runs on its plain
-    PyTorch operators.
+    Two libraries, so that one can be had without the other. That of CUDA is built
+    where torch is a CUDA build and nvcc is there; FORCE_CUDA=1 insists on it and
+    TORCH_CUDA_ARCH_LIST names the GPUs. DLU_MMDET_NO_EXT=1, no torch or no compiler:
+    the package runs on its plain PyTorch operators.
     """
     if os.environ.get('DLU_MMDET_NO_EXT') == '1':
         return {}
@@ -42,50 +65,76 @@ def operators() -> dict:
         )
 
     class BuildExtension(cpp_extension.BuildExtension):
-        def run(self):
-            try:
-                super().run()
-            except Exception as error:
-                if force_cuda:
-                    raise
-                print(
-                    f'dlu_mmdet: operators not compiled, the plain PyTorch '
-                    f'ones will be used: {error}',
-                    file=sys.stderr,
-                )
+        def build_extensions(self):
+            every = self.extensions
+            for extension in every:
+                # torch refuses all of them where nvcc does not fit
+                self.extensions = [extension]
+                try:
+                    super().build_extensions()
+                except Exception as error:
+                    if force_cuda:
+                        raise
+                    reason = ' '.join(str(error).split())
+                    print(f'{failures[extension.name]}: {reason}', file=sys.stderr)
+                    # nothing asks for what is not there
+                    extension.optional = True
+            self.extensions = every
 
+    # what is built for one torch does not load under another: one file for each
+    tag = '_'.join(('torch', *torch.__version__.split('.')[:2]))
+    cpu, cuda = f'dlu_mmdet._C_{tag}', f'dlu_mmdet._C_cuda_{tag}'
+    failures = {
+        cpu: 'dlu_mmdet: operators not compiled, the plain PyTorch ones '
+        'will be used; for the compiled ones install a C++ compiler and ninja',
+        cuda: 'dlu_mmdet: operators compiled for the CPU only; for CUDA '
+        f'install the CUDA toolkit {torch.version.cuda} that torch {torch.__version__} '
+        'was built with, let CUDA_HOME name it and TORCH_CUDA_ARCH_LIST your GPU, and '
+        'install again (FORCE_CUDA=1 shows the whole error)',
+    }
     flags = ['-O3', '-g0', '-ffp-contract=fast', '-Wno-psabi', '-Wno-unknown-pragmas']
     openmp = ['-fopenmp'] if sys.platform.startswith('linux') else []
-    sources = [*ROOT.glob('csrc/*.cpp'), *ROOT.glob('csrc/cpu/*.cpp')]
-    extension = cpp_extension.CppExtension
+
+    def sources(*patterns: str) -> list[str]:
+        found = [path for pattern in patterns for path in ROOT.glob(pattern)]
+        return sorted(str(path.relative_to(ROOT)) for path in found)
+
+    extensions = [
+        cpp_extension.CppExtension(
+            cpu,
+            sources('csrc/*.cpp', 'csrc/cpu/*.cpp'),
+            extra_compile_args=dict(cxx=flags + openmp),
+            extra_link_args=openmp,
+        )
+    ]
     if has_cuda:
-        extension = cpp_extension.CUDAExtension
-        sources += ROOT.glob('csrc/cuda/*.cu')
-    return dict(
-        cmdclass=dict(build_ext=BuildExtension),
-        ext_modules=[
-            extension(
-                'dlu_mmdet._C',
-                sorted(str(path.relative_to(ROOT)) for path in sources),
-                extra_compile_args=dict(cxx=flags + openmp, nvcc=['-O3']),
-                extra_link_args=openmp,
-                optional=not force_cuda,
+        extensions.append(
+            cpp_extension.CUDAExtension(
+                cuda,
+                sources('csrc/cuda/*.cu', 'csrc/cuda/*.cpp'),
+                extra_compile_args=dict(cxx=flags, nvcc=['-O3']),
             )
-        ],
+        )
+    return dict(
+        cmdclass=dict(build_py=BuildWithConfigs, build_ext=BuildExtension),
+        ext_modules=extensions,
     )
 
 
+arguments = dict(cmdclass=dict(build_py=BuildWithConfigs))
+arguments.update(operators())
 setup(
     name='dlu_mmdet',
     version='0.1.0',
     description='Dynamic Lightweight Upsampling for MMDetection 3.x',
     license='Apache-2.0',
     packages=find_packages(include=['dlu_mmdet', 'dlu_mmdet.*']),
-    python_requires='>=3.10',
+    python_requires='>=3.9',
     # the two stacks overwrite each other's files, so neither is required here
-    install_requires=['torch>=2.4'],
+    install_requires=['torch>=2.1'],
     extras_require={
         name: requirements(name) for name in ('onedl', 'openmmlab', 'test')
     },
-    **operators(),
+    entry_points=dict(console_scripts=['dlu_mmdet = dlu_mmdet.__main__:main']),
+    **arguments,
 )

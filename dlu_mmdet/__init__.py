@@ -4,8 +4,11 @@ Importing the package registers its upsamplers, necks, heads, data sets, transfo
 and hooks; configs do so with ``custom_imports = dict(imports=['dlu_mmdet'])``.
 """
 
+from .stacks import quiet, warn_of_both
+
 __version__ = '0.1.0'
 
+warn_of_both()
 try:
     import mmcv  # noqa: F401
     import mmdet  # noqa: F401
@@ -28,7 +31,17 @@ except ImportError as error:
         name='mmcv.ops',
     ) from None
 
-from . import datasets, engine, heads, necks, ops, upsamplers, visualization
+with quiet():
+    from . import (
+        datasets,
+        engine,
+        heads,
+        necks,
+        ops,
+        registry,
+        upsamplers,
+        visualization,
+    )
 
 __all__ = [
     'datasets',
@@ -36,6 +49,7 @@ __all__ = [
     'heads',
     'necks',
     'ops',
+    'registry',
     'upsamplers',
     'visualization',
 ]

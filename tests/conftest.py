@@ -20,14 +20,14 @@ UNGUIDED = sorted(k for k, v in UPSAMPLERS.module_dict.items() if not is_guided(
 SHAPES_DLU = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-dlu_shapes.py'
 
 
-def run(*command, check=True, **kwargs):
+def run(*command, check=True, cwd=ROOT, **kwargs):
     """Run a tool with this interpreter; returns output and status."""
     process = subprocess.run(
         [sys.executable, *map(str, command)],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        cwd=ROOT,
+        cwd=cwd,
         **kwargs,
     )
     assert not check or process.returncode == 0, process.stdout[-4000:]

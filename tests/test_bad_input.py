@@ -11,9 +11,13 @@ import torch
 from conftest import SHAPES_DLU, as_arguments, run
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader
 
-from dlu_mmdet.engine import build_runner, load_detector, merge_options
+from dlu_mmdet.engine import (
+    build_runner,
+    load_checkpoint,
+    load_detector,
+    merge_options,
+)
 
 
 def annotations(config):
@@ -102,7 +106,7 @@ def test_truncated_checkpoint(trained, tmp_path):
     for size in (0, 100, len(whole) // 2, len(whole) - 10):
         file.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r'cut\.pth.*truncated'):
-            CheckpointLoader.load_checkpoint(str(file), 'cpu')
+            load_checkpoint(file, 'cpu')
 
 
 class Code:
@@ -132,13 +136,13 @@ def test_checkpoint_that_runs_code(tmp_path, monkeypatch, code, zipped):
         with open('evil.pth', 'wb') as file:
             pickle.dump(state, file, protocol=2)
     with pytest.raises(ValueError, match=r'evil\.pth'):
-        CheckpointLoader.load_checkpoint('evil.pth', 'cpu')
+        load_checkpoint('evil.pth', 'cpu')
     assert not (tmp_path / 'ran').exists()
 
 
 def test_a_training_checkpoint_loads_with_its_history(trained):
     """What mmengine stores besides weights survives the allow-list."""
-    loaded = CheckpointLoader.load_checkpoint(str(trained / 'epoch_4.pth'), 'cpu')
+    loaded = load_checkpoint(trained / 'epoch_4.pth', 'cpu')
     history = loaded['message_hub']['log_scalars']['train/loss']
     assert isinstance(history, HistoryBuffer)
     assert history.mean() > 0 and history.data[0].min() > 0

@@ -46,12 +46,12 @@ def assert_same_as_coco(gts, dets, iou_thr):
     gt_anns = [
         annotation(1 + i + image * step, image, box, label, iscrowd=int(crowd))
         for image, columns in gts.items()
-        for i, (box, label, crowd) in enumerate(zip(*columns, strict=True))
+        for i, (box, label, crowd) in enumerate(zip(*columns))
     ]
     det_anns = [
         annotation(1 + i + image * step, image, box, label, score=float(score))
         for image, columns in dets.items()
-        for i, (box, label, score) in enumerate(zip(*columns, strict=True))
+        for i, (box, label, score) in enumerate(zip(*columns))
     ]
     labels = {a['category_id'] for a in gt_anns + det_anns}
     evaluation = COCOeval(

@@ -129,7 +129,7 @@ def test_direct_takes_the_top_to_every_level(neck, levels):
     module = neck(upsample_cfg=dict(type='bilinear'), top_down='direct', **ARGS)
     xs = inputs()
     sources = xs + xs[-1:] if levels == 5 else xs  # C5 gives P6's lateral too
-    laterals = [conv(x) for conv, x in zip(module.lateral_convs, sources, strict=True)]
+    laterals = [conv(x) for conv, x in zip(module.lateral_convs, sources)]
     outs = module(xs)
     top = laterals[-1]
     torch.testing.assert_close(outs[levels - 1], module.fpn_convs[levels - 1](top))

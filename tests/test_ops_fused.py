@@ -261,6 +261,9 @@ def test_gradcheck(device):
 @needs_ops
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('op', ['dlu', 'carafe'])
+@pytest.mark.skipif(
+    not hasattr(torch.library, 'opcheck'), reason='torch before 2.4 has no opcheck'
+)
 @on_devices
 def test_opcheck(device, op, layout):
     inputs, grad, sizes = make(2, 4, 5, 6, 3, 2, 2, device=device, layout=layout, op=op)

@@ -118,7 +118,7 @@ def answer(tool, monkeypatch, answers):
     def infer(model, path):
         upsampler = model.cfg.model.neck.upsample_cfg.type
         of_model = answers.get(upsampler, answers)
-        boxes, labels, scores = zip(*of_model[Path(path).stem], strict=True)
+        boxes, labels, scores = zip(*of_model[Path(path).stem])
         return None, DetDataSample(
             image=load_image(model, path)['image'],
             pred_instances=InstanceData(
@@ -500,7 +500,7 @@ def test_one_page_holds_all_pictures(detectors, tool, tmp_path, monkeypatch, cap
     assert f'page: {folder / "index.html"}' in capsys.readouterr().out
     sources = re.findall(r'src="([^"]*)"', page)
     assert len(sources) == 3 and 'href' not in page and 'url(' not in page
-    for name, source in zip(pictures, sources, strict=True):
+    for name, source in zip(pictures, sources):
         kind, data = source.split(',')
         assert kind == 'data:image/png;base64'
         assert base64.b64decode(data) == (folder / f'{name}.png').read_bytes()

@@ -138,7 +138,7 @@ def test_recording_is_what_the_network_computes():
     )['inputs']
     outputs = model.extract_feat(inputs)
     assert list(recording.levels) == ['P2', 'P3', 'P4', 'P5', 'P6']
-    for output, level in zip(outputs, recording.levels.values(), strict=True):
+    for output, level in zip(outputs, recording.levels.values()):
         assert torch.equal(output, level)
     # 90 of 128 rows are 22.5 of 32 at stride 4
     assert recording.cropped('P2').shape == (64, 23, 38)

@@ -1,5 +1,7 @@
 """Explain detections: class activation maps, and how far to trust them."""
 
+from __future__ import annotations
+
 import argparse
 import csv
 import difflib
@@ -293,7 +295,7 @@ def show_images(args: argparse.Namespace, models: dict[str, nn.Module]) -> None:
     # mistakes show before the first detection is explained, which takes long
     subjects = find_subjects(args, models)
     several = len(args.images) > 1
-    names = dict(zip(args.images, image_names(args.images), strict=True))
+    names = dict(zip(args.images, image_names(args.images)))
     rows = []
     for subject in subjects:
         print(f'\n{subject.image}, {subject.name}: {subject.caption}')

@@ -3,8 +3,7 @@
 import argparse
 from copy import deepcopy
 
-import mmdet.engine
-from mmdet.evaluation import DumpDetResults
+from mmdet.registry import METRICS
 from mmengine.config import Config, ConfigDict
 from torch.distributed.elastic.multiprocessing.errors import record
 
@@ -55,7 +54,8 @@ def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
             f'default_hooks.visualization, which {args.config} '
             f"does not set; inherit mmdet's default_runtime.py"
         )
-    if hooks.visualization.type is mmdet.engine.DetVisualizationHook:
+    # what a config in Python names: mmdet's own
+    if hooks.visualization.type is DetVisualizationHook.__base__:
         hooks.visualization.type = DetVisualizationHook
     hooks.visualization.update(
         draw=True, show=args.show, wait_time=args.wait_time, test_out_dir=args.show_dir
@@ -110,7 +110,8 @@ def main() -> None:
         enable_tta(cfg)
     runner = build_runner(cfg, 'test')
     if args.out:
-        runner.test_evaluator.metrics.append(DumpDetResults(out_file_path=args.out))
+        dump = dict(type='DumpDetResults', out_file_path=args.out)
+        runner.test_evaluator.metrics.append(METRICS.build(dump))
     runner.test()
 
 

@@ -1,5 +1,7 @@
 """Picture what detectors do: detections, reassembly kernels, feature maps."""
 
+from __future__ import annotations
+
 import argparse
 import difflib
 import os
@@ -37,7 +39,7 @@ class _PairModels(argparse.Action):
                 f'give a checkpoint after each config, got {len(values)} paths: '
                 + ' '.join(values)
             )
-        namespace.models = list(zip(values[::2], values[1::2], strict=True))
+        namespace.models = list(zip(values[::2], values[1::2]))
 
 
 #: Pictures of this many images go into one PNG without --num-images.
@@ -216,8 +218,7 @@ def choose_images(args: argparse.Namespace, dataset: BaseDataset | None) -> list
                 )
         names = image_names(args.images, suffix=False)
         return [
-            dict(img_path=path, name=name)
-            for path, name in zip(args.images, names, strict=True)
+            dict(img_path=path, name=name) for path, name in zip(args.images, names)
         ]
     number = NUM_IMAGES[args.command] if args.num_images is None else args.num_images
     if number < 1:
@@ -334,7 +335,7 @@ def show_detections(args: argparse.Namespace) -> None:
             matches, args.num_images or NUM_IMAGES[args.command]
         )
         note += f'; of {len(infos)} images those on which two detectors differ most'
-        for index, (objects, _) in zip(shown, extents, strict=True):
+        for index, (objects, _) in zip(shown, extents):
             names[index] += f': {objects} found by one only'
 
     first = next(iter(models.values()))
@@ -353,7 +354,7 @@ def show_detections(args: argparse.Namespace) -> None:
     print()
     if totals:
         print(f'over {len(infos)} images, score >= {args.score_thr:g}:')
-        for name, (_, checkpoint) in zip(models, args.models, strict=True):
+        for name, (_, checkpoint) in zip(models, args.models):
             print(f'{name}: {detections.describe_counts(totals[name])}  [{checkpoint}]')
     caption = f'{", ".join(models)}; {note}.'
     write(args, [(figure, '', shown_infos, caption)], detections.COLOURS)
@@ -363,9 +364,7 @@ def pick_differences(
     matches: dict, number: int
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """The images on which two detectors disagree most, and how far."""
-    extents = [
-        disagreement(of_image) for of_image in zip(*matches.values(), strict=True)
-    ]
+    extents = [disagreement(of_image) for of_image in zip(*matches.values())]
     order = sorted(range(len(extents)), key=lambda i: extents[i], reverse=True)
     order = [index for index in order[:number] if any(extents[index])]
     if not order:

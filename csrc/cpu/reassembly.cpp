@@ -222,4 +222,8 @@ TORCH_LIBRARY_IMPL(dlu_mmdet, CPU, m) {
   m.impl("carafe_backward_masks", &carafe_backward_masks);
 }
 
+TORCH_LIBRARY_FRAGMENT(dlu_mmdet, m) {
+  m.def("cpu_loops() -> str", [] { return std::string(loops().name); });
+}
+
 }  // namespace dlu_mmdet

@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..necks import UnifiedFPN
 from ..ops import library
 from ..ops.checks import check_geometry
+from ..torch_compat import count_flops_of
 from ..upsamplers import UPSAMPLERS, build_upsampler, is_guided
 from .tables import to_markdown
 
@@ -56,7 +57,7 @@ def count_parameters(module: nn.Module) -> int:
 def _run_counted(
     module: nn.Module, *inputs: object, **kwargs: object
 ) -> FlopCounterMode:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), count_flops_of(module) as counter:
         module(*inputs, **kwargs)
     return counter
 

@@ -1,5 +1,7 @@
 """Matching of detections to ground truth, as COCO's evaluation does it."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations

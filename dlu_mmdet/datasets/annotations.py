@@ -135,7 +135,7 @@ def complete_objects(annotations: list[dict], path: object) -> None:
         if ann.get('iscrowd') is None:
             ann['iscrowd'] = 0
         for key in ('iscrowd', 'ignore'):
-            if not isinstance(ann.get(key, 0), int | float | None):
+            if not isinstance(ann.get(key, 0), (int, float, type(None))):
                 problem = f'has the {key} {ann[key]!r}; it must be 0 or 1'
                 _fail(path, 'annotations', index, ann, problem)
         ids.append(ann.get('id'))
@@ -145,7 +145,7 @@ def complete_objects(annotations: list[dict], path: object) -> None:
 
 
 def _is_positive(value: object) -> bool:
-    return isinstance(value, int | float) and value > 0
+    return isinstance(value, (int, float)) and value > 0
 
 
 def _explain_annotation(path: object, index: int, ann: object) -> None:
@@ -153,7 +153,7 @@ def _explain_annotation(path: object, index: int, ann: object) -> None:
     for key in ('image_id', 'category_id', 'bbox'):
         if not isinstance(ann, dict) or key not in ann:
             _fail(path, 'annotations', index, ann, f'has no {key!r}; add it')
-        if isinstance(ann[key], list | dict) and key != 'bbox':
+        if isinstance(ann[key], (list, dict)) and key != 'bbox':
             problem = f'has the {key} {ann[key]!r}; it must be text or number'
             _fail(path, 'annotations', index, ann, problem)
     _fail(

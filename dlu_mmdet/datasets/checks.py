@@ -121,7 +121,7 @@ def _all_sources(cfg: Config, split: str) -> list[Source]:
 def _evaluators(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
     """The evaluators of a split by their keys."""
     evaluators = cfg.get(f'{split}_evaluator') or []
-    several = isinstance(evaluators, list | tuple)
+    several = isinstance(evaluators, (list, tuple))
     for index, evaluator in enumerate(evaluators if several else [evaluators]):
         yield f'{split}_evaluator' + (f'.{index}' if several else ''), evaluator
 

@@ -13,6 +13,8 @@ upsamplers to differ on, easy enough to learn within minutes on a CPU::
         shapes.json                 the arguments the set was made with
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import math
@@ -185,14 +187,12 @@ def draw_image(
             left = [below & (1 - mask) for _, below in visible]
             if mask.sum() >= _MIN_VISIBLE_PIXELS and all(
                 rest.sum() >= max(_MIN_VISIBLE * area, _MIN_VISIBLE_PIXELS)
-                for rest, area in zip(left, full, strict=True)
+                for rest, area in zip(left, full)
             ):
                 break
         else:
             continue
-        visible = [
-            (below, rest) for (below, _), rest in zip(visible, left, strict=True)
-        ]
+        visible = [(below, rest) for (below, _), rest in zip(visible, left)]
         visible.append((label, mask))
         full.append(int(mask.sum()))
         colour = _colour(rng, label)

@@ -1,8 +1,4 @@
-"""Errors of data pipelines that name the image.
-
-Importing this module wraps the pipelines of mmengine's data sets and of mmcv, so
-that whatever a transform raises says which file it could not take.
-"""
+"""Errors of data pipelines that name the image."""
 
 from __future__ import annotations
 
@@ -63,5 +59,11 @@ def _run(transforms: Sequence[Callable], results: dict) -> dict | None:
     return results
 
 
-mmengine.dataset.Compose.__call__ = lambda self, data: _run(self.transforms, data)
-mmcv.transforms.Compose.transform = lambda self, results: _run(self.transforms, results)
+def name_images() -> None:
+    """Wrap the pipelines of mmengine's data sets and of mmcv, for the whole process.
+
+    Whatever a transform raises then says which file it could not take, and an image
+    that no transform resizes has the scale factor 1.
+    """
+    mmengine.dataset.Compose.__call__ = lambda self, data: _run(self.transforms, data)
+    mmcv.transforms.Compose.transform = lambda self, data: _run(self.transforms, data)

@@ -5,9 +5,11 @@ from .checkpoint import (
     check_classes,
     check_state_dict,
     latest_checkpoint,
+    load_checkpoint,
     load_detector,
     load_detectors,
     resume_latest,
+    use_safe_loaders,
 )
 from .cli import (
     add_cfg_options,
@@ -39,6 +41,7 @@ __all__ = [
     'check_writable',
     'enable_amp',
     'latest_checkpoint',
+    'load_checkpoint',
     'load_config',
     'load_detector',
     'load_detectors',
@@ -51,4 +54,5 @@ __all__ = [
     'set_upsampler',
     'upsampler_argument',
     'upsampler_label',
+    'use_safe_loaders',
 ]

@@ -1,8 +1,8 @@
 """Checkpoints: loaded without running code, and only where they fit.
 
-Importing this module replaces mmengine's loaders of local files and of URLs. Training
-stores more than tensors (mmengine's message hub), which ``torch.load`` with
-``weights_only`` refuses; here exactly those types are allowed.
+Training stores more than tensors (mmengine's message hub), which ``torch.load`` with
+``weights_only`` refuses; importing this module allows exactly those types. mmengine's
+own loaders stay as they are until :func:`use_safe_loaders`, which the runner calls.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from torch import nn
 
 from ..datasets.checks import misplaced, sources
 from ..necks import upsampler_name
+from ..torch_compat import allow_types, load_weights
 from .configs import config_stem, read_config, set_upsampler
 from .options import merge_options
 
@@ -64,20 +65,16 @@ SAFE_TYPES = [
     multiarray._reconstruct,
     multiarray.scalar,
     *(type(np.dtype(t)) for t in '?bBhHiIlLqQefdUS'),
-]
-torch.serialization.add_safe_globals(SAFE_TYPES)
-if torch.__version__ >= torch.torch_version.TorchVersion('2.6'):
     # checkpoints written under the other major version of numpy
-    torch.serialization.add_safe_globals(
-        [
-            (f, f'numpy.{core}.multiarray.{f.__name__}')
-            for f in (multiarray._reconstruct, multiarray.scalar)
-            for core in ('core', '_core')
-        ]
-    )
+    *(
+        (f, f'numpy.{core}.multiarray.{f.__name__}')
+        for f in (multiarray._reconstruct, multiarray.scalar)
+        for core in ('core', '_core')
+    ),
+]
+allow_types(SAFE_TYPES)
 
 
-@CheckpointLoader.register_scheme(prefixes='', force=True)
 def load_from_local(
     filename: str | os.PathLike, map_location: str | torch.device | None = None
 ) -> dict:
@@ -102,7 +99,7 @@ def load_from_local(
             f'path, or train one with tools/train.py'
         )
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        return load_weights(path, map_location)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()
         detail = next((line for line in reason if 'GLOBAL' in line), reason[0])
@@ -120,7 +117,6 @@ def load_from_local(
         ) from error
 
 
-@CheckpointLoader.register_scheme(prefixes='file://', force=True)
 def load_from_file_url(
     filename: str, map_location: str | torch.device | None = None
 ) -> dict:
@@ -140,7 +136,6 @@ def load_from_file_url(
     return load_from_local(url2pathname(urlsplit(filename).path), map_location)
 
 
-@CheckpointLoader.register_scheme(prefixes=('http://', 'https://'), force=True)
 def load_from_url(
     filename: str, map_location: str | torch.device | None = None
 ) -> dict:
@@ -182,6 +177,44 @@ def load_from_url(
         except ValueError as error:
             # where it lies for a moment tells nobody anything
             raise ValueError(str(error).replace(str(path), filename)) from error
+
+
+#: What takes the place of mmengine's loaders, by prefix.
+SAFE_LOADERS = {
+    '': load_from_local,
+    'file://': load_from_file_url,
+    'http://': load_from_url,
+    'https://': load_from_url,
+}
+
+
+def use_safe_loaders() -> None:
+    """Let whatever this process loads through mmengine run no code."""
+    for prefix, loader in SAFE_LOADERS.items():
+        CheckpointLoader.register_scheme(prefix, loader, force=True)
+
+
+def load_checkpoint(
+    name: str | os.PathLike, map_location: str | torch.device | None = None
+) -> object:
+    """Load one checkpoint without running code; leaves mmengine's loaders alone.
+
+    Args:
+        name (str | PathLike): A file, or what else mmengine loads, such as a URL.
+        map_location (str | torch.device, optional): As ``torch.load``.
+
+    Returns:
+        object: What it holds.
+
+    Raises:
+        FileNotFoundError: As :func:`load_from_local` and :func:`load_from_url`.
+        ValueError: As :func:`load_from_local`.
+    """
+    name = str(name)
+    # as mmengine looks: patterns, the longest first
+    prefix = next(p for p in CheckpointLoader._schemes if re.match(p, name))
+    loader = SAFE_LOADERS.get(prefix, CheckpointLoader.load_checkpoint)
+    return loader(name, map_location)
 
 
 def _checkpoints(work_dir: Path) -> list[Path]:
@@ -474,7 +507,7 @@ def load_detector(
         set_upsampler(config, upsampler)
     merge_options(config, cfg_options or {})
     try:
-        loaded = CheckpointLoader.load_checkpoint(str(checkpoint), 'cpu')
+        loaded = load_checkpoint(checkpoint, 'cpu')
     except KeyError as error:
         raise ValueError(
             f'checkpoint {checkpoint}: there is no model of the name {error}'
@@ -587,7 +620,7 @@ def check_classes(
     def spaced(names: Sequence[str]) -> list[str]:
         return [name.replace('_', ' ') for name in names]
 
-    for config, model in zip(configs, models.values(), strict=True):
+    for config, model in zip(configs, models.values()):
         own = model.dataset_meta['classes']
         if spaced(own) != spaced(classes):
             pairs = zip_longest(spaced(own), spaced(classes))

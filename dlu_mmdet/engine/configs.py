@@ -31,9 +31,9 @@ def read_config(name: str | os.PathLike) -> Config:
     if not found:
         if not Path(name).is_file():
             raise FileNotFoundError(
-                f'config {name} does not exist; the configs are in configs/, those of '
-                f'MMDetection have names such as '
-                f'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+                f'config {name} does not exist; the configs are in configs/, from any '
+                f'folder dlu_mmdet::shapes/faster-rcnn_r18_fpn-dlu_shapes.py, those of '
+                f'MMDetection mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
             )
         return Config.fromfile(name)
     try:

@@ -124,7 +124,7 @@ def _nodes(value: object, prefix: str = '') -> Iterator[tuple[str, object]]:
     """Every part of a config with its dotted key."""
     if isinstance(value, Mapping):
         items = value.items()
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, (list, tuple)):
         items = enumerate(value)
     else:
         return

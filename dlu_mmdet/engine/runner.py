@@ -9,10 +9,16 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..datasets import check_data, check_num_classes
+from ..datasets.transforms import name_images
+from .checkpoint import use_safe_loaders
 
 
 def build_runner(cfg: Config, mode: str) -> Runner:
     """Check what a config needs and build its runner.
+
+    From here on this process loads checkpoints without running code
+    (:func:`~dlu_mmdet.engine.checkpoint.use_safe_loaders`), and errors of data
+    pipelines name the image (:func:`~dlu_mmdet.datasets.transforms.name_images`).
 
     Args:
         cfg (Config): A complete config.
@@ -27,6 +33,8 @@ def build_runner(cfg: Config, mode: str) -> Runner:
             :func:`~dlu_mmdet.datasets.check_data` and
             :func:`~dlu_mmdet.datasets.check_num_classes`.
     """
+    use_safe_loaders()
+    name_images()
     splits = ('train', 'val') if mode == 'train' else ('test',)
     check_data(cfg, splits)
     for split in ('train', 'val', 'test'):

@@ -8,7 +8,7 @@ import inspect
 import mmengine
 from mmdet.models.necks import FPN, FPN_CARAFE
 from mmdet.registry import MODELS
-from mmengine.registry import Registry
+from mmengine.registry import DefaultScope, Registry
 from mmengine.utils import get_object_from_string
 from torch import nn
 
@@ -37,6 +37,10 @@ class NeckRegistry(Registry):
             ValueError: If there is no such class.
         """
         name = key.removeprefix(f'{self.scope}.')
+        scope = DefaultScope.get_current_instance()
+        if name == key and scope and scope.scope_name == self.scope:
+            # part of a config that inherits one of this package, without a prefix
+            return MODELS.get(key)
         with MODELS.switch_scope_and_registry(None) as registry:
             registry = MODELS if registry is self else registry
             cls = registry.get(name)

@@ -13,13 +13,15 @@ names the file of another build to load instead, ``DLU_MMDET_ISA`` (``avx512``,
 from __future__ import annotations
 
 import os
+import sysconfig
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+
+from ..torch_compat import register_autograd, register_fake, register_flop_formula
 
 
 def _load() -> frozenset[str]:
@@ -30,32 +32,60 @@ def _load() -> frozenset[str]:
     if named:
         torch.ops.load_library(named)
         return _device_types()
-    found = sorted(Path(__file__).parent.parent.glob('_C*.so'))
-    if not found:
-        warnings.warn(
-            'dlu_mmdet runs on its plain PyTorch operators, which are much '
-            'slower: the extension is not built; reinstall with a C++ compiler '
-            'present',
-            stacklevel=2,
+    folder = Path(__file__).parent.parent
+    torch_tag = '_'.join(('torch', *torch.__version__.split('.')[:2]))
+    suffix = f'_{torch_tag}{sysconfig.get_config_var("EXT_SUFFIX")}'
+    # the schemas and the CPU's kernels; then, where they were built, those of CUDA
+    files = [folder / f'{name}{suffix}' for name in ('_C', '_C_cuda')]
+    libraries = [file for file in files if file.is_file()]
+    if not files[0].is_file():
+        others = any(folder.glob('_C_*.so'))
+        reason = (
+            f'the extension was built for another torch than {torch.__version__}, or '
+            f'another Python; rebuild it with pip install --no-build-isolation '
+            f'--force-reinstall --no-deps'
+            if others
+            else 'the extension is not built; reinstall with a C++ compiler present'
         )
+        _warn_of_plain('', reason)
         return frozenset()
-    try:
-        torch.ops.load_library(found[0])
-    except OSError:  # undefined symbols, or a missing library of another torch
-        warnings.warn(
-            f'dlu_mmdet runs on its plain PyTorch operators: the extension was '
-            f'built for another torch than {torch.__version__}; rebuild it with '
-            f'pip install --no-build-isolation --force-reinstall --no-deps',
-            stacklevel=2,
+    for file in libraries:
+        try:
+            torch.ops.load_library(file)
+        except OSError:  # undefined symbols, or a library that is missing
+            device = '' if file == files[0] else ' on CUDA'
+            _warn_of_plain(
+                device,
+                f'the extension was built for another torch than {torch.__version__}; '
+                f'rebuild it with pip install --no-build-isolation '
+                f'--force-reinstall --no-deps',
+            )
+            if file == files[0]:
+                return frozenset()
+    if len(libraries) == 1 and torch.cuda.is_available():
+        _warn_of_plain(
+            ' on CUDA',
+            f'the extension was built for the CPU only; install the CUDA toolkit '
+            f'{torch.version.cuda}, let CUDA_HOME name it and reinstall with pip '
+            f'install --no-build-isolation --force-reinstall --no-deps',
         )
-        return frozenset()
     return _device_types()
 
 
 def _device_types() -> frozenset[str]:
+    """The device types that the loaded operators have kernels for."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return frozenset(
         key.lower() for key in ('CPU', 'CUDA') if has_kernel('dlu_mmdet::dlu', key)
+    )
+
+
+def _warn_of_plain(device: str, reason: str) -> None:
+    """Say why the slower operators run, and what to do."""
+    warnings.warn(
+        f'dlu_mmdet runs on its plain PyTorch operators{device}, which are much '
+        f'slower: {reason}',
+        stacklevel=3,
     )
 
 
@@ -66,6 +96,11 @@ _is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
 def is_available(device_type: str) -> bool:
     """Whether the extension has kernels for a device type, as 'cpu' or 'cuda'."""
     return device_type in _DEVICE_TYPES
+
+
+def cpu_loops() -> str | None:
+    """The CPU loops that run here: 'avx512', 'avx2' or 'generic'; None: not built."""
+    return torch.ops.dlu_mmdet.cpu_loops() if is_available('cpu') else None
 
 
 def handles(features: Tensor) -> bool:
@@ -333,8 +368,8 @@ def _register() -> None:
         flops = _dlu_flops if name.startswith('dlu') else _carafe_flops
         if 'backward' in name:
             flops = _backward_flops(flops)
-        torch.library.register_fake(op, fake)
-        torch.library.register_autograd(op, derivatives[name], setup_context=_save)
+        register_fake(op, fake)
+        register_autograd(op, derivatives[name], setup_context=_save)
         register_flop_formula(getattr(torch.ops.dlu_mmdet, name))(flops)
     try:
         from mmengine.analysis import complexity_analysis

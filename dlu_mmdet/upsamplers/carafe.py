@@ -12,9 +12,7 @@ from .builder import UPSAMPLERS
 from .pixel_shuffle import pixel_shuffle
 
 
-# force: under mmcv's own name, so that configs made for it run on a CPU too
 @UPSAMPLERS.register_module('carafe')
-@mmengine.MODELS.register_module('carafe', force=True)
 class CARAFEPack(_CARAFEPack):
     """mmcv's CARAFEPack over this package's operator.
 
@@ -75,3 +73,15 @@ class CARAFEPack(_CARAFEPack):
         return carafe(
             x, mask.to(x.dtype), self.up_kernel, self.up_group, self.scale_factor
         )
+
+
+# force: under mmcv's own name, so that configs made for it run on a CPU too
+@mmengine.MODELS.register_module('carafe', force=True)
+class _AnyDeviceCARAFEPack(CARAFEPack):
+    """mmcv's own operator where it runs, this package's elsewhere."""
+
+    def feature_reassemble(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Reassemble x (N, C, H, W) with masks (N, G*K*K, s*H, s*W)."""
+        if x.is_cuda:
+            return _CARAFEPack.feature_reassemble(self, x, mask)
+        return super().feature_reassemble(x, mask)

@@ -429,7 +429,7 @@ def _is_batch_of_one(output: object) -> bool:
     if torch.is_tensor(output):
         return output.ndim > 0 and len(output) == 1
     return (
-        isinstance(output, list | tuple)
+        isinstance(output, (list, tuple))
         and len(output) > 0
         and all(_is_batch_of_one(item) for item in output)
     )
@@ -439,6 +439,6 @@ def _describe(output: object) -> str:
     """Say what a layer returned."""
     if torch.is_tensor(output):
         return f'a tensor {tuple(output.shape)}'
-    if isinstance(output, list | tuple):
+    if isinstance(output, (list, tuple)):
         return f'a {type(output).__name__} of {len(output)}'
     return f'a {type(output).__name__}'

@@ -56,7 +56,7 @@ class DetVisualizationHook(mmdet.engine.DetVisualizationHook):
         if not hasattr(self, '_test_images'):
             self._test_images = dict(_list_images(runner.test_dataloader.dataset))
             names = file_names(image_names(list(self._test_images)))
-            self._files = dict(zip(self._test_images, names, strict=True))
+            self._files = dict(zip(self._test_images, names))
         for sample in outputs:
             self._test_index += 1
             key = _key(sample.img_path)

@@ -1,5 +1,7 @@
 """A figure of detections beside ground truth, one column per detector."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -144,18 +146,18 @@ def draw_detections(
             )
             captions.append(describe_counts(match.counts, lines))
         panels[row, 0].set_ylabel(image_names[row], fontsize=7)
-        for axes, boxes, caption in zip(panels[row], groups, captions, strict=True):
+        for axes, boxes, caption in zip(panels[row], groups, captions):
             _show(axes, image)
             _draw_boxes(axes, boxes, classes)
             axes.set_xlabel(caption, fontsize=_COUNTS)
             drawn.update(kind for kind, group in boxes if len(group))
     titles = ['ground truth' if judged else 'image', *detections]
-    for axes, title in zip(panels[0], titles, strict=True):
+    for axes, title in zip(panels[0], titles):
         axes.set_title(title, fontsize=11, fontweight='bold', pad=5)
     if totals:
         texts = [f'{totals_of}:']
         texts += [describe_counts(totals[name], total_lines) for name in detections]
-        for axes, text in zip(panels[-1], texts, strict=True):
+        for axes, text in zip(panels[-1], texts):
             axes.annotate(
                 text,
                 (0.5, 0),
@@ -281,7 +283,7 @@ def _draw_boxes(
     drawn = [
         (kind, label, np.clip(box, 0, [width, height] * 2))
         for kind, boxes in groups
-        for box, label in zip(boxes.bboxes, boxes.labels, strict=True)
+        for box, label in zip(boxes.bboxes, boxes.labels)
     ]
     line = max(1.0, panel.width / 180)
     scale = panel.width / width

@@ -1,5 +1,7 @@
 """Figures as files: PNGs that know their caption, and one page of them."""
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import html

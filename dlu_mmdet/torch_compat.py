@@ -1,0 +1,163 @@
+"""What torch 2.4 and later offer, for torch 2.1 to 2.3 too, under the later names.
+
+The one place that asks which torch this is. Where there is no later name, what is
+here does the work with what torch 2.1 has.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import pickle
+import types
+import zipfile
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.torch_version import TorchVersion
+from torch.utils import flop_counter
+
+AT_LEAST_24 = torch.__version__ >= TorchVersion('2.4')
+
+if AT_LEAST_24:
+    from torch.library import register_autograd, register_fake
+    from torch.utils.flop_counter import register_flop_formula
+else:
+    # implementations go with the library object that made them
+    _LIBRARIES: dict[str, torch.library.Library] = {}
+
+    def _implement(op: str, function: Callable, key: str) -> None:
+        namespace, name = op.split('::')
+        if namespace not in _LIBRARIES:
+            _LIBRARIES[namespace] = torch.library.Library(namespace, 'IMPL')
+        _LIBRARIES[namespace].impl(name, function, key)
+
+    def register_fake(op: str, function: Callable) -> None:
+        """Register the shapes that an operator gives; see torch.library."""
+        _implement(op, function, 'Meta')
+
+    def register_autograd(
+        op: str, backward: Callable, *, setup_context: Callable | None = None
+    ) -> None:
+        """Register an operator's derivative; see torch.library."""
+        namespace, name = op.split('::')
+        packet = getattr(getattr(torch.ops, namespace), name)
+
+        class Differentiable(torch.autograd.Function):
+            @staticmethod
+            def forward(*args):
+                with torch._C._AutoDispatchBelowAutograd():
+                    return packet(*args)
+
+            @staticmethod
+            def setup_context(ctx, inputs, output):
+                if setup_context is not None:
+                    setup_context(ctx, inputs, output)
+
+        Differentiable.backward = staticmethod(backward)
+        _implement(op, Differentiable.apply, 'Autograd')
+
+    def register_flop_formula(target: object) -> Callable:
+        """Register FLOPs from the shapes of an operator; see torch's counter."""
+        return lambda formula: flop_counter.flop_mapping.setdefault(target, formula)
+
+
+# by the name under which a pickle asks for it
+_ALLOWED: dict[str, object] = {}
+
+
+def count_flops_of(module: nn.Module) -> flop_counter.FlopCounterMode:
+    """torch's counter for a module and, by name, for what it is made of."""
+    # later ones find the modules themselves, and warn if told
+    mods = None if AT_LEAST_24 else module
+    return flop_counter.FlopCounterMode(mods, display=False)
+
+
+def allow_types(types_: Sequence[object]) -> None:
+    """Let checkpoints hold more than tensors and plain containers.
+
+    Args:
+        types_ (Sequence[object]): Classes and functions; or pairs of one and the name
+            under which a pickle asks for it, which torch 2.4 and 2.5 do not take.
+    """
+    _ALLOWED.update(map(_named, types_))
+    _tell_torch()
+
+
+def _tell_torch() -> None:
+    """Hand the types to torch, where it has a place for them."""
+    if AT_LEAST_24:
+        pairs = torch.__version__ >= TorchVersion('2.6')
+        torch.serialization.add_safe_globals(
+            [(entry, name) if pairs else entry for name, entry in _ALLOWED.items()]
+        )
+
+
+def _named(entry: object) -> tuple[str, object]:
+    """Name and object, for an object alone or for a pair."""
+    if isinstance(entry, tuple):
+        return entry[1], entry[0]
+    return f'{entry.__module__}.{entry.__qualname__}', entry
+
+
+def load_weights(
+    path: str | os.PathLike, map_location: str | torch.device | None = None
+) -> object:
+    """``torch.load`` with ``weights_only``: no code of the file's own runs.
+
+    Before torch 2.4 that takes no types of one's own, hence an unpickler that finds
+    torch's and those of :func:`allow_types` and nothing else.
+
+    Args:
+        path (str | PathLike): The checkpoint.
+        map_location (str | torch.device, optional): As ``torch.load``.
+
+    Returns:
+        object: What it holds.
+
+    Raises:
+        UnpicklingError: If it holds other objects.
+        RuntimeError: If it is no checkpoint, or one of TorchScript.
+    """
+    # a loader of mmengine's takes back what it has allowed, and what others had
+    _tell_torch()
+    if AT_LEAST_24:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            if any(name.endswith('/constants.pkl') for name in file.namelist()):
+                raise RuntimeError('it is a TorchScript archive')
+    module = types.SimpleNamespace(
+        __name__=__name__,
+        Unpickler=_Unpickler,
+        load=lambda file, **kwargs: _Unpickler(file, **kwargs).load(),
+    )
+    return torch.load(
+        path, map_location=map_location, pickle_module=module, weights_only=False
+    )
+
+
+# what torch's own list has gained since; numpy's scalars are made of encoded text
+_LATER_KNOWN = {
+    '_codecs.encode': codecs.encode,
+    **{str(dtype): dtype for dtype in (torch.bool, torch.uint8, torch.bfloat16)},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Finds what is allowed by name, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> object:
+        """The class or function of that name.
+
+        Raises:
+            UnpicklingError: If it is not allowed.
+        """
+        # torch writes pickles of protocol 2, which has Python 2's names
+        full = f'{"builtins" if module == "__builtin__" else module}.{name}'
+        known = torch._weights_only_unpickler._get_allowed_globals()
+        for allowed in (known, _LATER_KNOWN, _ALLOWED):
+            if full in allowed:
+                return allowed[full]
+        raise pickle.UnpicklingError(f'GLOBAL {full} is not allowed.')

@@ -466,7 +466,11 @@ def test_extension_of_another_torch_is_one_sentence(monkeypatch):
     assert 'rebuild' in message and '_ZN' not in message
 
 
-def test_cuda_sources_compile(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'source', sorted(path.name for path in ROOT.glob('csrc/cuda/*.cu'))
+)
+def test_cuda_sources_compile(tmp_path, source):
     nvcc = shutil.which('nvcc') or '/usr/local/cuda/bin/nvcc'
     if not os.path.exists(nvcc):
         pytest.skip('no nvcc')
@@ -487,7 +491,7 @@ def test_cuda_sources_compile(tmp_path):
         '--expt-relaxed-constexpr',
         '-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE',
         *(f'-I{path}' for path in include_paths()),
-        ROOT / 'csrc/cuda/reassembly.cu',
+        ROOT / 'csrc/cuda' / source,
     ]
     subprocess.run(command, check=True)
 

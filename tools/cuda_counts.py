@@ -407,9 +407,10 @@ def count(
     memory_format: torch.memory_format,
     blocks: int,
     efficiency: float,
+    spread: float,
 ) -> list[Row]:
     """Count every kernel that an operator launches."""
-    tensors, sizes = make(operator, problem, dtype, memory_format)
+    tensors, sizes = make(operator, problem, dtype, memory_format, spread)
     launches, outputs = record(build, operator, [*tensors, *sizes])
     memory = memory_of([*tensors, *outputs])
     n, c, h, w, k, g, s = problem
@@ -549,6 +550,13 @@ def parse_args() -> argparse.Namespace:
         default=EFFICIENCY,
         help='share of its rate that the bounding unit reaches',
     )
+    parser.add_argument(
+        '--spread',
+        type=float,
+        default=1.0,
+        help='standard deviation of the offsets, each drawn by itself, in source '
+        'pixels; 0 as at the start of a training',
+    )
     parser.add_argument('--csrc', type=Path, default=ROOT / 'csrc')
     parser.add_argument('--cache', type=Path, default=ROOT / 'work_dirs/cuda_counts')
     parser.add_argument('--opcodes', type=int, default=0, help='list so many opcodes')
@@ -569,6 +577,7 @@ def main() -> None:
             LAYOUTS[args.layout],
             args.blocks,
             args.efficiency,
+            args.spread,
         )
         print(f'{operator} counted', file=sys.stderr, flush=True)
     names = 'N {} C {} {} x {} K {} G {} s {}'.format(*args.problem)

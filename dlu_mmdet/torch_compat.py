@@ -74,6 +74,11 @@ def count_flops_of(module: nn.Module) -> flop_counter.FlopCounterMode:
     return flop_counter.FlopCounterMode(mods, display=False)
 
 
+def started_at(event: object) -> int:
+    """When an event of torch's profiler began; a number to sort by."""
+    return event.start_ns() if hasattr(event, 'start_ns') else event.start_us()
+
+
 def allow_types(types_: Sequence[object]) -> None:
     """Let checkpoints hold more than tensors and plain containers.
 

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from dlu_mmdet.ops import library, reference
 
+from ..torch_compat import started_at
+
 # source maps of an FPN's three upsamplings, for an image of 800 x 1344
 SIZES = ((25, 42), (50, 84), (100, 168))
 CHANNELS, KERNEL, SCALE = 256, 5, 2
@@ -303,7 +305,7 @@ def peak_memory(action: Callable[[], object], device: torch.device) -> int:
         if event.name() == '[memory]'
     ]
     live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
+    for event in sorted(events, key=started_at):
         live += event.nbytes()
         peak = max(peak, live)
     del kept

@@ -49,13 +49,13 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
           __syncthreads();
           for (int i = warp; i < held * kRows * kSub; i += kWarps) {
             const int row = i / (kRows * kSub), target_row = i / kSub % kRows;
-            const int a = a0 + row, q = i % kSub;
+            const int a = a0 + row, q = lane % kSub, from = sampled_lane(i);
             if (target_row >= rows) continue;
             const int y = top + target_row - (a - r);
-            Vec<A, kSub>* to = k + (row * rows + target_row) * taps * kStrip + lane;
+            Vec<A, kSub>* to = k + (row * rows + target_row) * taps * kStrip + from;
             for (int b0 = 0; b0 < taps; b0 += B) {
-              const int end = min(b0 + B, p.K);
-              sample<A>(p, b, b.q0 + q, y, source(b0), a * p.K + b0, a * p.K + end, 1,
+              const int end = min(b0 + B, p.K), x = source(b0) + from - lane;
+              sample<A>(p, b, b.q0 + q, y, x, a * p.K + b0, a * p.K + end, 1,
                         [&](int t, A v) { to[(t - a * p.K) * kStrip].v[q] = v; });
             }
             for (int t = p.K; t < taps; ++t) to[t * kStrip].v[q] = 0;

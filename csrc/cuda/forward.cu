@@ -36,14 +36,16 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
       if (c0 == b.c0 || p.held < p.K) {
         __syncthreads();
         for (int i = warp; i < kPair * kSub; i += kWarps) {
-          const int u = i / kSub, q = i % kSub, gap = taps - p.K, t0 = a0 * p.K;
-          Vec<A, kSub>* to = k + u * held * taps * kStrip + lane;
+          const int u = i / kSub, from = sampled_lane(i), q = lane % kSub;
+          const int y = __shfl_sync(kAllLanes, own.y, from) + u;
+          const int x = __shfl_sync(kAllLanes, own.x, from);
+          const int gap = taps - p.K, t0 = a0 * p.K;
+          Vec<A, kSub>* to = k + u * held * taps * kStrip + from;
           for (int t = 0; gap && t < held * taps; ++t) to[t * kStrip].v[q] = 0;
-          sample<A>(p, b, b.q0 + q, own.y + u, own.x, t0, t0 + held * p.K, 1,
-                    [&](int t, A v) {
-                      const int at = t - t0 + (gap ? (t - t0) / p.K * gap : 0);
-                      to[at * kStrip].v[q] = v;
-                    });
+          sample<A>(p, b, b.q0 + q, y, x, t0, t0 + held * p.K, 1, [&](int t, A v) {
+            const int at = t - t0 + (gap ? (t - t0) / p.K * gap : 0);
+            to[at * kStrip].v[q] = v;
+          });
         }
         __syncthreads();
       }

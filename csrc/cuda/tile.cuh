@@ -212,6 +212,12 @@ __device__ void sample(const Problem& p, const Block& b, int q, int y, int x, in
   });
 }
 
+// Of planes a warp samples eight pixels at a time, the four sub-pixels of each side by
+// side as they are stored: which lane's pixel this lane samples in the i-th turn.
+static __device__ int sampled_lane(int i) {
+  return i % kSub * (kStrip / kSub) + threadIdx.x % kStrip / kSub;
+}
+
 // Where the four sub-pixels lie from the first one of their source pixel, in elements.
 struct SubPixels {
   unsigned at[kSub];

@@ -500,6 +500,8 @@ def tool(monkeypatch, tmp_path):
     """Call tools/explain.py with arguments; it writes into tmp_path."""
     spec = importlib.util.spec_from_file_location('explain', ROOT / 'tools/explain.py')
     module = importlib.util.module_from_spec(spec)
+    # a dataclass looks its module up
+    sys.modules[module.__name__] = module
     spec.loader.exec_module(module)
     monkeypatch.chdir(tmp_path)
 

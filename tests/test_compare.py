@@ -291,6 +291,8 @@ def load_tool():
     path = ROOT / 'tools' / 'compare.py'
     spec = importlib.util.spec_from_file_location('compare', path)
     tool = importlib.util.module_from_spec(spec)
+    # a dataclass looks its module up
+    sys.modules[tool.__name__] = tool
     spec.loader.exec_module(tool)
     return tool
 

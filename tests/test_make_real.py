@@ -101,7 +101,7 @@ def test_boxes_without_area_are_left_out(tmp_path):
 
     def cell(name, *corners):
         keys = ('xmin', 'ymin', 'xmax', 'ymax')
-        box = ''.join(f'<{k}>{v}</{k}>' for k, v in zip(keys, corners, strict=True))
+        box = ''.join(f'<{k}>{v}</{k}>' for k, v in zip(keys, corners))
         return f'<object><name>{name}</name><bndbox>{box}</bndbox></object>'
 
     cells = cell('Platelets', 5, 6, 25, 46) + cell('RBC', 0, 0, 0, 0)

@@ -95,6 +95,8 @@ def photo(tmp_path):
 def load_tool(name):
     spec = importlib.util.spec_from_file_location(name, ROOT / f'tools/{name}.py')
     module = importlib.util.module_from_spec(spec)
+    # a dataclass looks its module up
+    sys.modules[module.__name__] = module
     spec.loader.exec_module(module)
     return module
 

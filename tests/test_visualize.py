@@ -43,6 +43,8 @@ def tool():
         'visualize', ROOT / 'tools' / 'visualize.py'
     )
     module = importlib.util.module_from_spec(spec)
+    # a dataclass looks its module up
+    sys.modules[module.__name__] = module
     spec.loader.exec_module(module)
     return module
 

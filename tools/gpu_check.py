@@ -143,18 +143,16 @@ class Check:
         package = self.alone / 'dlu_mmdet'
         package.mkdir()
         (package / '__init__.py').write_text('"""The operators alone."""\n')
-        for name in ('ops', 'analysis'):
+        for name in ('ops', 'analysis', 'torch_compat.py'):
             (package / name).symlink_to(ROOT / 'dlu_mmdet' / name)
         self.link_extension()
 
     def link_extension(self) -> None:
-        """Take the extension built last: one of another Python may lie beside it."""
-        built = (ROOT / 'dlu_mmdet').glob('_C*.so')
-        newest = max(built, key=lambda path: path.stat().st_mtime, default=None)
-        link = self.alone / 'dlu_mmdet' / '_C.so'
-        link.unlink(missing_ok=True)
-        if newest is not None:
-            link.symlink_to(newest)
+        """Take what is built; the names say for which torch and Python."""
+        for built in (ROOT / 'dlu_mmdet').glob('_C*.so'):
+            link = self.alone / 'dlu_mmdet' / built.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(built)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -137,6 +137,6 @@ def _counting(part: object, key: str = '') -> Iterator[dict]:
             yield part
         for name, inner in part.items():
             yield from _counting(inner, name)
-    elif isinstance(part, list | tuple):
+    elif isinstance(part, (list, tuple)):
         for inner in part:
             yield from _counting(inner, key)

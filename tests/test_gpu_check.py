@@ -69,7 +69,7 @@ def test_operators_load_without_mmdet(check, tmp_path):
     step = gpu_check.Step('parity')
     paths = os.pathsep.join([str(tmp_path), check.environment['PYTHONPATH']])
     output = check.run(
-        step, 60, check.pytest('test_any_strides and cpu'), PYTHONPATH=paths
+        step, 300, check.pytest('test_any_strides and cpu'), PYTHONPATH=paths
     )
     assert '1 passed' in output
     assert step.files == ['parity.log']

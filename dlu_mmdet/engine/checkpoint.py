@@ -212,7 +212,8 @@ def load_checkpoint(
     """
     name = str(name)
     # as mmengine looks: patterns, the longest first
-    prefix = next(p for p in CheckpointLoader._schemes if re.match(p, name))
+    known = sorted({*CheckpointLoader._schemes, *SAFE_LOADERS}, reverse=True)
+    prefix = next(pattern for pattern in known if re.match(pattern, name))
     loader = SAFE_LOADERS.get(prefix, CheckpointLoader.load_checkpoint)
     return loader(name, map_location)
 

@@ -17,7 +17,7 @@ def reported(out):
 
 @pytest.fixture
 def check(tmp_path):
-    return gpu_check.Check(tmp_path / 'out', seconds=60)
+    return gpu_check.Check(tmp_path / 'out', seconds=300)
 
 
 def test_without_a_gpu_every_step_says_so(tmp_path):

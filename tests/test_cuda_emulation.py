@@ -180,16 +180,16 @@ SEEDED = {
     ),
     'off by one': (
         'forward.cu',
-        r'x \+ i < p\.W',
+        r'within\(x \+ i, p\.W\)',
         0,
-        'x + i <= p.W',
+        'x + i >= 0 && x + i <= p.W',
         'outside of any tensor|AssertionError',
     ),
     'wrong stride': (
         'forward.cu',
-        r'to \+= p\.Q\(\) \* plane',
+        r'to \+= p\.Q\(\) \* p\.plane\(\)',
         0,
-        'to += plane',
+        'to += p.plane()',
         'race in global memory|AssertionError',
     ),
     'wrong tap': (

@@ -172,10 +172,10 @@ SEEDED = {
         'race in global memory',
     ),
     'divergent barrier': (
-        'forward.cu',
-        r'if \((c0 == .* p\.held < p\.K)\) \{',
+        'backward_kernels.cu',
+        r'__syncthreads\(\);  // the taps before',
         0,
-        r'if (own.valid && (\1)) {',
+        'if (own.valid) __syncthreads();  // the taps before',
         'is missed by a thread',
     ),
     'off by one': (
@@ -190,7 +190,7 @@ SEEDED = {
         r'to \+= p\.Q\(\) \* p\.plane\(\)',
         0,
         'to += p.plane()',
-        'race in global memory|AssertionError',
+        'race in global memory|misaligned access|AssertionError',
     ),
     'wrong tap': (
         'backward_features.cu',

@@ -351,8 +351,12 @@ std::tuple<at::Tensor, at::Tensor> backward_kernels(
       const int rows = call.channels_last ? 1 : kPair;
       const int tasks = (p.K + rows - 1) * (padded(p.K, B) / B);
       p.together = std::min(tasks, kMostTogether);
-      p.slices = (kLeastWarps + p.together - 1) / p.together;
-      const int64_t bytes = Sums<at::opmath_type<T>, B>::bytes(p, rows);
+      const auto bytes_of = [&] { return Sums<at::opmath_type<T>, B>::bytes(p, rows); };
+      const int64_t limit = shared_memory_limit();
+      while (p.together > 1 && bytes_of() > limit) --p.together;
+      const int64_t bytes = bytes_of();
+      const int enough = (kLeastWarps + p.together - 1) / p.together;
+      p.slices = std::min(enough, kMostThreads / 32 / p.together);
       const auto run = [&](auto* kernel) {
         launch(kernel, p, call.blocks(chunks), 32 * p.together * p.slices, bytes);
       };

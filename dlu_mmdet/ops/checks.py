@@ -72,7 +72,14 @@ def _check_tensor(
         )
 
 
-def _check_features(features: Tensor, **others: Tensor) -> None:
+def _check_common(
+    features: Tensor,
+    kernel_size: int,
+    group_size: int,
+    scale_factor: int,
+    **others: Tensor,
+) -> tuple[int, int, int, int]:
+    """Check features, sizes and the devices of the others; (N, C, H, W)."""
     _check_tensor('features', features, '(N, C, H, W)', None)
     if 0 in features.shape[1:]:
         raise ValueError(
@@ -85,6 +92,11 @@ def _check_features(features: Tensor, **others: Tensor) -> None:
                 f'{name} must be on the device of features, '
                 f'{features.device}, got {tensor.device}'
             )
+    n, c, h, w = features.shape
+    # torch.jit.trace hands out sizes as tensors
+    channels = int(c) if isinstance(c, Tensor) else c
+    check_geometry(channels, kernel_size, group_size, scale_factor)
+    return n, c, h, w
 
 
 def check_dlu(
@@ -101,11 +113,14 @@ def check_dlu(
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If a size, a shape or a device does not fit.
     """
-    _check_features(features, kernels=kernels, offsets=offsets)
-    n, c, h, w = features.shape
-    # torch.jit.trace hands out sizes as tensors
-    channels = int(c) if isinstance(c, Tensor) else c
-    check_geometry(channels, kernel_size, group_size, scale_factor)
+    n, c, h, w = _check_common(
+        features,
+        kernel_size,
+        group_size,
+        scale_factor,
+        kernels=kernels,
+        offsets=offsets,
+    )
     _check_tensor(
         'kernels', kernels, '(N, G*K*K, H, W)', (n, group_size * kernel_size**2, h, w)
     )
@@ -130,11 +145,9 @@ def check_carafe(
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If a size, a shape or a device does not fit.
     """
-    _check_features(features, masks=masks)
-    n, c, h, w = features.shape
-    # torch.jit.trace hands out sizes as tensors
-    channels = int(c) if isinstance(c, Tensor) else c
-    check_geometry(channels, kernel_size, group_size, scale_factor)
+    n, c, h, w = _check_common(
+        features, kernel_size, group_size, scale_factor, masks=masks
+    )
     _check_tensor(
         'masks',
         masks,
@@ -156,11 +169,9 @@ def check_window_scores(
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If a size, a shape or a device does not fit.
     """
-    _check_features(features, queries=queries)
-    n, c, h, w = features.shape
-    # torch.jit.trace hands out sizes as tensors
-    channels = int(c) if isinstance(c, Tensor) else c
-    check_geometry(channels, kernel_size, group_size, scale_factor)
+    n, c, h, w = _check_common(
+        features, kernel_size, group_size, scale_factor, queries=queries
+    )
     _check_tensor(
         'queries',
         queries,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from ..ops import carafe
 from ..ops.checks import check_geometry, check_number
 
 
-class GuidedUpsampler(nn.Module):
+class GuidedUpsampler(nn.Module, ABC):
     """Gives features at the size of a guide, whatever the ratio.
 
     Output row Y lies over source row floor(Y H / h), as in nearest interpolation, and
@@ -39,6 +41,7 @@ class GuidedUpsampler(nn.Module):
         self.guide_channels = guide_channels
         self.up_kernel = up_kernel
 
+    @abstractmethod
     def predict(self, x: Tensor, guide: Tensor) -> Tensor:
         """Predict a kernel for every output pixel.
 
@@ -49,7 +52,6 @@ class GuidedUpsampler(nn.Module):
         Returns:
             Tensor: (N, K*K, h, w), each kernel's values summing to 1.
         """
-        raise NotImplementedError
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         """Upsample (N, C, H, W) to (N, C, h, w), the size of the guide.

@@ -10,8 +10,7 @@ library that registers the operators for CPU tensors. ``DLU_MMDET_LIBRARY`` name
 A finding is a RuntimeError of the operator with file and line. Environment:
 ``CUDA_EMULATION_ORDER`` runs blocks, warps and lanes as numbered (0), reversed (1) or
 shuffled (a seed); ``CUDA_EMULATION_SHARED`` is the shared memory that a block may
-have, in bytes: 232448 of an H100 unless set, 65536 of a T4, 101376 of an RTX 40; with
-``CUDA_EMULATION_UNINITIALISED=1`` uninitialised shared memory may be read and is NaN.
+have, in bytes: 232448 of an H100 unless set, 65536 of a T4, 101376 of an RTX 40.
 
 What a kernel may use is in cuda.h. Beyond it:
 

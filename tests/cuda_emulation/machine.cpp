@@ -140,7 +140,6 @@ struct Machine {
   int threads = 0;
   int64_t block_number = 0;
   int current = 0;         // thread
-  bool lenient = false;    // uninitialised values may be read, and are NaN
   Address base = 0;        // of the library
   size_t library_bytes = 0;
   // time, and when the launch, the block, and the intervals between barriers began
@@ -263,7 +262,7 @@ void touch_cells(Memory& memory, Address address, size_t size, Address pc) {
   Cell* cell = memory.cells_at(address, size);
   Cell* const last = memory.cells.get() + ((offset + size - 1) >> memory.shift);
   for (; cell <= last; ++cell) {
-    if (reads && memory.shared && cell->written < block && !machine.lenient) {
+    if (reads && memory.shared && cell->written < block) {
       found("read of uninitialised shared memory", pc);
     }
     if ((cell->written >= machine.interval && unordered(cell->written, cell->writer)) ||
@@ -541,7 +540,6 @@ void run(const Launch& launch) {
   machine.dynamic.reset(new Memory(launch.bytes, true));
   machine.statics.clear();
   machine.static_bytes = 0;
-  machine.lenient = setting("CUDA_EMULATION_UNINITIALISED", 0);
   gridDim = {grid.x, grid.y, grid.z};
   blockDim = {block.x, block.y, block.z};
   const int order = setting("CUDA_EMULATION_ORDER", 0);

@@ -85,11 +85,12 @@ def test_derivatives_and_schemas_of_cuda_operators(library):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('size', 'scales'), [('5', '27'), ('15', '12')])
-def test_sizes(library, size, scales):
+@pytest.mark.parametrize('kernel_sizes', [(1, 5, 9, 13), (3, 7, 11, 15)])
+def test_every_size(library, kernel_sizes):
     """Template arguments and what fits into shared memory depend on K and s."""
-    command = ['cuda_emulation.grid', '--kernel-sizes', size, '--scales', *scales]
-    assert '32 calls, no difference' in assert_passed(start(command, library))
+    sizes = ['--kernel-sizes', *map(str, kernel_sizes), '--scales', *'12345678']
+    output = assert_passed(start(['cuda_emulation.grid', *sizes], library))
+    assert '512 calls, no difference' in output
 
 
 @pytest.mark.slow

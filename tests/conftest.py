@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import subprocess
 import sys
@@ -32,6 +33,16 @@ def run(*command, check=True, cwd=ROOT, **kwargs):
     )
     assert not check or process.returncode == 0, process.stdout[-4000:]
     return process
+
+
+def load_tool(name):
+    """The module of tools/NAME.py, new each time."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f'tools/{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    # a dataclass looks its module up
+    sys.modules[module.__name__] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def upsample(module, x):

@@ -2,17 +2,15 @@
 
 import copy
 import csv
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import mmcv
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, ROOT
+from conftest import CONFIGS, ROOT, load_tool
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.hub import get_config
@@ -498,11 +496,7 @@ def pairs(folder, models):
 @pytest.fixture
 def tool(monkeypatch, tmp_path):
     """Call tools/explain.py with arguments; it writes into tmp_path."""
-    spec = importlib.util.spec_from_file_location('explain', ROOT / 'tools/explain.py')
-    module = importlib.util.module_from_spec(spec)
-    # a dataclass looks its module up
-    sys.modules[module.__name__] = module
-    spec.loader.exec_module(module)
+    module = load_tool('explain')
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):

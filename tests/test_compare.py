@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import importlib.util
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, ROOT, SHAPES_DLU, as_arguments, run
+from conftest import CONFIGS, ROOT, SHAPES_DLU, as_arguments, load_tool, run
 from mmengine.config import Config
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -133,6 +132,20 @@ def test_metrics_of_a_resample_equal_pycocotools():
             [(new, *d[1:]) for old, new in copies for d in detections if d[0] == old]
         )
         np.testing.assert_allclose(found, by_pycocotools(coco, results), atol=1e-12)
+
+
+def test_a_category_alone_equals_pycocotools():
+    objects, detections = made_up(np.random.default_rng(6))
+    coco, results = coco_of(range(30), objects), as_results(detections)
+    evaluation = Evaluation.from_coco(coco, results, [1, 2, 3])
+    for k, category in enumerate((1, 2, 3)):
+        alone = COCOeval(coco, coco.loadRes(results), 'bbox')
+        alone.params.catIds = [category]
+        alone.evaluate()
+        alone.accumulate()
+        alone.summarize()
+        found = evaluation.category(k).score()
+        np.testing.assert_allclose(list(found.values()), alone.stats[:6], atol=1e-12)
 
 
 def test_evaluations_are_kept_on_disk(tmp_path):
@@ -287,26 +300,16 @@ def options(small):
     }
 
 
-def load_tool():
-    path = ROOT / 'tools' / 'compare.py'
-    spec = importlib.util.spec_from_file_location('compare', path)
-    tool = importlib.util.module_from_spec(spec)
-    # a dataclass looks its module up
-    sys.modules[tool.__name__] = tool
-    spec.loader.exec_module(tool)
-    return tool
-
-
 def compare(*arguments):
     """tools/compare.py in this process; returns its exit status."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, 'argv', ['tools/compare.py', *map(str, arguments)])
-        return load_tool().main()
+        return load_tool('compare').main()
 
 
 def test_time_left():
     """From mmengine's estimate at first, then from the runs that are done."""
-    time_left = load_tool().time_left
+    time_left = load_tool('compare').time_left
     line = 'Epoch(train) [1][50/50] lr: 1e-3 eta: 1 day, 0:01:00 time: 0.5'
     # this run takes a minute that passed, a day and a minute; so do two others
     assert time_left(line, 60, [], 2) == ' 3 days, 0:05:00 left for all:'

@@ -1,10 +1,8 @@
 """Pictures of odd images, names and checkpoints: right, or refused with a reason."""
 
 import http.server
-import importlib.util
 import io
 import json
-import sys
 import threading
 import warnings
 from copy import deepcopy
@@ -14,6 +12,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
+from conftest import load_tool
 import torch
 import torch.utils.checkpoint
 from fontTools.fontBuilder import FontBuilder
@@ -90,15 +89,6 @@ def photo(tmp_path):
     path = tmp_path / 'photo.png'
     Image.fromarray(picture).save(path, exif=exif)
     return path
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / f'tools/{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    # a dataclass looks its module up
-    sys.modules[module.__name__] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def files_of(model, folder, **checkpoint):

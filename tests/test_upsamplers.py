@@ -259,3 +259,26 @@ def test_dlu_starts_at_the_sub_pixels_places():
         ValueError, match="offset_init .* 'zero', 'subpixel', got 'box'"
     ):
         build_upsampler(dict(type='dlu', offset_init='box'), 4)
+
+
+@pytest.mark.parametrize('start', ['zero', 'subpixel'])
+def test_bounded_offsets(start):
+    """Small offsets stay as they are, none leaves the range, the start is the same."""
+    x = torch.randn(1, 4, 2, 3)
+    cfg = dict(type='dlu', offset_init=start)
+    free = build_upsampler(cfg, 4)
+    bounded = build_upsampler(dict(cfg, offset_range=1.5), 4)
+    torch.testing.assert_close(bounded.predict(x)[1], free.predict(x)[1])
+    for weight in (1e-3, 100):
+        for module in (free, bounded):
+            torch.nn.init.constant_(module.conv_offset.weight, weight)
+        bounded.load_state_dict(
+            dict(free.state_dict(), **{'conv_offset.bias': bounded.conv_offset.bias})
+        )
+        offsets = bounded.predict(x)[1]
+        raw = bounded.conv_offset(bounded.channel_compressor(x))
+        torch.testing.assert_close(offsets, 1.5 * torch.tanh(raw / 1.5))
+        assert (offsets.abs() <= 1.5).all()
+    assert (offsets.abs() > 1.4).any()
+    with pytest.raises(ValueError, match='offset_range .* above 0.5.* got 0.25'):
+        build_upsampler(dict(type='dlu', offset_range=0.25), 4)

@@ -1,7 +1,6 @@
 """The pictures of tools/visualize.py, and the detections in them."""
 
 import base64
-import importlib.util
 import json
 import os
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 import mmcv
 import numpy as np
 import pytest
+from conftest import load_tool
 import torch
 from matplotlib.colors import to_rgb
 from mmdet.registry import MODELS
@@ -39,14 +39,7 @@ OBJECTS = {
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location(
-        'visualize', ROOT / 'tools' / 'visualize.py'
-    )
-    module = importlib.util.module_from_spec(spec)
-    # a dataclass looks its module up
-    sys.modules[module.__name__] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_tool('visualize')
 
 
 @pytest.fixture(scope='module')

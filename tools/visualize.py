@@ -402,7 +402,7 @@ def record_images(args: argparse.Namespace) -> list[tuple]:
 
 def show_kernels(args: argparse.Namespace) -> None:
     """Draw how upsamplers come by their kernels."""
-    figures = []
+    figures, shown = [], {}
     for info, recordings in record_images(args):
         image = info['name']
         first = next(iter(recordings.values()))
@@ -413,6 +413,8 @@ def show_kernels(args: argparse.Namespace) -> None:
                 maps[name] = kernels.recorded_kernels(recording, level, args.group)
             except ValueError as error:
                 raise ValueError(f'{name}: {error}') from error
+        for name, each in maps.items():
+            shown.setdefault(name, []).append(each)
         chosen = next(iter(maps.values()))
         positions = args.positions or kernels.informative_positions(
             chosen, args.num_positions, kernels.visible_size(first, chosen)
@@ -421,6 +423,9 @@ def show_kernels(args: argparse.Namespace) -> None:
         places = '; '.join(f'{x},{y}' for x, y in positions)
         caption = f'{", ".join(maps)}: kernels of {level} at positions {places}.'
         figures.append((figure, image, [info], caption))
+    for name, each in shown.items():
+        if text := kernels.describe_offsets(each):
+            print(f'{name}, {level}: {text}')
     write(args, figures, kernels.COLOURS)
 
 

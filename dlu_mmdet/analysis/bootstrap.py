@@ -135,6 +135,36 @@ class Evaluation:
         """Number of images."""
         return self.objects.shape[2]
 
+    def category(self, k: int) -> Evaluation:
+        """The evaluation of one category alone.
+
+        Args:
+            k (int): Index of the category, below K.
+
+        Returns:
+            Evaluation: Of the same images, with K = 1.
+        """
+        own = slice(*self.start[k : k + 2])
+        return Evaluation(
+            start=self.start[k : k + 2] - self.start[k],
+            image=self.image[own],
+            hit=self.hit[..., own],
+            ignored=self.ignored[..., own],
+            objects=self.objects[:, k : k + 1],
+        )
+
+    def score(self) -> dict[str, float | None]:
+        """COCO's metrics of the data set itself.
+
+        Returns:
+            dict: By name as in :data:`METRICS`; None where there is no object to find.
+        """
+        values = self.metrics(np.ones((1, self.num_images), dtype=int))[0]
+        return {
+            name: None if np.isnan(value) else float(value)
+            for name, value in zip(METRICS, values)
+        }
+
     def metrics(
         self, weights: np.ndarray, names: Sequence[str] = tuple(METRICS)
     ) -> np.ndarray:

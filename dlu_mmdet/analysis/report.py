@@ -48,10 +48,23 @@ img { max-width: 100% }
 """
 
 
-def _figure(columns: int, height: float = 4.2) -> tuple[Figure, np.ndarray]:
-    figure = Figure((5.5 * columns, height), dpi=110, layout='constrained')
+def new_figure(
+    columns: int, height: float = 4.2, width: float = 5.5, sharey: bool = False
+) -> tuple[Figure, np.ndarray]:
+    """A figure with panels side by side.
+
+    Args:
+        columns (int): Number of panels.
+        height (float): Of the figure, in inches.
+        width (float): Of a panel, in inches.
+        sharey (bool): Whether the panels have one vertical axis.
+
+    Returns:
+        tuple[Figure, np.ndarray]: The figure and its (columns,) axes.
+    """
+    figure = Figure((width * columns, height), dpi=110, layout='constrained')
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(1, columns, squeeze=False)[0]
+    return figure, figure.subplots(1, columns, squeeze=False, sharey=sharey)[0]
 
 
 def _colours(summary: dict) -> dict[str, str]:
@@ -70,7 +83,7 @@ def plot_accuracy(summary: dict) -> Figure:
     Returns:
         Figure: Bars are one standard deviation over seeds.
     """
-    figure, axes = _figure(2)
+    figure, axes = new_figure(2)
     colours = _colours(summary)
     for axis, key, label in (
         (axes[0], 'upsampler_parameters', 'parameters of the upsamplers'),
@@ -106,7 +119,7 @@ def plot_differences(summary: dict) -> Figure:
     Returns:
         Figure: A panel for each of AP, AP50 and AP75, small dots for the seeds.
     """
-    figure, axes = _figure(3, 1.6 + 0.4 * len(summary['differences']))
+    figure, axes = new_figure(3, 1.6 + 0.4 * len(summary['differences']))
     colours = _colours(summary)
     names = [
         row['name']
@@ -152,7 +165,7 @@ def plot_learning(summary: dict) -> Figure:
     validated = any(
         len(curve) > 1 for each in curves.values() for curve in each['validation']
     )
-    figure, axes = _figure(1 + validated)
+    figure, axes = new_figure(1 + validated)
     for axis, key, label in zip(axes, ('loss', 'validation'), ('training loss', 'AP')):
         for name, each in curves.items():
             steps = sorted(set.intersection(*(set(curve) for curve in each[key])))

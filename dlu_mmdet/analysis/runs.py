@@ -38,7 +38,7 @@ from ..engine import (
     set_upsampler,
     upsampler_label,
 )
-from ..necks import upsampler_name
+from ..necks import upsampler_cfg, upsampler_name
 from .bootstrap import METRICS, Evaluation
 
 #: What must be equal for two numbers to be comparable.
@@ -542,16 +542,17 @@ def _collect(run: Run) -> dict:
     times = [training[step]['time'] for step in steps]
     evaluation = evaluate(run.cfg, mmengine.load(run.work_dir / 'predictions.pkl'))
     evaluation.save(run.matches_file)
-    metrics = evaluation.metrics(np.ones((1, evaluation.num_images), dtype=int))[0]
     return dict(
         config=run.source,
+        upsampler=run.name,
+        upsample_cfg=upsampler_cfg(run.cfg.model.neck),
         seed=run.seed,
-        # None where there is no object to find
-        **{
-            name: None if np.isnan(value) else float(value)
-            for name, value in zip(METRICS, metrics)
-        },
+        **evaluation.score(),
         **_mask_metrics(run),
+        classes={
+            name: evaluation.category(k).score()
+            for k, name in enumerate(_classes(run.cfg))
+        },
         # an entry is the mean since the one before
         training_seconds=float(np.dot(times, np.diff([0, *steps]))),
         # the median: the first iterations of a process warm up

@@ -1,7 +1,7 @@
 """Feature pyramids whose upsampler a config chooses."""
 
 from .registry import NECKS
-from .top_down import upsampler_name, upsampling_part
+from .top_down import upsampler_cfg, upsampler_name, upsampling_part
 from .unified_fpn import UnifiedFPN
 from .upsample_fpn import UpsampleFPN
 from .with_upsampler import with_upsampler
@@ -10,6 +10,7 @@ __all__ = [
     'NECKS',
     'UnifiedFPN',
     'UpsampleFPN',
+    'upsampler_cfg',
     'upsampler_name',
     'upsampling_part',
     'with_upsampler',

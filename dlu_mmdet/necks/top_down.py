@@ -48,6 +48,20 @@ def upsampler_name(
     return f'{name}-direct' if getattr(part, 'top_down', None) == 'direct' else name
 
 
+def upsampler_cfg(neck: ConfigDict | list[ConfigDict] | nn.Module | None) -> dict:
+    """What a neck's upsamplers are built from.
+
+    Args:
+        neck (ConfigDict | list[ConfigDict] | nn.Module, optional): As
+            :func:`upsampling_part`.
+
+    Returns:
+        dict: Its ``upsample_cfg``; empty if the neck names no upsampler.
+    """
+    part = upsampling_part(neck)
+    return {} if part is None else dict(_upsampler_cfg(part))
+
+
 def _upsampler_cfg(part: ConfigDict | nn.Module | None) -> dict:
     """What a part's upsamplers are built from, in its config or built."""
     own = getattr(part, 'upsampler_cfg', None)  # beside mmdet's own attribute

@@ -42,6 +42,10 @@ class DLUPack(nn.Module):
             itself, so their kernels begin equal. 'subpixel': each at its own
             place, ((j + 0.5) / s - 0.5, (i + 0.5) / s - 0.5) from the pixel, as
             DySample starts (arXiv 2308.15085, section 3.2). Defaults to 'zero'.
+        offset_range (float, optional): How far from its source pixel a kernel may be
+            sampled along each axis, in source pixels, above 0.5: offsets o become
+            ``offset_range * tanh(o / offset_range)``. Defaults to None, without
+            bounds, as the authors have it.
 
     Raises:
         TypeError: If a size is not an int.
@@ -58,6 +62,7 @@ class DLUPack(nn.Module):
         encoder_dilation: int = 1,
         compressed_channels: int = 64,
         offset_init: str = 'zero',
+        offset_range: float | None = None,
     ) -> None:
         super().__init__()
         check_geometry(channels, up_kernel, up_group, scale_factor)
@@ -65,6 +70,11 @@ class DLUPack(nn.Module):
             raise ValueError(
                 f'offset_init must be one of {", ".join(map(repr, OFFSET_INITS))}, got '
                 f'{offset_init!r}'
+            )
+        if offset_range is not None and not offset_range > 0.5:
+            raise ValueError(
+                f'offset_range must be above 0.5 source pixels, which the sub-pixels '
+                f'are away, or None, got {offset_range!r}'
             )
         if encoder_kernel < 1 or encoder_kernel % 2 == 0:
             raise ValueError(
@@ -78,6 +88,7 @@ class DLUPack(nn.Module):
         self.encoder_dilation = encoder_dilation
         self.compressed_channels = compressed_channels
         self.offset_init = offset_init
+        self.offset_range = offset_range
 
         self.channel_compressor = nn.Conv2d(channels, compressed_channels, 1)
         head = dict(
@@ -103,6 +114,8 @@ class DLUPack(nn.Module):
             place = (torch.arange(s) + 0.5) / s - 0.5
             # (axis, i, j): x goes with the column j, y with the row i
             places = torch.stack([place.expand(s, s), place[:, None].expand(s, s)])
+            if self.offset_range is not None:
+                places = self.offset_range * torch.atanh(places / self.offset_range)
             with torch.no_grad():
                 self.conv_offset.bias.copy_(places.flatten().repeat(self.up_group))
 
@@ -122,7 +135,10 @@ class DLUPack(nn.Module):
         n, channels, h, w = kernels.shape
         kernels = kernels.reshape(n * self.up_group, self.up_kernel**2, h, w)
         kernels = kernels.softmax(dim=1).reshape(n, channels, h, w)
-        return kernels, self.conv_offset(compressed)
+        offsets = self.conv_offset(compressed)
+        if self.offset_range is not None:
+            offsets = self.offset_range * torch.tanh(offsets / self.offset_range)
+        return kernels, offsets
 
     def forward(self, x: Tensor) -> Tensor:
         """Upsample (N, C, H, W) to (N, C, s*H, s*W)."""
@@ -140,5 +156,5 @@ class DLUPack(nn.Module):
         return (
             f'channels={self.channels}, scale_factor={self.scale_factor}, '
             f'up_kernel={self.up_kernel}, up_group={self.up_group}, '
-            f'offset_init={self.offset_init!r}'
+            f'offset_init={self.offset_init!r}, offset_range={self.offset_range}'
         )

@@ -66,12 +66,15 @@ class KernelMaps:
         places (np.ndarray, optional): (s*H, s*W, 2) float32, x and y in source
             pixels where DLU samples its kernels and DySample the map, clamped to the
             map.
+        offsets (np.ndarray, optional): (s*H, s*W, 2) float32, x and y from the source
+            pixel to that place, not clamped.
     """
 
     kernels: np.ndarray
     scale_factor: int
     source_kernels: np.ndarray | None = None
     places: np.ndarray | None = None
+    offsets: np.ndarray | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -194,8 +197,8 @@ def kernel_maps(
     shift = shift.reshape(h * s, w * s, 2).numpy()
     own = np.stack(np.meshgrid(np.arange(w), np.arange(h)), axis=-1)
     own = own.repeat(s, axis=0).repeat(s, axis=1)
-    places = (own + shift).clip(0, [w - 1, h - 1])
-    return KernelMaps(as_maps(sampled), s, as_maps(space), places.astype(np.float32))
+    places = (own + shift).clip(0, [w - 1, h - 1]).astype(np.float32)
+    return KernelMaps(as_maps(sampled), s, as_maps(space), places, shift)
 
 
 def _check_group(group: int, argument: str, number: int) -> None:
@@ -212,8 +215,10 @@ def _bilinear_kernels(upsampler: DySample, source: Tensor, group: int) -> Kernel
     offsets = upsampler.predict(source)[0, group :: upsampler.groups]
     offsets = offsets.float().cpu().numpy().transpose(1, 2, 0)
     grid = np.stack(np.meshgrid(np.arange(s * w), np.arange(s * h)), axis=-1)
-    places = ((grid + 0.5) / s - 0.5 + offsets).clip(0, [w - 1, h - 1])
-    own, lower = grid // s, np.nan_to_num(places).astype(int)
+    own = grid // s
+    offsets = ((grid + 0.5) / s - 0.5 + offsets - own).astype(np.float32)
+    places = (own + offsets).clip(0, [w - 1, h - 1])
+    lower = np.nan_to_num(places).astype(int)
     upper_weight = places - lower
     corners = []
     for shift in ((0, 0), (1, 0), (0, 1), (1, 1)):
@@ -227,7 +232,7 @@ def _bilinear_kernels(upsampler: DySample, source: Tensor, group: int) -> Kernel
         y, x = np.nonzero(shown)
         column, row = at[shown].T + r
         kernels[y, x, row, column] = weight[shown]
-    return KernelMaps(kernels, s, places=places.astype(np.float32))
+    return KernelMaps(kernels, s, places=places.astype(np.float32), offsets=offsets)
 
 
 def recorded_kernels(recording: Recording, level: str, group: int = 0) -> KernelMaps:
@@ -259,6 +264,33 @@ def recorded_kernels(recording: Recording, level: str, group: int = 0) -> Kernel
         )
     upsampling = recording.upsamplings[level][-1]
     return kernel_maps(upsampling.module, upsampling.source, group, upsampling.guide)
+
+
+def describe_offsets(maps: Sequence[KernelMaps]) -> str:
+    """Say how far learned offsets reach, and how many have no gradient.
+
+    Args:
+        maps (Sequence[KernelMaps]): Of one upsampler on several images.
+
+    Returns:
+        str: Median and 95th percentile of the larger coordinate's size, in source
+        pixels, and the share of coordinates outside of the map, where sampling clamps
+        them and nothing moves them any more; empty without offsets.
+    """
+    if any(each.offsets is None for each in maps):
+        return ''
+    reach = np.concatenate([np.abs(m.offsets).max(axis=-1).ravel() for m in maps])
+    outside = []
+    for each in maps:
+        s, (h, w) = each.scale_factor, each.size
+        own = np.stack(np.meshgrid(np.arange(w) // s, np.arange(h) // s), axis=-1)
+        at = own + each.offsets
+        outside.append(((at < 0) | (at > [w // s - 1, h // s - 1])).ravel())
+    median, high = np.percentile(reach, [50, 95])
+    return (
+        f'offsets reach {median:.2f} source pixels in the median, {high:.2f} in 95 %, '
+        f'{np.concatenate(outside).mean():.1%} of their coordinates outside of the map'
+    )
 
 
 def visible_size(recording: Recording, maps: KernelMaps) -> tuple[int, int]:

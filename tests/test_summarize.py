@@ -1,0 +1,162 @@
+"""Results of several data sets in one table."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import load_tool
+from PIL import Image
+from scipy import stats
+
+from dlu_mmdet.analysis.across import Across, plot, read_results, two_way
+
+
+def result(upsampler, seed, ap, **classes):
+    sizes = dict(AP50=ap + 0.2, AP75=ap, APs=ap - 0.1, APm=ap + 0.1, APl=None)
+    return dict(
+        upsampler=upsampler,
+        seed=seed,
+        AP=ap,
+        **sizes,
+        classes={name: dict(AP=value) for name, value in classes.items()},
+    )
+
+
+def write_all(folder, values):
+    """values[upsampler]: AP by seed; files as compare.py leaves them."""
+    for upsampler, aps in values.items():
+        for seed, ap in enumerate(aps):
+            own = folder / upsampler / f'seed{seed}'
+            own.mkdir(parents=True)
+            found = result(upsampler, seed, ap, one=ap - 0.1, two=ap + 0.1)
+            (own / 'result.json').write_text(json.dumps(found))
+            # others of mmengine and of the comparison, which are no results
+            (own / 'scalars.json').write_text('{"loss": 1}\n{"loss": 2}\n')
+            (own / 'metrics.json').write_text('{"coco/bbox_mAP": 0.5}')
+    return folder
+
+
+SHAPES = dict(bilinear=[0.40, 0.44], dlu=[0.47, 0.50], carafe=[0.50, 0.52])
+CELLS = dict(bilinear=[0.30, 0.36, 0.32], dlu=[0.29, 0.35, 0.34])
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return [
+        write_all(tmp_path / 'shapes', SHAPES),
+        write_all(tmp_path / 'cells', CELLS),
+    ]
+
+
+def test_two_treatments_give_the_paired_t_interval():
+    cells = {(name, s): ap for name, aps in CELLS.items() for s, ap in enumerate(aps)}
+    found = two_way(cells, 'bilinear')['dlu']
+    paired = np.subtract(CELLS['dlu'], CELLS['bilinear'])
+    expected = stats.ttest_1samp(paired, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(
+        [found.value, found.low, found.high], [paired.mean(), *expected], atol=1e-12
+    )
+    assert not found.real
+
+
+def test_several_treatments_share_their_noise():
+    """Against the textbook's sums of squares, 3 treatments in 4 blocks."""
+    table = np.array([[1.0, 2.0, 4.0, 3.0], [2.5, 2.9, 5.2, 4.6], [0.7, 2.2, 3.9, 3.1]])
+    cells = {(f't{i}', j): v for (i, j), v in np.ndenumerate(table)}
+    effects = table.mean(1, keepdims=True) + table.mean(0) - table.mean()
+    noise = ((table - effects) ** 2).sum() / 6
+    width = stats.t.ppf(0.975, 6) * np.sqrt(2 * noise / 4)
+    for i, found in zip((0, 2), two_way(cells, 't1').values()):
+        value = table[i].mean() - table[1].mean()
+        np.testing.assert_allclose(
+            [found.value, found.low, found.high], [value, value - width, value + width]
+        )
+        assert found.real
+
+
+def test_a_missing_seed_is_not_mistaken_for_a_difference():
+    """dlu is bilinear + 0.1 with every seed, but lacks the best."""
+    aps = [0.1, 0.2, 0.9]
+    cells = {('bilinear', s): ap for s, ap in enumerate(aps)}
+    cells.update({('dlu', s): ap + 0.1 for s, ap in enumerate(aps[:2])})
+    assert two_way(cells, 'bilinear')['dlu'].value == pytest.approx(0.1)
+
+
+def test_one_seed_has_no_interval():
+    found = two_way({('bilinear', 0): 0.3, ('dlu', 0): 0.4}, 'bilinear')['dlu']
+    assert str(found) == '+0.100' and not found.real
+
+
+def test_tables(folders):
+    across = Across({folder.name: read_results(folder) for folder in folders})
+    # +0.095, then the mean of +0.065 and 0
+    assert across.upsamplers == ['carafe', 'dlu', 'bilinear']
+    assert across.accuracy_table()[1:] == [
+        ['carafe', '0.510 ± 0.014 (2)', '-'],
+        ['dlu', '0.485 ± 0.021 (2)', '0.327 ± 0.032 (3)'],
+        ['bilinear', '0.420 ± 0.028 (2)', '0.327 ± 0.031 (3)'],
+    ]
+    carafe, dlu = across.difference_table()[1:]
+    assert carafe[0] == 'carafe' and carafe[1].startswith('+0.090 (')
+    assert carafe[2:] == ['-', '-']
+    # two sets: 0.065 and 0 have the mean 0.0325 and one degree of freedom
+    low, high = stats.ttest_1samp([0.065, 0], 0).confidence_interval(0.95)
+    assert dlu[3] == f'+0.033 ({low:+.3f} to {high:+.3f})'
+    # no object of this size in any set
+    assert [line[-1] for line in across.size_table()[1:]] == ['-'] * 3
+    classes = across.class_table()
+    assert [line[:2] for line in classes[1:]] == [
+        [name, category] for name in ('shapes', 'cells') for category in ('one', 'two')
+    ]
+    assert classes[1][2:] == [line[2] for line in across.size_table()[1:3]]
+
+
+def test_agreement_of_the_orders():
+    order = ['a', 'b', 'c', 'd', 'bilinear']
+    one = {(name, 0): result(name, 0, 0.1 * i) for i, name in enumerate(order)}
+    other = {(name, 0): result(name, 0, 0.5 - 0.1 * i) for i, name in enumerate(order)}
+    across = Across(dict(one=one, other=other, same=one))
+    found = {line[:2]: line[2:] for line in across.rank_correlations()}
+    assert found['one', 'same'][:2] == (5, pytest.approx(1))
+    assert found['one', 'other'][:2] == (5, pytest.approx(-1))
+    # two of 5! orders are as far from 0
+    assert found['one', 'same'][2] == pytest.approx(2 / 120)
+
+
+def test_the_tool_writes_table_and_picture(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        'sys.argv', ['summarize.py', *map(str, folders), '--out', str(tmp_path / 'out')]
+    )
+    assert load_tool('summarize').main() == 0
+    text = (tmp_path / 'out/summary.md').read_text()
+    assert '0.485 ± 0.021 (2)' in text and text in capsys.readouterr().out
+    with Image.open(tmp_path / 'out/summary.png') as picture:
+        assert picture.width > 3 * 250
+
+
+def test_the_picture_has_a_panel_for_each_set_and_for_all(folders):
+    across = Across({folder.name: read_results(folder) for folder in folders})
+    figure = plot(across)
+    assert [axis.get_title() for axis in figure.axes] == ['shapes', 'cells', 'all sets']
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ['dlu', 'carafe']
+
+
+def test_bad_input(folders, tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere is no folder; name those of'):
+        read_results(tmp_path / 'nowhere')
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(FileNotFoundError, match='empty holds no result of a run'):
+        read_results(tmp_path / 'empty')
+    copy = folders[0] / 'copy.json'
+    copy.write_text((folders[0] / 'dlu/seed1/result.json').read_text())
+    with pytest.raises(ValueError, match='copy.json and .* both hold dlu with seed 1'):
+        read_results(folders[0])
+    with pytest.raises(ValueError, match='cells has no result of the baseline carafe'):
+        Across({'cells': read_results(folders[1])}, 'carafe')
+
+
+def test_two_folders_of_one_name(folders, monkeypatch):
+    monkeypatch.setattr('sys.argv', ['summarize.py', *map(str, folders[:1] * 2)])
+    with pytest.raises(ValueError, match='two folders are called shapes; .* rename'):
+        load_tool('summarize').main()

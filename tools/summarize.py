@@ -1,0 +1,104 @@
+"""Join the results of data sets: python tools/summarize.py FOLDER... [--out DIR]."""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from dlu_mmdet.analysis.across import Across, plot, read_results
+from dlu_mmdet.analysis.comparison import cost_table, measure_costs
+from dlu_mmdet.analysis.report import plot_accuracy
+from dlu_mmdet.analysis.runs import Run, write
+from dlu_mmdet.analysis.tables import to_markdown
+from dlu_mmdet.engine import print_anything, read_config, set_upsampler
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Say on which data an upsampler is better, by how much, and '
+        'whether the order is the same on all, from the result.json files of '
+        'tools/compare.py.'
+    )
+    parser.add_argument(
+        'folders',
+        nargs='+',
+        type=Path,
+        metavar='FOLDER',
+        help='of one data set and detector each, which gives it its name: a --work-dir '
+        'of compare.py, or copies of its result.json files under any names',
+    )
+    parser.add_argument(
+        '--baseline',
+        default='bilinear',
+        help='the upsampler that others are compared with (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='folder for summary.md and summary.png (default: tables on the screen)',
+    )
+    parser.add_argument(
+        '--costs',
+        metavar='CONFIG',
+        help='also measure parameters, FLOPs, latency and memory of every upsampler in '
+        "this config's detector, for the one FOLDER; with --out its costs.png",
+    )
+    return parser.parse_args()
+
+
+def measure(across: Across, config: str) -> dict:
+    """Accuracy and costs of one data set, as plot_accuracy and cost_table take them."""
+    (name,) = across.sets
+    rows = across.rows(name)
+    planned = []
+    for row in rows:
+        cfg = read_config(config)
+        set_upsampler(cfg, row['upsample_cfg'])
+        planned.append(Run(row['name'], config, row['name'], cfg, 0, Path()))
+    costs = measure_costs(planned)
+    return dict(rows=[dict(row, **costs[row['name']]) for row in rows])
+
+
+def picture(figure: Figure, path: Path) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png')
+    write(path, buffer.getvalue())
+
+
+def main() -> int:
+    print_anything()
+    args = parse_args()
+    names = [folder.resolve().name for folder in args.folders]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(
+            f'two folders are called {", ".join(repeated)}; the name of a folder is '
+            f'that of its data set, rename one'
+        )
+    sets = {name: read_results(folder) for name, folder in zip(names, args.folders)}
+    if args.costs and len(sets) > 1:
+        raise ValueError(
+            f'--costs takes one FOLDER, whose detector CONFIG is, got {len(sets)}; give '
+            f'each its own command'
+        )
+    across = Across(sets, args.baseline)
+    text = across.markdown()
+    measured = measure(across, args.costs) if args.costs else None
+    if measured:
+        head, *body = cost_table(measured)
+        text += f'\n\n{to_markdown(head, body)}'
+    print(text)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        write(args.out / 'summary.md', text + '\n')
+        picture(plot(across), args.out / 'summary.png')
+        if measured:
+            picture(plot_accuracy(measured), args.out / 'costs.png')
+        print(f'\nwritten: summary.md and pictures in {args.out}', file=sys.stderr)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

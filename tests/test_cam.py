@@ -10,7 +10,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, ROOT, load_tool
+from conftest import CONFIGS, load_tool
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.hub import get_config
@@ -500,7 +500,7 @@ def tool(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
-        monkeypatch.setattr(sys, 'argv', ['explain.py', *map(str, arguments)])
+        monkeypatch.setattr('sys.argv', ['explain.py', *map(str, arguments)])
         module.main()
 
     call.module = module

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pytest
-from conftest import load_tool
 import torch
 import torch.utils.checkpoint
+from conftest import load_tool
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
@@ -132,7 +132,7 @@ def test_the_picture_is_the_one_that_was_loaded(
     )
     out = ['--out', str(tmp_path / 'out.png')]
     argv = ['visualize.py', 'detections', *pair, '--images', str(photo), *out]
-    monkeypatch.setattr(sys, 'argv', argv)
+    monkeypatch.setattr('sys.argv', argv)
     visualize.main()
 
     draw_rows = explain.draw_heatmaps
@@ -144,7 +144,7 @@ def test_the_picture_is_the_one_that_was_loaded(
         ),
     )
     argv = ['explain.py', *pair, str(photo), '--method', 'xgradcam', *out]
-    monkeypatch.setattr(sys, 'argv', [*argv, '--score-thr', '0'])
+    monkeypatch.setattr('sys.argv', [*argv, '--score-thr', '0'])
     explain.main()
     assert len(shown) == 2
     for image in shown:
@@ -465,9 +465,9 @@ def test_output_in_ascii(model, photo, tmp_path, monkeypatch):
     out = tmp_path / '龙.png'
     argv = ['visualize.py', 'features', *files_of(model, tmp_path)]
     argv += ['--images', str(photo), '--out', str(out)]
-    monkeypatch.setattr(sys, 'argv', argv)
+    monkeypatch.setattr('sys.argv', argv)
     stream = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
-    monkeypatch.setattr(sys, 'stdout', stream)
+    monkeypatch.setattr('sys.stdout', stream)
     tool.main()
     stream.flush()
     assert b'\\u9f99.png' in stream.buffer.getvalue()
@@ -497,7 +497,7 @@ def test_a_place_that_cannot_be_written_shows_first(
     for out in (tmp_path / 'file/x.png', tmp_path / 'folder.png'):
         with pytest.raises(ValueError, match='cannot be written'):
             check_writable(out)
-    monkeypatch.setattr(sys, 'argv', [*argv, str(tmp_path / 'file/x.png')])
+    monkeypatch.setattr('sys.argv', [*argv, str(tmp_path / 'file/x.png')])
     with pytest.raises(ValueError, match='file/x.png cannot be written'):
         load_tool('explain').main()
     check_writable(tmp_path / 'new' / 'x.png')
@@ -637,6 +637,6 @@ def test_detectors_that_load_an_image_differently(model, photo, tmp_path, monkey
         monkeypatch.setattr(model, 'cfg', cfg)
         pairs += files_of(model, tmp_path / folder)
     argv = ['visualize.py', 'detections', *pairs, '--images', str(photo)]
-    monkeypatch.setattr(sys, 'argv', [*argv, '--out', str(tmp_path / 'x.png')])
+    monkeypatch.setattr('sys.argv', [*argv, '--out', str(tmp_path / 'x.png')])
     with pytest.raises(ValueError, match=r'dlu \(2\) loads .*photo\.png as \(64, 96\)'):
         load_tool('visualize').main()

@@ -11,8 +11,8 @@ from pathlib import Path
 import mmcv
 import numpy as np
 import pytest
-from conftest import load_tool
 import torch
+from conftest import load_tool
 from matplotlib.colors import to_rgb
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample

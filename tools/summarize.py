@@ -80,8 +80,8 @@ def main() -> int:
     sets = {name: read_results(folder) for name, folder in zip(names, args.folders)}
     if args.costs and len(sets) > 1:
         raise ValueError(
-            f'--costs takes one FOLDER, whose detector CONFIG is, got {len(sets)}; give '
-            f'each its own command'
+            f'--costs takes one FOLDER, whose detector CONFIG is, got {len(sets)}; '
+            f'give each its own command'
         )
     across = Across(sets, args.baseline)
     text = across.markdown()

@@ -525,9 +525,12 @@ def measure_training(config: str, rounds: int = 15) -> str:
     from mmdet.registry import MODELS
     from mmdet.testing import demo_mm_inputs
     from mmengine.config import Config
+    from mmengine.logging import MMLogger
     from mmengine.registry import init_default_scope
 
     init_default_scope('mmdet')
+    # init_weights would list every parameter
+    MMLogger.get_current_instance().setLevel('WARNING')
     names = ('bilinear', 'carafe', 'dlu')
 
     def iteration(name: str) -> Callable[[], None]:

@@ -28,6 +28,7 @@ from dlu_mmdet.analysis.bootstrap import (
     paired_differences,
     resample,
 )
+from dlu_mmdet.datasets.shapes import CLASSES
 from dlu_mmdet.engine import build_runner
 
 NEAREST = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-nearest_shapes.py'
@@ -436,6 +437,11 @@ def test_killed_it_goes_on_where_it_was(options, tmp_path, capsys):
     # the checkpoint comes before the validation of its epoch
     assert [epoch for epoch, _ in result['validation']][-2:] == [2, 3]
     assert result['loss'][-1][0] == 6
+    assert result['upsampler'] == 'dlu' and result['upsample_cfg']['type'] == 'dlu'
+    assert tuple(result['classes']) == CLASSES
+    means = [found['AP'] for found in result['classes'].values()]
+    found = [ap for ap in means if ap is not None]
+    assert result['AP'] == pytest.approx(np.mean(found))
 
 
 @pytest.mark.slow

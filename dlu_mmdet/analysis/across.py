@@ -324,9 +324,10 @@ class Across:
         for name in self.sets:
             categories = self.categories(name)
             for category in categories if len(categories) > 1 else ():
-                found = self.differences(name, 'AP', category)
-                cells = [_short(found.get(upsampler)) for upsampler in upsamplers]
-                table.append([name, category, *cells])
+                # empty where results of the baseline are without classes
+                if found := self.differences(name, 'AP', category):
+                    cells = [_short(found.get(upsampler)) for upsampler in upsamplers]
+                    table.append([name, category, *cells])
         return table
 
     def rank_table(self) -> list[list[str]]:

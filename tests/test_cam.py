@@ -767,7 +767,8 @@ def test_table_of_the_pointing_game_and_the_curves(tool, pairs, seen, folder, ca
     area = (x2 - x1) * (y2 - y1) / (112 * 96)
     assert value(uniform, 'energy in box') == pytest.approx(area, rel=0.02)
     assert value(uniform, 'energy in mask') == pytest.approx(area / 2, rel=0.1)
-    assert value(own, 'energy in box') == 1
+    # pixels at the box's edge count in part
+    assert value(own, 'energy in box') == pytest.approx(1, abs=0.03)
     assert value(own, 'energy in mask') == pytest.approx(0.5, abs=0.05)
     for method in rows:
         assert value(method, 'energy in mask') <= value(method, 'energy in box')

@@ -199,7 +199,7 @@ def check_choices(args: argparse.Namespace) -> None:
             raise ValueError(
                 f'--num-detections must be at least 1, got {args.num_detections}'
             )
-        args.measures = args.measures or ['axioms']
+        args.measures = [m for m in MEASURES if m in (args.measures or ['axioms'])]
         check_curves(args)
     suffixes = ('.png',) if args.images else ('.md', '.csv')
     if args.out and (Path(args.out).suffix not in suffixes or Path(args.out).is_dir()):
@@ -437,16 +437,17 @@ class View:
     """An image of the test set as a detector sees it.
 
     Attributes:
+        number (int): Which image of the test set.
         inputs (torch.Tensor): As the network takes the image.
         sample (DetDataSample): With the detections.
-        regions (list[dict[str, torch.Tensor]]): For each detection the object that it
-            found, (h, w) shares of pixels in 'box' and, if the data set has it, 'mask';
-            empty if it found none.
+        objects (list[dict, optional]): For each detection the instance of the data
+            set that it found, None if it found none.
     """
 
+    number: int
     inputs: torch.Tensor
     sample: DetDataSample
-    regions: list[dict[str, torch.Tensor]]
+    objects: list[dict | None]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -462,36 +463,48 @@ class View:
         """(4,) x1 y1 x2 y2 of a detection, in pixels of the image."""
         return self.sample.pred_instances.bboxes[index].cpu().numpy()
 
+    def regions(self, index: int) -> dict[str, torch.Tensor]:
+        """What a detection is to point at, as (h, w) shares of pixels.
 
-def look(args: argparse.Namespace, model: nn.Module, info: dict) -> View:
-    """Detect in an image of the test set, and match what was found."""
-    view = View(*find_detections(model, info['img_path'], args.score_thr), [])
-    found = view.sample.pred_instances.cpu().numpy()
-    view.regions = [{} for _ in found.bboxes]
-    if 'pointing' not in args.measures:
-        return view
-    instances = info['instances']
-    with_mask = bool(instances) and all('mask' in each for each in instances)
-    load = LoadAnnotations(with_mask=with_mask)
-    truth = load(dict(info, ori_shape=view.sample.ori_shape[:2]))
-    boxes = truth['gt_bboxes'].numpy()
-    matches = match_detections(
-        found.bboxes,
-        found.labels,
-        found.scores,
-        boxes,
-        truth['gt_bboxes_labels'],
-        truth['gt_ignore_flags'],
-    )
-    for index in np.flatnonzero(matches.hits):
-        gt = matches.det_gt[index]
-        view.regions[index]['box'] = box_coverage(boxes[gt] * view.scale, view.size)
-        if with_mask:
-            mask = torch.from_numpy(truth['gt_masks'].masks[gt]).float()[None, None]
-            view.regions[index]['mask'] = interpolate(
-                mask, view.size, mode='bilinear', antialias=True
-            )[0, 0]
-    return view
+        Returns:
+            dict[str, torch.Tensor]: 'box' and, if the data set has it, 'mask' of the
+            object that it found; empty if it found none.
+        """
+        instance = self.objects[index]
+        if instance is None:
+            return {}
+        truth = LoadAnnotations(with_mask='mask' in instance)(
+            dict(instances=[instance], ori_shape=self.sample.ori_shape[:2])
+        )
+        (box,) = truth['gt_bboxes'].numpy()
+        regions = {'box': box_coverage(box * self.scale, self.size)}
+        # mmdet makes nothing of a polygon without an area
+        if 'gt_masks' in truth and truth['gt_masks'].masks.any():
+            mask = torch.from_numpy(truth['gt_masks'].masks).float()[None]
+            mask = interpolate(mask, self.size, mode='bilinear', antialias=True)
+            regions['mask'] = mask[0, 0]
+        return regions
+
+
+def look(args: argparse.Namespace, model: nn.Module, dataset, number: int) -> View:
+    """Detect in an image of the test set, and match what was found if asked to."""
+    info = dataset.get_data_info(number)
+    inputs, sample = find_detections(model, info['img_path'], args.score_thr)
+    found = sample.pred_instances.cpu().numpy()
+    objects = [None] * len(found)
+    if 'pointing' in args.measures:
+        truth = LoadAnnotations()(dict(info))
+        matches = match_detections(
+            found.bboxes,
+            found.labels,
+            found.scores,
+            truth['gt_bboxes'].numpy(),
+            truth['gt_bboxes_labels'],
+            truth['gt_ignore_flags'],
+        )
+        for index in np.flatnonzero(matches.hits):
+            objects[index] = info['instances'][matches.det_gt[index]]
+    return View(number, inputs, sample, objects)
 
 
 def measure(
@@ -526,8 +539,9 @@ def measure(
     maps.update(zip(CONTROLS, (torch.ones(view.size), own)))
     rows.update((title, dict(method=title)) for title in CONTROLS)
     if 'pointing' in args.measures:
+        regions = view.regions(index)
         for title, heatmap in maps.items():
-            for name, region in view.regions[index].items():
+            for name, region in regions.items():
                 rows[title][f'energy in {name}'] = energy_share(heatmap, region)
     curves = {}
     if 'curves' in args.measures:
@@ -538,7 +552,7 @@ def measure(
             (blurred(view.inputs, view.size), view.inputs),
         )
         for title, heatmap in maps.items():
-            ranks = pixel_ranks(heatmap, seed=index).to(view.inputs.device)
+            ranks = pixel_ranks(heatmap, seed=view.number).to(view.inputs.device)
             found = [
                 replacement_curve(score, *ends, ranks, shares, args.batch_size)
                 for ends in changes
@@ -561,7 +575,7 @@ def average(args: argparse.Namespace, models: dict[str, nn.Module]) -> None:
         spread = np.linspace(0, len(dataset) - 1, number).round().astype(int)
         print(f'{name}: detecting in {number} images')
         views = [
-            look(args, model, dataset.get_data_info(index))
+            look(args, model, dataset, index)
             for index in track_iter_progress(spread.tolist())
         ]
         # every image's best detection first, then every second best, ...
@@ -621,13 +635,14 @@ def show_curves(
     print(f'picture: {args.curves_out}')
 
 
-def cells(values: np.ndarray, second: str) -> list[str]:
+def cells(values: np.ndarray, second: str, digits: int) -> list[str]:
     """The mean, and the median or the standard error; '–' where there is none."""
-    mean = f'{values.mean():.3f}' if len(values) else '–'
-    if second == 'median':
-        return [mean, f'{np.median(values):.3f}' if len(values) else '–']
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
-    return [mean, '–' if error is None else f'{error:.3f}']
+    found = [values.mean()] if len(values) else []
+    if second == 'median' and len(values):
+        found.append(np.median(values))
+    elif len(values) > 1:
+        found.append(values.std(ddof=1) / len(values) ** 0.5)
+    return [f'{value:.{digits}f}' for value in found] + ['–'] * (2 - len(found))
 
 
 def print_table(rows: Sequence[dict], measures: Sequence[str], out: str | None) -> None:
@@ -660,7 +675,8 @@ def print_table(rows: Sequence[dict], measures: Sequence[str], out: str | None) 
             values = np.array([row[name] for row in group if name in row])
             if name == 'energy in box':
                 line.append(str(len(values)))
-            line += cells(values, second)
+            # small objects have small shares
+            line += cells(values, second, 4 if name.startswith('energy') else 3)
         body.append(line)
     table = to_markdown(head, body, texts=2)
     print(table)

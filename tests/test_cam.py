@@ -33,6 +33,7 @@ from dlu_mmdet.visualization.cam import (
 from dlu_mmdet.visualization.detector_score import (
     default_layer,
     detect,
+    detection_probability,
     detection_score,
 )
 from dlu_mmdet.visualization.figures import as_image
@@ -365,6 +366,12 @@ def test_score_of_a_two_stage_detector(models, seen, kind):
             levels = model.extract_feat(inputs)
             logits = model.roi_head.forward(levels, [proposal], [sample])[0]
             torch.testing.assert_close(run(3), logits[0, found.labels[index]].repeat(3))
+            score = detection_probability(model, inputs, sample, index)
+            # of two images each has its own
+            scores = score(torch.cat([inputs, -inputs]))
+            expected = logits[0].softmax(0)[found.labels[index]]
+            torch.testing.assert_close(scores[0], expected)
+            torch.testing.assert_close(scores[1:], score(-inputs))
         # only the level that the score names has a say
         layer = LayerScore(model, f'neck.fpn_convs.{level}', run)
         assert not collect_evidence(layer).is_empty
@@ -406,6 +413,8 @@ def test_score_of_a_dense_head(models, seen):
             torch.testing.assert_close(
                 run(2).sigmoid(), found.scores[index].repeat(2), rtol=1e-4, atol=1e-6
             )
+            score = detection_probability(model, inputs, sample, index)
+            torch.testing.assert_close(score(inputs), run(1).sigmoid())
         levels.add(level)
     assert len(levels) > 1
     layer = LayerScore(model, f'neck.fpn_convs.{level}', run)
@@ -632,6 +641,8 @@ def test_mistakes_in_a_later_image_show_first(tool, pairs, folder, monkeypatch):
         (['--out', 'picture.jpg'], r'--out: .*\.png file, got picture\.jpg'),
         (['--target', 'best'], "det:N or class:NAME, got 'best'"),
         (['--num-detections', 3], '--num-detections is .* without an IMAGE'),
+        (['--measures', 'curves'], '--measures is .* without an IMAGE'),
+        (['--steps', 5], '--steps is .* without an IMAGE'),
     ):
         with pytest.raises(ValueError, match=words):
             tool(*common, *options)
@@ -639,6 +650,12 @@ def test_mistakes_in_a_later_image_show_first(tool, pairs, folder, monkeypatch):
         (['--out', 'table.png'], r'without an IMAGE the table is a \.md or \.csv file'),
         (['--target', 'det:0'], '--target det:0 chooses a detection of an IMAGE'),
         (['--num-detections', 0], '--num-detections must be at least 1, got 0'),
+        (['--steps', 5], '--steps 5 is of the curves; add them'),
+        (['--measures', 'curves', '--steps', 1], '--steps must be at least 2, got 1'),
+        (
+            ['--measures', 'curves', '--curves-out', 'x.jpg'],
+            r'--curves-out: the picture is a \.png file, got x\.jpg',
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             tool(*pairs['faster'], *options)
@@ -694,8 +711,11 @@ def test_table_of_the_axioms(tool, pairs, capsys):
     assert table[3][:5] == ['dlu', 'Ablation-CAM, slope', '5', '0.000', '0.000']
     assert all(np.isfinite(float(value)) for value in table[2][3:])
 
-    figures = ('dlu', 'xgradcam', 0.5, 0.25), ('dlu', 'xgradcam', 0.25, 0.5)
-    tool.module.print_table([*figures, ('dlu', 'xgradcam', 1.5, 0.75)], 'table.csv')
+    rows = [
+        dict(upsampler='dlu', method='XGrad-CAM', sensitivity=one, conservation=other)
+        for one, other in ((0.5, 0.25), (0.25, 0.5), (1.5, 0.75))
+    ]
+    tool.module.print_table(rows, ['axioms'], 'table.csv')
     with open('table.csv', newline='') as file:
         (line,) = csv.DictReader(file)
     assert line == {
@@ -707,6 +727,65 @@ def test_table_of_the_axioms(tool, pairs, capsys):
         'conservation': '0.500',
         'median conservation': '0.500',
     }
+
+
+def test_table_of_the_pointing_game_and_the_curves(tool, pairs, seen, folder, capsys):
+    """If it fails, maps are held against other objects than the detected ones."""
+    found = seen['faster'][1].pred_instances
+    x1, y1, x2, y2 = found.bboxes[0].tolist()
+    content = json.loads((folder / 'annotations.json').read_text())
+    # the first image's best detection is right; of its object the left half is there
+    content['annotations'] = [
+        dict(
+            id=1,
+            image_id=0,
+            category_id=int(found.labels[0]),
+            bbox=[x1, y1, x2 - x1, y2 - y1],
+            area=(x2 - x1) * (y2 - y1),
+            iscrowd=0,
+            segmentation=[[x1, y1, (x1 + x2) / 2, y1, (x1 + x2) / 2, y2, x1, y2]],
+        )
+    ]
+    (folder / 'objects.json').write_text(json.dumps(content))
+    tool(
+        *pairs['faster'], '--num-detections', 2, '--score-thr', 0,
+        '--measures', 'pointing', 'curves', '--method', 'xgradcam', '--steps', 3,
+        '--cfg-options', 'test_dataloader.dataset.ann_file=objects.json',
+        '--out', 'table.csv',
+    )  # fmt: skip
+    with open('table.csv', newline='') as file:
+        rows = {row['method']: row for row in csv.DictReader(file)}
+    uniform, own = tool.module.CONTROLS
+    assert list(rows) == ['XGrad-CAM', uniform, own]
+    assert {(row['detections'], row['matched']) for row in rows.values()} == {
+        ('2', '1')
+    }
+
+    def value(method, column):
+        return float(rows[method][column])
+
+    area = (x2 - x1) * (y2 - y1) / (112 * 96)
+    assert value(uniform, 'energy in box') == pytest.approx(area, rel=0.02)
+    assert value(uniform, 'energy in mask') == pytest.approx(area / 2, rel=0.1)
+    # pixels at the box's edge count in part
+    assert value(own, 'energy in box') == pytest.approx(1, abs=0.03)
+    assert value(own, 'energy in mask') == pytest.approx(0.5, abs=0.05)
+    for method in rows:
+        assert value(method, 'energy in mask') <= value(method, 'energy in box')
+        assert rows[method]['s.e. energy in box'] == '–'  # of a single object
+        assert 0 < value(method, 'deletion') < 1 and 0 < value(method, 'insertion') < 1
+    assert 'sensitivity' not in rows['XGrad-CAM']
+    assert Image.open('work_dirs/curves.png').format == 'PNG'
+    printed = capsys.readouterr().out
+    assert re.search(r'dlu: mean probability 0\.\d+, of the mean colour', printed)
+
+    # nothing is there to be found
+    tool(
+        *pairs['faster'], '--num-detections', 1, '--score-thr', 0,
+        '--measures', 'pointing', '--method', 'xgradcam',
+    )  # fmt: skip
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if 'XGrad-CAM' in x]
+    assert [cell.strip() for cell in line.split('|')[3:7]] == ['1', '0', '–', '–']
 
 
 def test_mistakes_are_named(tool, pairs, folder):

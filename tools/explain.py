@@ -13,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmdet.datasets.transforms import LoadAnnotations
 from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_overlaps
 from mmengine.utils import track_iter_progress
 from torch import nn
+from torch.nn.functional import interpolate
 
+from dlu_mmdet.analysis.matching import match_detections
 from dlu_mmdet.analysis.tables import to_markdown
 from dlu_mmdet.datasets import check_data
 from dlu_mmdet.engine import (
@@ -33,19 +36,43 @@ from dlu_mmdet.engine import (
 from dlu_mmdet.visualization.cam import (
     METHODS,
     TITLES,
+    Explanation,
     LayerScore,
     collect_evidence,
     explain,
     find_layer,
 )
+from dlu_mmdet.visualization.curves import COLOURS as CURVE_COLOURS
+from dlu_mmdet.visualization.curves import draw_curves
 from dlu_mmdet.visualization.detector_score import (
     default_layer,
     detect,
+    detection_probability,
     detection_score,
 )
 from dlu_mmdet.visualization.figures import save_figure
 from dlu_mmdet.visualization.heatmaps import COLOURS, HeatmapRow, draw_heatmaps
 from dlu_mmdet.visualization.images import image_names
+from dlu_mmdet.visualization.map_measures import (
+    area_under,
+    blurred,
+    box_coverage,
+    cubic_shares,
+    energy_share,
+    mean_colour,
+    pixel_ranks,
+    replacement_curve,
+    spread_map,
+)
+
+#: The columns of each of --measures.
+MEASURES = dict(
+    axioms=('sensitivity', 'conservation'),
+    pointing=('energy in box', 'energy in mask'),
+    curves=('deletion', 'insertion'),
+)
+#: Maps that know nothing of the network. Ranks of equal values are random.
+CONTROLS = ('uniform, random order', "the detection's box")
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,7 +83,7 @@ def parse_args() -> argparse.Namespace:
         'images',
         nargs='*',
         metavar='IMAGE',
-        help="images to picture; with none, the axioms are averaged over the config's "
+        help="images to picture; with none, --measures are averaged over the config's "
         'test set and printed as a table',
     )
     parser.add_argument(
@@ -97,6 +124,23 @@ def parse_args() -> argparse.Namespace:
         help='how many detections of the test set to average over (default: 50)',
     )
     parser.add_argument(
+        '--measures',
+        nargs='+',
+        choices=list(MEASURES),
+        help='what to average over the test set: the axioms, the pointing game '
+        "(the map's share inside the object) and the deletion and insertion curves, "
+        'which take minutes (default: axioms)',
+    )
+    parser.add_argument(
+        '--steps',
+        type=int,
+        help='how many altered images make a curve, at least 2 (default: 20)',
+    )
+    parser.add_argument(
+        '--curves-out',
+        help='the picture of the curves, a .png file (default: work_dirs/curves.png)',
+    )
+    parser.add_argument(
         '--out',
         help='the picture, a .png file (default: work_dirs/explain.png), or without '
         'an IMAGE the table, a .md or .csv file (default: printed only)',
@@ -105,7 +149,8 @@ def parse_args() -> argparse.Namespace:
         '--batch-size',
         type=int,
         default=32,
-        help='channels to remove at once (default: %(default)s)',
+        help='channels to remove, or altered images to run, at once '
+        '(default: %(default)s)',
     )
     parser.add_argument(
         '--device', default='cpu', help='e.g. cuda:0 (default: %(default)s)'
@@ -123,11 +168,17 @@ def parse_args() -> argparse.Namespace:
 def check_choices(args: argparse.Namespace) -> None:
     """Fill in what depends on whether there are images; refuse the rest."""
     if args.images:
-        if args.num_detections is not None:
-            raise ValueError(
-                '--num-detections is how many to average over, which is done without '
-                'an IMAGE; leave one of them out'
-            )
+        for flag, what in {
+            'num_detections': 'how many to average over',
+            'measures': 'what to average',
+            'steps': "the curves'",
+            'curves_out': 'the picture of the curves',
+        }.items():
+            if getattr(args, flag) is not None:
+                raise ValueError(
+                    f'--{flag.replace("_", "-")} is {what}, which is done without an '
+                    'IMAGE; leave one of them out'
+                )
         args.target = 'det:0' if args.target is None else args.target
         if not re.fullmatch(r'det:\d+|class:.+', args.target):
             raise ValueError(
@@ -148,6 +199,8 @@ def check_choices(args: argparse.Namespace) -> None:
             raise ValueError(
                 f'--num-detections must be at least 1, got {args.num_detections}'
             )
+        args.measures = [m for m in MEASURES if m in (args.measures or ['axioms'])]
+        check_curves(args)
     suffixes = ('.png',) if args.images else ('.md', '.csv')
     if args.out and (Path(args.out).suffix not in suffixes or Path(args.out).is_dir()):
         what = 'the picture is' if args.images else 'without an IMAGE the table is'
@@ -156,6 +209,26 @@ def check_choices(args: argparse.Namespace) -> None:
         )
     if args.out:
         check_writable(args.out)
+
+
+def check_curves(args: argparse.Namespace) -> None:
+    """Fill in the flags of the curves, or refuse them where there are none."""
+    for flag in ('steps', 'curves_out'):
+        if 'curves' not in args.measures and getattr(args, flag) is not None:
+            raise ValueError(
+                f'--{flag.replace("_", "-")} {getattr(args, flag)} is of the curves; '
+                'add them with --measures curves'
+            )
+    if 'curves' in args.measures:
+        args.steps = 20 if args.steps is None else args.steps
+        if args.steps < 2:
+            raise ValueError(f'--steps must be at least 2, got {args.steps}')
+        args.curves_out = args.curves_out or 'work_dirs/curves.png'
+        if Path(args.curves_out).suffix != '.png' or Path(args.curves_out).is_dir():
+            raise ValueError(
+                f'--curves-out: the picture is a .png file, got {args.curves_out}'
+            )
+        check_writable(args.curves_out)
 
 
 def find_detections(model: nn.Module, image: str, score_thr: float):
@@ -343,70 +416,268 @@ def explain_subject(
             f'{TITLES[method]:19} sensitivity {found.sensitivity:.3f}  '
             f'conservation {found.conservation:.3f}'
         )
-    # a RoI head's maps are of the box, all others of the padded input
-    scale = np.array(subject.sample.scale_factor)
-    area = (0, 0, *(np.array(subject.inputs.shape[:1:-1]) / scale))
-    if layer.startswith('roi_head.'):
-        area = tuple(box)
+    area = tuple(covered(layer, subject.inputs, subject.sample, box))
     caption = f'{subject.caption}, S = {float(evidence.score):.1f}'
     return HeatmapRow(title, pixels, caption, box, explanations, area)
 
 
+def covered(
+    layer: str, inputs: torch.Tensor, sample: DetDataSample, box: np.ndarray
+) -> np.ndarray:
+    """x1 y1 x2 y2, in pixels of the image, of what the maps of a layer cover."""
+    # a RoI head's maps are of the box, all others of the padded input
+    if layer.startswith('roi_head.'):
+        return box
+    scale = np.array(sample.scale_factor)
+    return np.array([0, 0, *(np.array(inputs.shape[:1:-1]) / scale)])
+
+
+@dataclass
+class View:
+    """An image of the test set as a detector sees it.
+
+    Attributes:
+        number (int): Which image of the test set.
+        inputs (torch.Tensor): As the network takes the image.
+        sample (DetDataSample): With the detections.
+        objects (list[dict, optional]): For each detection the instance of the data
+            set that it found, None if it found none.
+    """
+
+    number: int
+    inputs: torch.Tensor
+    sample: DetDataSample
+    objects: list[dict | None]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, in the input's pixels, of what is not padding."""
+        return tuple(self.sample.img_shape[:2])
+
+    @property
+    def scale(self) -> np.ndarray:
+        """(4,), from a box in pixels of the image to one in the input's."""
+        return np.tile(self.sample.scale_factor, 2)
+
+    def box(self, index: int) -> np.ndarray:
+        """(4,) x1 y1 x2 y2 of a detection, in pixels of the image."""
+        return self.sample.pred_instances.bboxes[index].cpu().numpy()
+
+    def regions(self, index: int) -> dict[str, torch.Tensor]:
+        """What a detection is to point at, as (h, w) shares of pixels.
+
+        Returns:
+            dict[str, torch.Tensor]: 'box' and, if the data set has it, 'mask' of the
+            object that it found; empty if it found none.
+        """
+        instance = self.objects[index]
+        if instance is None:
+            return {}
+        truth = LoadAnnotations(with_mask='mask' in instance)(
+            dict(instances=[instance], ori_shape=self.sample.ori_shape[:2])
+        )
+        (box,) = truth['gt_bboxes'].numpy()
+        regions = {'box': box_coverage(box * self.scale, self.size)}
+        # mmdet makes nothing of a polygon without an area
+        if 'gt_masks' in truth and truth['gt_masks'].masks.any():
+            mask = torch.from_numpy(truth['gt_masks'].masks).float()[None]
+            mask = interpolate(mask, self.size, mode='bilinear', antialias=True)
+            regions['mask'] = mask[0, 0]
+        return regions
+
+
+def look(args: argparse.Namespace, model: nn.Module, dataset, number: int) -> View:
+    """Detect in an image of the test set, and match what was found if asked to."""
+    info = dataset.get_data_info(number)
+    inputs, sample = find_detections(model, info['img_path'], args.score_thr)
+    found = sample.pred_instances.cpu().numpy()
+    objects = [None] * len(found)
+    if 'pointing' in args.measures:
+        truth = LoadAnnotations()(dict(info))
+        matches = match_detections(
+            found.bboxes,
+            found.labels,
+            found.scores,
+            truth['gt_bboxes'].numpy(),
+            truth['gt_bboxes_labels'],
+            truth['gt_ignore_flags'],
+        )
+        for index in np.flatnonzero(matches.hits):
+            objects[index] = info['instances'][matches.det_gt[index]]
+    return View(number, inputs, sample, objects)
+
+
+def measure(
+    args: argparse.Namespace,
+    model: nn.Module,
+    view: View,
+    index: int,
+    layer: str,
+    explanations: dict[str, Explanation],
+) -> tuple[list[dict], dict[str, np.ndarray]]:
+    """Measure the maps of one detection, and the controls beside them.
+
+    Returns:
+        tuple[list[dict], dict[str, np.ndarray]]: A row for each method, and for each
+        its curves (2, T), by deletion and by insertion.
+    """
+    box = view.box(index)
+    area = covered(layer, view.inputs, view.sample, box) * view.scale
+    maps = {
+        TITLES[method]: spread_map(each.heatmap, area, view.size)
+        for method, each in explanations.items()
+    }
+    rows = {title: dict(method=title) for title in maps}
+    if 'axioms' in args.measures:
+        for method, each in explanations.items():
+            rows[TITLES[method]].update(
+                sensitivity=each.sensitivity, conservation=each.conservation
+            )
+    if args.measures == ['axioms']:
+        return list(rows.values()), {}
+    own = box_coverage(box * view.scale, view.size)
+    maps.update(zip(CONTROLS, (torch.ones(view.size), own)))
+    rows.update((title, dict(method=title)) for title in CONTROLS)
+    if 'pointing' in args.measures:
+        regions = view.regions(index)
+        for title, heatmap in maps.items():
+            for name, region in regions.items():
+                rows[title][f'energy in {name}'] = energy_share(heatmap, region)
+    curves = {}
+    if 'curves' in args.measures:
+        score = detection_probability(model, view.inputs, view.sample, index)
+        shares = cubic_shares(args.steps)
+        changes = (
+            (view.inputs, mean_colour(view.inputs, view.size)),
+            (blurred(view.inputs, view.size), view.inputs),
+        )
+        for title, heatmap in maps.items():
+            ranks = pixel_ranks(heatmap, seed=view.number).to(view.inputs.device)
+            found = [
+                replacement_curve(score, *ends, ranks, shares, args.batch_size)
+                for ends in changes
+            ]
+            rows[title].update(
+                (name, area_under(curve, shares))
+                for name, curve in zip(MEASURES['curves'], found)
+            )
+            curves[title] = torch.stack(found).numpy()
+    return list(rows.values()), curves
+
+
 def average(args: argparse.Namespace, models: dict[str, nn.Module]) -> None:
-    """Print the axioms of each method, averaged over the test set."""
-    rows = []
+    """Print the measures of each method, averaged over the test set."""
+    rows, curves = [], {}
     for name, model in models.items():
         check_data(model.cfg, ('test',), scored=False)
         dataset = DATASETS.build(model.cfg.test_dataloader.dataset)
         number = min(args.num_detections, len(dataset))
         spread = np.linspace(0, len(dataset) - 1, number).round().astype(int)
-        paths = [dataset.get_data_info(index)['img_path'] for index in spread]
-        print(f'{name}: detecting in {len(paths)} images')
+        print(f'{name}: detecting in {number} images')
         views = [
-            find_detections(model, path, args.score_thr)
-            for path in track_iter_progress(paths)
+            look(args, model, dataset, index)
+            for index in track_iter_progress(spread.tolist())
         ]
         # every image's best detection first, then every second best, ...
         ranked = sorted(
-            (rank, view)
-            for view, (_, sample) in enumerate(views)
-            for rank in range(len(sample.pred_instances))
+            (rank, number)
+            for number, view in enumerate(views)
+            for rank in range(len(view.sample.pred_instances))
         )[: args.num_detections]
         print(f'\n{name}: explaining {len(ranked)} detections')
         unrelated = 0
-        for rank, view in track_iter_progress(ranked):
-            run, layer = find_score(model, *views[view], rank, args.layer)
+        for rank, number in track_iter_progress(ranked):
+            view = views[number]
+            run, layer = find_score(model, view.inputs, view.sample, rank, args.layer)
             evidence = collect_evidence(LayerScore(model, layer, run), args.batch_size)
             if evidence.is_empty:
                 unrelated += 1
                 continue
-            for method in args.method:
-                found = explain(evidence, method)
-                rows.append((name, method, found.sensitivity, found.conservation))
+            answers = {method: explain(evidence, method) for method in args.method}
+            found, drawn = measure(args, model, view, rank, layer, answers)
+            rows += [dict(row, upsampler=name) for row in found]
+            for title, pair in drawn.items():
+                curves.setdefault(name, {}).setdefault(title, []).append(pair)
         print()
         if unrelated:
             print(f'{name}: {unrelated} detections do not depend on {args.layer}')
-    print_table(rows, args.out)
+    print_table(rows, args.measures, args.out)
+    if curves:
+        show_curves(args, curves)
 
 
-def print_table(rows: Sequence[tuple[str, str, float, float]], out: str | None) -> None:
-    """Print means and medians as a Markdown table; write them where --out says."""
+def show_curves(
+    args: argparse.Namespace, curves: dict[str, dict[str, list[np.ndarray]]]
+) -> None:
+    """Draw the mean curves; print where they begin and end."""
+    stacked = {
+        name: {title: np.stack(pairs) for title, pairs in each.items()}
+        for name, each in curves.items()
+    }
+    for name, each in stacked.items():
+        # the ends are those of any order
+        image, colour, soft = (
+            float(each[CONTROLS[0]][:, side, step].mean())
+            for side, step in ((0, 0), (0, -1), (1, 0))
+        )
+        print(
+            f'{name}: mean probability {image:.3f}, of the mean colour {colour:.3f}, '
+            f'of the blurred image {soft:.3f}'
+        )
+    save_figure(
+        draw_curves(stacked, cubic_shares(args.steps).numpy(), CONTROLS),
+        args.curves_out,
+        CURVE_COLOURS,
+        title='Deletion and insertion',
+        caption="A detection's probability while pixels are replaced in the order of "
+        'a map; bands: one standard error.',
+    )
+    print(f'picture: {args.curves_out}')
+
+
+def cells(values: np.ndarray, second: str, digits: int) -> list[str]:
+    """The mean, and the median or the standard error; '–' where there is none."""
+    found = [values.mean()] if len(values) else []
+    if second == 'median' and len(values):
+        found.append(np.median(values))
+    elif len(values) > 1:
+        found.append(values.std(ddof=1) / len(values) ** 0.5)
+    return [f'{value:.{digits}f}' for value in found] + ['–'] * (2 - len(found))
+
+
+def print_table(rows: Sequence[dict], measures: Sequence[str], out: str | None) -> None:
+    """Print averages as a Markdown table; write them where --out says.
+
+    Beside the mean stands the median of what has no upper bound, and the standard
+    error of what has.
+    """
     if not rows:
         raise ValueError(
             'there is no detection to average over; lower --score-thr, or choose '
             'another --layer'
         )
-    head = ['upsampler', 'method', 'detections']
-    head += ['sensitivity', 'median sensitivity']
-    head += ['conservation', 'median conservation']
+    head, columns = ['upsampler', 'method', 'detections'], []
+    for measure in measures:
+        if measure == 'pointing':
+            head.append('matched')
+        for name in MEASURES[measure]:
+            # not every data set has masks
+            if name == 'energy in mask' and not any(name in row for row in rows):
+                continue
+            second = 'median' if measure == 'axioms' else 's.e.'
+            head += [name, f'{second} {name}']
+            columns.append((name, second))
     body = []
-    for name, method in dict.fromkeys(row[:2] for row in rows):
-        figures = np.array([row[2:] for row in rows if row[:2] == (name, method)])
-        pairs = np.transpose([figures.mean(0), np.median(figures, axis=0)])
-        body.append(
-            [name, TITLES[method], str(len(figures))]
-            + [f'{value:.3f}' for value in pairs.flat]
-        )
+    for key in dict.fromkeys((row['upsampler'], row['method']) for row in rows):
+        group = [row for row in rows if (row['upsampler'], row['method']) == key]
+        line = [*key, str(len(group))]
+        for name, second in columns:
+            values = np.array([row[name] for row in group if name in row])
+            if name == 'energy in box':
+                line.append(str(len(values)))
+            # small objects have small shares
+            line += cells(values, second, 4 if name.startswith('energy') else 3)
+        body.append(line)
     table = to_markdown(head, body, texts=2)
     print(table)
     if out is None:

@@ -69,10 +69,54 @@ def detection_score(
     Raises:
         ValueError: If the detector is of another kind.
     """
+    logits, label, level = _class_logits(model, inputs, sample, index)
+    return lambda n: logits(inputs.expand(n, -1, -1, -1))[:, label], level
+
+
+def detection_probability(
+    model: nn.Module, inputs: Tensor, sample: DetDataSample, index: int
+) -> Callable[[Tensor], Tensor]:
+    """The probability of one detection's class as a function of the image.
+
+    It is what the head makes of the logits of :func:`detection_score`: their softmax
+    or sigmoid, before it is multiplied by a centerness.
+
+    Args:
+        model (nn.Module): As for :func:`detection_score`.
+        inputs (Tensor): (1, C, H, W), from :func:`detect`.
+        sample (DetDataSample): From :func:`detect`.
+        index (int): Which of its detections.
+
+    Returns:
+        Callable[[Tensor], Tensor]: A function that gives the probabilities (N,) of
+        images (N, C, H, W), each in the place of ``inputs``.
+
+    Raises:
+        ValueError: If the detector is of another kind.
+    """
+    logits, label, _ = _class_logits(model, inputs, sample, index)
+    if getattr(model, 'roi_head', None) is None:
+        activate = torch.sigmoid if model.bbox_head.use_sigmoid_cls else _softmax
+    elif model.roi_head.bbox_head.custom_cls_channels:
+        activate = model.roi_head.bbox_head.loss_cls.get_activation
+    else:
+        activate = _softmax
+    return lambda images: activate(logits(images))[:, label]
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Probabilities of classes that exclude each other."""
+    return logits.softmax(dim=-1)
+
+
+def _class_logits(
+    model: nn.Module, inputs: Tensor, sample: DetDataSample, index: int
+) -> tuple[Callable[[Tensor], Tensor], int, int]:
+    """All classes' logits (N, classes) of images, the detection's class, its level."""
     if isinstance(getattr(model, 'roi_head', None), StandardRoIHead):
-        find = _roi_logit
+        find = _roi_logits
     elif isinstance(getattr(model, 'bbox_head', None), BaseDenseHead):
-        find = _dense_logit
+        find = _dense_logits
     else:
         raise ValueError(
             f'a {type(model).__name__} has neither a standard RoI head nor a dense '
@@ -81,7 +125,8 @@ def detection_score(
     box = sample.pred_instances.bboxes[index]
     box = get_box_tensor(box) * box.new_tensor(sample.scale_factor).repeat(2)
     label = int(sample.pred_instances.labels[index])
-    return find(model, inputs, sample, index, box, label)
+    logits, level = find(model, inputs, sample, index, box, label)
+    return logits, label, level
 
 
 def default_layer(model: nn.Module, level: int) -> str:
@@ -114,15 +159,15 @@ def default_layer(model: nn.Module, level: int) -> str:
     return f'backbone.{backbone.res_layers[stage]}'
 
 
-def _roi_logit(model, inputs, sample, index, box, label):
+def _roi_logits(model, inputs, sample, index, box, label):
     """What the RoI head says of a box."""
     head = model.roi_head
 
-    def run(n: int) -> Tensor:
-        levels = model.extract_feat(inputs.expand(n, -1, -1, -1))
-        images = torch.arange(n, device=box.device, dtype=box.dtype)
-        rois = torch.cat([images[:, None], box.expand(n, -1)], dim=1)
-        return head._bbox_forward(levels, rois)['cls_score'][:, label]
+    def run(images: Tensor) -> Tensor:
+        number = len(images)
+        indices = torch.arange(number, device=box.device, dtype=box.dtype)
+        rois = torch.cat([indices[:, None], box.expand(number, -1)], dim=1)
+        return head._bbox_forward(model.extract_feat(images), rois)['cls_score']
 
     extractor = head.bbox_roi_extractor
     if not hasattr(extractor, 'map_roi_levels'):
@@ -131,7 +176,7 @@ def _roi_logit(model, inputs, sample, index, box, label):
     return run, int(extractor.map_roi_levels(roi, extractor.num_inputs))
 
 
-def _dense_logit(model, inputs, sample, index, box, label):
+def _dense_logits(model, inputs, sample, index, box, label):
     """What a dense head says where a box came from."""
     head = model.bbox_head
     with torch.no_grad():
@@ -171,9 +216,9 @@ def _dense_logit(model, inputs, sample, index, box, label):
         prior -= len(priors[level])
         level += 1
 
-    def run(n: int) -> Tensor:
-        cls = head(model.extract_feat(inputs.expand(n, -1, -1, -1)))[0][level]
-        return _by_prior(cls, head.cls_out_channels)[:, prior, label]
+    def run(images: Tensor) -> Tensor:
+        cls = head(model.extract_feat(images))[0][level]
+        return _by_prior(cls, head.cls_out_channels)[:, prior]
 
     return run, level
 

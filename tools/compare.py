@@ -195,15 +195,16 @@ def dry_run_in_slurm(
     planned: list[runs.Run], launch: runs.Launch, args: argparse.Namespace
 ) -> None:
     """Print the jobs that would be submitted."""
-    to_do = [run for run in planned if run.state != 'finished']
+    to_do = 0
     for run in planned:
         print(f'{run.name} seed {run.seed}: {run.state}')
-        if run in to_do:
+        if run.state != 'finished':
             options = slurm.sbatch_options(dict(args.slurm), launch.processes, run)
             listed = [f'--{k.replace("_", "-")}={v}' for k, v in options.items()]
             print(f'  {shlex.join(["sbatch", *listed])}')
-    at_once = min(args.jobs, len(to_do))
-    print(f'\nto submit: {len(to_do)} jobs, {at_once} in the queue at a time')
+            to_do += 1
+    at_once = min(args.jobs, to_do)
+    print(f'\nto submit: {to_do} jobs, {at_once} in the queue at a time')
 
 
 def start(
@@ -233,7 +234,7 @@ def time_left(
     active: list[tuple[float, float | None]],
     took: list[float],
     waiting: int,
-    jobs: int = 1,
+    at_a_time: int = 1,
 ) -> str:
     """How long all runs that are left should take, from those that are done.
 
@@ -242,7 +243,7 @@ def time_left(
             :func:`eta`.
         took (list[float]): Seconds of those that are done.
         waiting (int): Number of those that have not begun.
-        jobs (int): Number at a time.
+        at_a_time (int): Number of runs at a time.
     """
     totals = took or [passed + left for passed, left in active if left is not None]
     if not totals:
@@ -252,7 +253,7 @@ def time_left(
         max(mean - passed, 0) if took or left is None else left
         for passed, left in active
     ]
-    total = max([*lefts, (sum(lefts) + mean * waiting) / jobs])
+    total = max([*lefts, (sum(lefts) + mean * waiting) / at_a_time])
     return f' {hours(total)} left for all:'
 
 

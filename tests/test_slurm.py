@@ -206,7 +206,7 @@ def test_killed_it_finds_its_jobs_again(node, planned, tools, small):
 @real
 def test_a_time_limit_is_gone_over(node, planned, tools, monkeypatch):
     """The job puts itself back in the queue and goes on from its checkpoint."""
-    monkeypatch.setenv('EPOCHS', '8')
+    monkeypatch.setenv('EPOCHS', '6')
     monkeypatch.setenv('SECONDS', '20')
     # Slurm may send the signal a minute earlier
     given = {**GIVEN, 'time': '2', 'signal': 'USR2@20'}
@@ -217,7 +217,7 @@ def test_a_time_limit_is_gone_over(node, planned, tools, monkeypatch):
     assert '--resume' not in first
     assert others and all('--resume' in command for command in others)
     loss = json.loads(planned[0].result_file.read_text())['loss']
-    assert [step for step, _ in loss] == list(range(1, 9))
+    assert [step for step, _ in loss] == list(range(1, 7))
 
 
 @real

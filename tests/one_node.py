@@ -76,7 +76,7 @@ MpiDefault=none
 SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-ReturnToService=2
+ReturnToService=0
 SlurmdParameters=config_overrides
 KillWait=5
 NodeName={self.name} NodeAddr=127.0.0.1 CPUs={self.cpus} State=UNKNOWN

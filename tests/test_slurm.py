@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -222,12 +221,12 @@ def test_a_time_limit_is_gone_over(node, planned, tools, monkeypatch):
 
 @real
 def test_a_node_that_comes_back(node, planned, tools, monkeypatch):
-    monkeypatch.setenv('EPOCHS', '4')
+    monkeypatch.setenv('EPOCHS', '3')
 
     def down(event):
         if 'RUNNING: Epoch(train) [2]' in event.line:
             node.node('down')
-            time.sleep(2)
+            node.wait_for_state('down')
             node.node('resume')
             return True
 

@@ -122,7 +122,7 @@ def test_one_of_two_hosts_is_lost(hosts, small, tmp_path):
 
     processes = [start(rank, log, *flags) for rank, log in enumerate(logs)]
     try:
-        statuses = [process.wait(600) for process in processes]
+        statuses = [process.wait(1200) for process in processes]
     finally:
         for rank, process in enumerate(processes):
             kill_host(rank)

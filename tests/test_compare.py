@@ -260,8 +260,8 @@ def test_order_names_and_folders(tmp_path):
     assert [r.name for r in both] == [yolox.stem, 'same-dlu']
 
 
-def test_commands_of_the_launchers(tmp_path, monkeypatch):
-    """mmengine's launchers: torchrun and srun around tools/train.py."""
+def test_commands_of_the_launchers(tmp_path):
+    """With torchrun or without it around tools/train.py."""
     (planned,) = runs.plan([SHAPES_DLU], [0], tmp_path)
     plain = runs.Launch().train(planned, Path('tools'))
     assert plain[1:3] == ['tools/train.py', str(planned.config)]
@@ -282,11 +282,8 @@ def test_commands_of_the_launchers(tmp_path, monkeypatch):
     torchrun = runs.Launch('pytorch', 8, ('--amp',)).train(planned, Path('tools'))
     assert 'torch.distributed.run' in torchrun and '--nproc_per_node=8' in torchrun
     assert torchrun[-2:] == ['--launcher', 'pytorch'] and '--amp' in torchrun
-    monkeypatch.setenv('SRUN_ARGS', '--partition=gpu --time=1:00:00')
-    slurm = runs.Launch('slurm', 16).test(planned, Path('tools'))
-    assert slurm[0] == 'srun' and '--ntasks=16' in slurm and '--gres=gpu:8' in slurm
-    assert '--partition=gpu' in slurm and slurm[-2:] == ['--launcher', 'slurm']
-    assert slurm[slurm.index('--out') + 1].endswith('predictions.pkl')
+    tested = runs.Launch('pytorch', 8).test(planned, Path('tools'))
+    assert tested[tested.index('--out') + 1].endswith('predictions.pkl')
 
 
 @pytest.fixture(scope='module')
@@ -310,12 +307,19 @@ def compare(*arguments):
 
 def test_time_left():
     """From mmengine's estimate at first, then from the runs that are done."""
-    time_left = load_tool('compare').time_left
+    tool = load_tool('compare')
+    time_left = tool.time_left
     line = 'Epoch(train) [1][50/50] lr: 1e-3 eta: 1 day, 0:01:00 time: 0.5'
     # this run takes a minute that passed, a day and a minute; so do two others
-    assert time_left(line, 60, [], 2) == ' 3 days, 0:05:00 left for all:'
-    assert time_left('Epoch(test) [19/19]', 60, [], 2) == ''
-    assert time_left(line, 40, [100, 140], 2) == ' 0:05:20 left for all:'
+    left = tool.eta(line)
+    assert left == 24 * 3600 + 60 and tool.eta('Epoch(test) [19/19]') is None
+    assert time_left([(60, left)], [], 2) == ' 3 days, 0:05:00 left for all:'
+    assert time_left([(60, None)], [], 2) == ''
+    assert time_left([(40, left)], [100, 140], 2) == ' 0:05:20 left for all:'
+    # two at a time; the second has not said anything yet
+    assert time_left([(40, 60), (10, None)], [], 3, 2) == ' 0:03:45 left for all:'
+    # none waits: all are done when the last one is
+    assert time_left([(110, 1), (20, 1)], [120], 0, 2) == ' 0:01:40 left for all:'
 
 
 @pytest.fixture(scope='module')
@@ -410,6 +414,33 @@ def test_finished_runs_are_not_repeated(compared, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='two cores are needed')
+def test_two_at_a_time_find_the_same(compared, tmp_path):
+    """File by file, apart from times, as one after the other with one thread."""
+    folder = tmp_path / 'work'
+    command = [folder if c == compared[0] else c for c in compared[1]]
+    assert compare(*command, '--jobs', 2) == 0
+    found = sorted(p.relative_to(folder) for p in folder.glob('*/*/*.*'))
+    assert found == sorted(
+        p.relative_to(compared[0]) for p in compared[0].glob('*/*/*.*')
+    )
+    for stem in (SHAPES_DLU.stem, NEAREST.stem):
+        results, weights, matches = [], [], []
+        for each in (folder, compared[0]):
+            own = each / stem / 'seed0'
+            result = json.loads((own / 'result.json').read_text())
+            # the loss of each iteration and the AP to the last digit
+            timed = ('training_seconds', 'seconds_per_iteration', 'checkpoint')
+            results.append({k: v for k, v in result.items() if k not in timed})
+            weights.append(torch.load(own / 'epoch_2.pth', weights_only=False))
+            matches.append(Evaluation.load(own / 'matches.npz'))
+        assert results[0] == results[1]
+        for key, value in weights[0]['state_dict'].items():
+            assert torch.equal(value, weights[1]['state_dict'][key]), key
+        np.testing.assert_array_equal(matches[0].hit, matches[1].hit)
+
+
 def test_killed_it_goes_on_where_it_was(options, tmp_path, capsys):
     """kill -9 in the second epoch: the same command ends the run, from there."""
     command = ['tools/compare.py', SHAPES_DLU, '--work-dir', tmp_path / 'work']
@@ -498,25 +529,25 @@ def test_the_score_of_masks_is_kept(tmp_path):
 
 def test_dry_run_prints_and_leaves_nothing(options, tmp_path, capsys):
     command = [SHAPES_DLU, '--seeds', 0, 1, '--work-dir', tmp_path / 'work']
-    command += ['--launcher', 'slurm', '--dry-run', *as_arguments(options)]
+    command += ['--launcher', 'pytorch', '--dry-run', *as_arguments(options)]
     assert compare(*command) == 0
     output = capsys.readouterr().out
     assert output.count('dlu seed') == 2 and 'not started' in output
     assert len(re.findall(r'training \d+:\d\d:\d\d', output)) == 2
-    assert '--ntasks=8' in output and '--launcher slurm --processes 8' in output
+    assert '--nproc_per_node=8' in output
+    assert '--launcher pytorch --processes 8' in output
     assert not (tmp_path / 'work').exists()
 
 
 def test_dry_run_offers_what_the_machine_has(options, tmp_path, capsys, monkeypatch):
-    """Else somebody on two cores is told of eight GPUs and of Slurm."""
+    """Else somebody on two cores is told of eight GPUs."""
     monkeypatch.setattr(runs, 'estimate', lambda *_: dict(train=60.0, test=1.0))
     command = [SHAPES_DLU, '--work-dir', tmp_path / 'work', '--dry-run']
-    monkeypatch.setattr(shutil, 'which', lambda name: None)
     for gpus in (0, 2):
         monkeypatch.setattr(torch.cuda, 'device_count', lambda gpus=gpus: gpus)
         compare(*command, *as_arguments(options))
         output = capsys.readouterr().out
-        assert 'to do: 0:01:01' in output and 'Slurm' not in output
+        assert 'to do: 0:01:01' in output
         assert ('--nproc_per_node=8' in output) == (gpus > 1)
 
 
@@ -610,7 +641,7 @@ def test_a_run_in_use_is_left_alone(tmp_path):
     """A training that outlived a killed comparison still holds its folder."""
     (planned,) = runs.plan([SHAPES_DLU], [0], tmp_path)
     planned.work_dir.mkdir(parents=True)
-    with runs._held(planned.work_dir) as lock:
+    with runs.held(planned.work_dir) as lock:
         child = subprocess.Popen(['sleep', '60'], pass_fds=[lock])
     try:
         with pytest.raises(RuntimeError, match='another process works in .*seed0'):
@@ -618,7 +649,7 @@ def test_a_run_in_use_is_left_alone(tmp_path):
     finally:
         child.kill()
         child.wait()
-    with runs._held(planned.work_dir):
+    with runs.held(planned.work_dir):
         pass
 
 
@@ -664,3 +695,139 @@ def test_a_full_device_leaves_no_half_written_file(tmp_path, monkeypatch):
         runs.write(tmp_path / 'comparison.md', 'new')
     assert [p.name for p in tmp_path.iterdir()] == ['comparison.md']
     assert (tmp_path / 'comparison.md').read_text() == 'the last comparison'
+
+
+# ---- reports of runs that are there --------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(compared, tmp_path):
+    """A copy of the comparison's folder, and the command that belongs to it."""
+    folder = tmp_path / 'copied'
+    shutil.copytree(compared[0], folder)
+    for file in folder.glob('comparison*'):
+        file.unlink()
+    return folder, [folder if c == compared[0] else c for c in compared[1]]
+
+
+def test_report_only(compared, elsewhere, capsys, monkeypatch):
+    """From a copied folder; what was removed of a run is made from its predictions."""
+    folder, command = elsewhere
+    monkeypatch.setattr(runs, '_follow', None)  # no process is started
+    for name in ('result.json', 'matches.npz'):
+        next(folder.glob(f'*nearest*/seed0/{name}')).unlink()
+    assert compare(*command, '--report-only') == 0
+    assert capsys.readouterr().out.count('evaluated anew') == 1
+    rows = [
+        {r['name']: (r['AP'], r['seeds'], r['training_seconds']) for r in found['rows']}
+        for found in (
+            json.loads((each / 'comparison.json').read_text())
+            for each in (folder, compared[0])
+        )
+    ]
+    assert rows[0] == rows[1] and set(rows[0]) == {'dlu', 'nearest'}
+    assert (folder / 'report.html').exists()
+
+
+def test_report_only_without_what_it_needs(elsewhere, tmp_path, capsys):
+    folder, command = elsewhere
+    half = next(folder.glob('*nearest*/seed0'))
+    (half / 'result.json').unlink()
+    predictions = half / 'predictions.pkl'
+    predictions.write_bytes(predictions.read_bytes()[:-100])
+    # the other one is reported all the same
+    assert compare(*command, '--report-only') == 1
+    errors = capsys.readouterr().err
+    assert 'predictions.pkl is cut off' in errors and 'nearest seed 0' in errors
+    assert '| dlu ' in (folder / 'comparison.md').read_text()
+    next(folder.glob('*dlu*/seed0/matches.npz')).unlink()
+    next(folder.glob('*dlu*/seed0/predictions.pkl')).unlink()
+    with pytest.raises(FileNotFoundError, match=r'matches\.npz is not there'):
+        compare(*command, '--report-only')
+    command[command.index(folder)] = tmp_path / 'new'
+    with pytest.raises(ValueError, match='--report-only: no run in .*new is finished'):
+        compare(*command, '--report-only')
+    assert not (tmp_path / 'new').exists()
+
+
+def split(folder, tmp_path, *stems):
+    """The comparison's configs, each as a comparison of its own."""
+    parts = []
+    for stem in stems:
+        part = tmp_path / f'part{len(parts)}'
+        shutil.copytree(folder / stem, part / stem)
+        plan = json.loads((folder / 'plan.json').read_text())
+        (part / 'plan.json').write_text(json.dumps({**plan, 'configs': [stem]}))
+        parts.append(part)
+    return parts
+
+
+def test_join(compared, tmp_path):
+    """Two parts make the report of the whole."""
+    whole = json.loads((compared[0] / 'comparison.json').read_text())
+    parts = split(compared[0], tmp_path, SHAPES_DLU.stem, NEAREST.stem)
+    out = tmp_path / 'joined'
+    command = ['--join', *parts, '--resamples', 100, '--baseline', 'nearest']
+    assert compare(*command, '--work-dir', out) == 0
+    joined = json.loads((out / 'comparison.json').read_text())
+    assert joined['differences'] == whole['differences']
+    keys = ('name', 'seeds', *METRICS, 'parameters')
+    assert [[row[k] for k in keys] for row in joined['rows']] == [
+        [row[k] for k in keys] for row in whole['rows']
+    ]
+    assert (out / 'report.html').exists() and not (out / 'plan.json').exists()
+    # another seed of the same config is another seed, not another config
+    other = tmp_path / 'other'
+    shutil.copytree(parts[0], other)
+    stem = other / SHAPES_DLU.stem
+    text = (stem / 'seed0.py').read_text()
+    (stem / 'seed1.py').write_text(text.replace('seed=0', 'seed=1'))
+    result = json.loads((stem / 'seed0' / 'result.json').read_text())
+    (stem / 'seed0' / 'result.json').write_text(json.dumps({**result, 'seed': 1}))
+    (stem / 'seed0').rename(stem / 'seed1')
+    plan = json.loads((other / 'plan.json').read_text())
+    (other / 'plan.json').write_text(json.dumps({**plan, 'seeds': [1]}))
+    names = [(r.name, r.seed) for r in runs.join([*parts, other])]
+    assert names == [('dlu', 0), ('nearest', 0), ('dlu', 1)]
+    # the same settings, else the two are not one
+    (stem / 'seed1.py').write_text(
+        (stem / 'seed1.py').read_text().replace('max_epochs=2', 'max_epochs=3')
+    )
+    with pytest.raises(ValueError, match='other settings(.|\n)*max_epochs: 2 and 3'):
+        runs.join([*parts, other])
+
+
+def test_what_cannot_be_joined_is_refused(compared, elsewhere, tmp_path, capsys):
+    parts = split(compared[0], tmp_path, SHAPES_DLU.stem, NEAREST.stem)
+    config = next(parts[1].glob('*/seed0.py'))
+    text = config.read_text()
+    config.write_text(text.replace('instances_val.json', 'instances_other.json'))
+    with pytest.raises(ValueError, match='differ in data or evaluators(.|\n)*_other'):
+        runs.join(parts)
+    config.write_text(text)
+    plan = json.loads((parts[1] / 'plan.json').read_text())
+    for key, value in (
+        ('training', dict(processes=8, flags=[])),
+        ('options', {'train_cfg.max_epochs': '9'}),
+    ):
+        (parts[1] / 'plan.json').write_text(json.dumps({**plan, key: value}))
+        with pytest.raises(ValueError, match=f'other flags, {key}'):
+            runs.join(parts)
+    with pytest.raises(ValueError, match='are one run'):
+        runs.join([parts[0], elsewhere[0]])
+    with pytest.raises(FileNotFoundError, match=r'no plan\.json'):
+        runs.join([tmp_path])
+    shutil.rmtree(parts[0] / SHAPES_DLU.stem)
+    with pytest.raises(FileNotFoundError, match='no finished run'):
+        runs.join(parts[:1])
+    with pytest.raises(ValueError, match='holds a comparison of its own'):
+        compare('--join', parts[1], '--work-dir', elsewhere[0])
+    for command, message in (
+        (['--join', parts[1], '--seeds', 1], 'leave out --seeds'),
+        (['--join', parts[1], '--dry-run'], 'leave out --dry-run'),
+        ([SHAPES_DLU, '--join', parts[1]], 'in its place'),
+        ([], 'give CONFIG'),
+    ):
+        with pytest.raises(SystemExit):
+            compare(*command)
+        assert message in capsys.readouterr().err

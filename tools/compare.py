@@ -1,17 +1,20 @@
 """Train, test and compare: python tools/compare.py CONFIG... [--upsamplers U...]."""
 
+from __future__ import annotations
+
 import argparse
+import contextlib
 import re
 import shlex
-import shutil
 import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 
-from dlu_mmdet.analysis import comparison, report, runs
+from dlu_mmdet.analysis import comparison, jobs, report, runs, slurm
 from dlu_mmdet.analysis.tables import to_markdown
 from dlu_mmdet.engine import (
     add_cfg_options,
@@ -26,6 +29,14 @@ TOOLS = Path(__file__).resolve().parent
 OWN = 'own'
 
 
+def key_and_value(text: str) -> tuple[str, str]:
+    """An option of sbatch."""
+    key, equals, value = text.partition('=')
+    if not (key and equals and value):
+        raise argparse.ArgumentTypeError(f'{text!r} is not KEY=VALUE')
+    return key.lstrip('-'), value
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Train and test every config with every seed, and say which '
@@ -34,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         'configs',
-        nargs='+',
+        nargs='*',
         metavar='CONFIG',
         help='a file, or a name such as mmdet::yolox/yolox_s_8xb8-300e_coco.py',
     )
@@ -71,14 +82,29 @@ def parse_args() -> argparse.Namespace:
         '--launcher',
         choices=['none', 'pytorch', 'slurm'],
         default='none',
-        help='pytorch: torchrun on this machine; slurm: srun, which takes '
-        'GPUS_PER_NODE, CPUS_PER_TASK and SRUN_ARGS from the environment',
+        help='pytorch: every run with torchrun; slurm: every run as a job of Slurm, on '
+        'one node, which this command may be left alone with',
     )
     parser.add_argument(
         '--processes',
         type=int,
-        default=8,
-        help='of each run with a launcher, one a GPU (default: %(default)s)',
+        help='of each run with a launcher, one a GPU (default: 8, with slurm 1)',
+    )
+    parser.add_argument(
+        '--jobs',
+        type=int,
+        help='runs at a time, each with its share of GPUs and threads, or jobs in the '
+        'queue of Slurm (default: 1, with slurm all)',
+    )
+    parser.add_argument(
+        '--slurm',
+        nargs='+',
+        type=key_and_value,
+        default=[],
+        metavar='KEY=VALUE',
+        help='options of sbatch for every job: time, in minutes, must be given; '
+        'partition=P account=A mem=32G cpus_per_task=8; gpus_per_node is --processes '
+        'where it is not given, and 0 asks for none',
     )
     add_training_arguments(parser)
     parser.add_argument(
@@ -88,18 +114,49 @@ def parse_args() -> argparse.Namespace:
         help='of the test images, for the intervals (default: %(default)s)',
     )
     parser.add_argument(
+        '--report-only',
+        action='store_true',
+        help='train and test nothing: the report of what is finished, with any '
+        'number of GPUs or none; a run whose result.json or matches.npz was removed '
+        'is evaluated anew from its predictions.pkl',
+    )
+    parser.add_argument(
+        '--join',
+        nargs='+',
+        metavar='DIR',
+        help='in the place of CONFIG: one report of the finished runs of several '
+        'comparisons with equal data and flags, in --work-dir',
+    )
+    parser.add_argument(
         '--dry-run',
         action='store_true',
         help='time a few iterations, print what would run and for how long',
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if bool(args.configs) == bool(args.join):
+        parser.error('give CONFIG..., or --join DIR... in its place')
+    if args.join:
+        # the folders say what they hold
+        taken = {'join', 'work_dir', 'baseline', 'resamples', 'report_only'}
+        unused = [
+            f'--{key.replace("_", "-")}'
+            for key, value in vars(args).items()
+            if key not in taken
+            and value != parser.get_default(key)
+            and key != 'configs'
+        ]
+        if unused:
+            parser.error(
+                f'--join takes runs as they are; leave out {", ".join(unused)}'
+            )
+    return args
 
 
 def hours(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def dry_run(planned: list[runs.Run], launch: runs.Launch) -> None:
+def dry_run(planned: list[runs.Run], launch: runs.Launch, number: int) -> None:
     """Print the runs, how long they should take here, and their commands."""
     estimates = {}
     total = 0.0
@@ -118,18 +175,15 @@ def dry_run(planned: list[runs.Run], launch: runs.Launch) -> None:
         f'\nto do: {hours(total)} on this machine, one process a run, a half-finished '
         f'run counted as a whole one, without start-up and evaluation'
     )
-    number, example = launch.processes, planned[0]
     # where there is no such thing its commands are shown only if it is asked for
-    offered = dict(pytorch=torch.cuda.device_count() > 1, slurm=shutil.which('srun'))
-    for title, launcher in (('on', 'pytorch'), ('on a Slurm cluster with', 'slurm')):
-        if not offered[launcher] and launch.launcher != launcher:
-            continue
-        one = runs.Launch(launcher, number, launch.train_flags)
+    if torch.cuda.device_count() > 1 or launch.launcher == 'pytorch':
+        example = planned[0]
+        one = runs.Launch('pytorch', number, launch.train_flags)
         # the last of several equal options counts
         whole = [a for a in sys.argv[1:] if a != '--dry-run']
-        whole += ['--launcher', launcher, '--processes', str(number)]
+        whole += ['--launcher', 'pytorch', '--processes', str(number)]
         print(
-            f'\n{title} {number} GPUs, all of it:\n  '
+            f'\non {number} GPUs, all of it:\n  '
             + shlex.join(['python', sys.argv[0], *whole])
             + '\nwhich writes the complete config of each run and starts'
         )
@@ -137,40 +191,110 @@ def dry_run(planned: list[runs.Run], launch: runs.Launch) -> None:
             print(f'  {shlex.join(command)}')
 
 
-def time_left(line: str, passed: float, took: list[float], to_do: int) -> str:
-    """How long all runs that are left should take, from those that are done."""
-    if took:
-        mean = sum(took) / len(took)
-        left = max(mean - passed, 0) + mean * to_do
-    elif found := re.search(r'eta: (?:(\d+) days?, )?(\d+):(\d+):(\d+)', line):
-        days, *clock = (int(part or 0) for part in found.groups())
-        eta = timedelta(days, hours=clock[0], minutes=clock[1], seconds=clock[2])
-        left = eta.total_seconds() + (passed + eta.total_seconds()) * to_do
-    else:
+def dry_run_in_slurm(
+    planned: list[runs.Run], launch: runs.Launch, args: argparse.Namespace
+) -> None:
+    """Print the jobs that would be submitted."""
+    to_do = 0
+    for run in planned:
+        print(f'{run.name} seed {run.seed}: {run.state}')
+        if run.state != 'finished':
+            options = slurm.sbatch_options(dict(args.slurm), launch.processes, run)
+            listed = [f'--{k.replace("_", "-")}={v}' for k, v in options.items()]
+            print(f'  {shlex.join(["sbatch", *listed])}')
+            to_do += 1
+    at_once = min(args.jobs, to_do)
+    print(f'\nto submit: {to_do} jobs, {at_once} in the queue at a time')
+
+
+def start(
+    planned: list[runs.Run], launch: runs.Launch, args: argparse.Namespace
+) -> Iterator[jobs.Event]:
+    """Check how the runs are to be run; they start when this is iterated over."""
+    if args.launcher == 'slurm':
+        slurm.check_available()
+        given = dict(args.slurm)
+        slurm.sbatch_options(given, launch.processes, planned[0])
+        return slurm.run_in_slurm(planned, TOOLS, launch, args.jobs, given)
+    return jobs.run_here(
+        planned, TOOLS, launch, jobs.places(args.jobs, launch.processes)
+    )
+
+
+def eta(line: str) -> float | None:
+    """Seconds that mmengine says a training has left."""
+    found = re.search(r'eta: (?:(\d+) days?, )?(\d+):(\d+):(\d+)', line)
+    if not found:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return timedelta(days, seconds, 0, 0, minutes, hours).total_seconds()
+
+
+def time_left(
+    active: list[tuple[float, float | None]],
+    took: list[float],
+    waiting: int,
+    at_a_time: int = 1,
+) -> str:
+    """How long all runs that are left should take, from those that are done.
+
+    Args:
+        active (list[tuple]): Of every run at work: seconds since its start, and its
+            :func:`eta`.
+        took (list[float]): Seconds of those that are done.
+        waiting (int): Number of those that have not begun.
+        at_a_time (int): Number of runs at a time.
+    """
+    totals = took or [passed + left for passed, left in active if left is not None]
+    if not totals:
         return ''
-    return f' {hours(left)} left for all:'
+    mean = sum(totals) / len(totals)
+    lefts = [
+        max(mean - passed, 0) if took or left is None else left
+        for passed, left in active
+    ]
+    total = max([*lefts, (sum(lefts) + mean * waiting) / at_a_time])
+    return f' {hours(total)} left for all:'
 
 
-def run_all(planned: list[runs.Run], launch: runs.Launch) -> list[runs.Run]:
-    """Train and test what is not finished, with progress; returns what failed."""
+def run_all(
+    planned: list[runs.Run], events: Iterator[jobs.Event], at_a_time: int
+) -> list[runs.Run]:
+    """Say what happens to the runs; returns those that failed."""
+    numbers = {run.work_dir: number for number, run in enumerate(planned, 1)}
+    waiting = {run.work_dir for run in planned if run.state != 'finished'}
+    active: dict[Path, tuple[float, float | None]] = {}
     failed, took = [], []
-    for number, run in enumerate(planned, 1):
-        label = f'[{number}/{len(planned)} {run.name} seed {run.seed}]'
-        start = time.monotonic()
-        to_do = sum(later.state != 'finished' for later in planned[number:])
-        was_finished = run.state == 'finished'
-        try:
-            for line in runs.execute(run, TOOLS, launch):
-                left = time_left(line, time.monotonic() - start, took, to_do)
-                print(f'{label}{left}', line, flush=True)
-        except RuntimeError as error:
-            failed.append(run)
-            print(label, error, file=sys.stderr, flush=True)
-            continue
-        passed = time.monotonic() - start
-        if not was_finished:
-            took.append(passed)
-        print(f'{label} done in {hours(passed)}', flush=True)
+    # left in the middle, it ends what it has started
+    with contextlib.closing(events):
+        for event in events:
+            run, now = event.run, time.monotonic()
+            key = run.work_dir
+            label = f'[{numbers[key]}/{len(planned)} {run.name} seed {run.seed}]'
+            if key in waiting:
+                waiting.remove(key)
+                active[key] = now, None
+            if event.over:
+                start, _ = active.pop(key, (None, None))
+                if event.error is not None:
+                    if not isinstance(event.error, (RuntimeError, ValueError)):
+                        # a full disk, or a mistake of ours
+                        raise event.error
+                    failed.append(run)
+                    print(label, event.error, file=sys.stderr, flush=True)
+                elif start is not None:
+                    took.append(now - start)
+                    print(f'{label} done in {hours(now - start)}', flush=True)
+                continue
+            if key in active:
+                active[key] = active[key][0], eta(event.line) or active[key][1]
+            left = time_left(
+                [(now - start, left) for start, left in active.values()],
+                took,
+                len(waiting),
+                at_a_time,
+            )
+            print(f'{label}{left}', event.line, flush=True)
     return failed
 
 
@@ -179,6 +303,7 @@ def report_all(planned: list[runs.Run], args: argparse.Namespace) -> None:
     finished = {run.name for run in planned if run.state == 'finished'}
     if not finished:
         return
+    Path(args.work_dir).mkdir(parents=True, exist_ok=True)
     baseline = args.baseline if args.baseline in finished else None
     if args.baseline != baseline:
         print(
@@ -204,17 +329,68 @@ def report_all(planned: list[runs.Run], args: argparse.Namespace) -> None:
     print(f'costs, differences, pictures: {page} and comparison.md beside it')
 
 
+def join(args: argparse.Namespace) -> int:
+    """One report of several comparisons."""
+    if Path(args.work_dir, 'plan.json').exists():
+        raise ValueError(
+            f'--work-dir {args.work_dir} holds a comparison of its own, whose report '
+            f'would be lost; name another folder for that of --join'
+        )
+    planned = runs.join(args.join)
+    check_baseline(planned, args.baseline)
+    report_all(planned, args)
+    return 0
+
+
+def report_again(planned: list[runs.Run], args: argparse.Namespace) -> int:
+    """Evaluate what was tested and not evaluated, and report what is finished."""
+    failed = False
+    for run in planned:
+        try:
+            if runs.evaluate_anew(run):
+                print(f'[{run.name} seed {run.seed}] evaluated anew', flush=True)
+        except RuntimeError as error:
+            failed = True
+            print(f'[{run.name} seed {run.seed}]', error, file=sys.stderr, flush=True)
+    if not any(run.state == 'finished' for run in planned):
+        raise ValueError(
+            f'--report-only: no run in {args.work_dir} is finished; the same command '
+            f'without it trains them'
+        )
+    report_all(planned, args)
+    return int(failed)
+
+
+def check_baseline(planned: list[runs.Run], baseline: str | None) -> None:
+    names = list(dict.fromkeys(run.name for run in planned))
+    if baseline and baseline not in names:
+        raise ValueError(
+            f'--baseline {baseline} is none of the configs given: {", ".join(names)}'
+        )
+
+
 def main() -> int:
     print_anything()
     args = parse_args()
-    if args.processes < 1 or args.resamples < 100:
+    in_slurm = args.launcher == 'slurm'
+    if args.processes is None:
+        args.processes = 1 if in_slurm else 8
+    if args.jobs is None:
+        args.jobs = sys.maxsize if in_slurm else 1
+    if args.processes < 1 or args.jobs < 1 or args.resamples < 100:
         raise ValueError(
-            f'--processes must be at least 1 and --resamples at least 100, got '
-            f'{args.processes} and {args.resamples}'
+            f'--processes and --jobs must be at least 1 and --resamples at least 100, '
+            f'got {args.processes}, {args.jobs} and {args.resamples}'
         )
+    if args.slurm and not in_slurm:
+        raise ValueError('--slurm is for jobs of --launcher slurm; give both, or none')
+    if args.join:
+        return join(args)
     given = [('--amp', args.amp), ('--auto-scale-lr', args.auto_scale_lr)]
     flags = tuple(flag for flag, wanted in given if wanted)
-    launch = runs.Launch(args.launcher, args.processes, flags)
+    launch = runs.Launch(train_flags=flags)
+    if args.launcher == 'pytorch' or (in_slurm and args.processes > 1):
+        launch = runs.Launch('pytorch', args.processes, flags)
     planned = runs.plan(
         args.configs,
         args.seeds,
@@ -224,24 +400,26 @@ def main() -> int:
         args.upsamplers,
         args.data,
     )
-    names = list(dict.fromkeys(run.name for run in planned))
-    if args.baseline and args.baseline not in names:
-        raise ValueError(
-            f'--baseline {args.baseline} is none of the configs given: '
-            f'{", ".join(names)}'
-        )
-    if args.dry_run:
-        dry_run(planned, launch)
+    check_baseline(planned, args.baseline)
+    if args.report_only:
+        return report_again(planned, args)
+    if args.dry_run and in_slurm:
+        dry_run_in_slurm(planned, launch, args)
         return 0
+    if args.dry_run:
+        dry_run(planned, launch, args.processes)
+        return 0
+    events = start(planned, launch, args)
     try:
         if any(run.state != 'finished' for run in planned):
             print('checking data, heads and evaluation', flush=True)
             comparison.rehearse(planned)
-        runs.begin(args.work_dir, planned, launch)
-        failed = run_all(planned, launch)
+        runs.begin(args.work_dir, planned, launch, args.cfg_options)
+        failed = run_all(planned, events, min(args.jobs, len(planned)))
         report_all(planned, args)
     except KeyboardInterrupt:
-        print('\ninterrupted; the same command goes on', file=sys.stderr)
+        kept = ', and jobs stay in the queue of Slurm' if in_slurm else ''
+        print(f'\ninterrupted; the same command goes on{kept}', file=sys.stderr)
         return 130
     except OSError as error:
         if error.errno not in runs.FULL:

@@ -10,6 +10,7 @@ from dlu_mmdet.engine import (
     build_runner,
     enable_amp,
     load_config,
+    lost_processes,
     print_anything,
     resume_latest,
 )
@@ -51,7 +52,9 @@ def main() -> None:
     elif args.resume:
         cfg.resume = True
         cfg.load_from = args.resume
-    build_runner(cfg, 'train').train()
+    runner = build_runner(cfg, 'train')
+    with lost_processes():
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -189,11 +189,18 @@ def summarise(
         result; ``environment``.
 
     Raises:
+        FileNotFoundError: If the matches of a finished run are gone.
         ValueError: If no run is finished, or the baseline is none of them.
     """
     finished = [run for run in runs if run.state == 'finished']
     if not finished:
         raise ValueError('no run is finished; there is nothing to compare')
+    for run in finished:
+        if not run.matches_file.exists():
+            raise FileNotFoundError(
+                f'{run.matches_file} is not there, which the intervals need; '
+                f'--report-only makes it from {run.predictions}, if that is there'
+            )
     names = list(dict.fromkeys(run.name for run in finished))
     if baseline is None:
         baseline = 'bilinear' if 'bilinear' in names else names[0]

@@ -8,14 +8,16 @@ import fcntl
 import json
 import math
 import os
+import pickle
 import re
 import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -49,8 +51,12 @@ COMPARED = (
     'val_evaluator',
     'test_evaluator',
 )
+#: What mmengine logs of training and tests, from where it is in them.
+PROGRESS = re.compile(r'(Epoch|Iter)\((train|val|test)\).*')
 #: Nothing can be written: the disk is full, or the share of it that a user has.
 FULL = (errno.ENOSPC, errno.EDQUOT)
+#: The file system has no locks: NFS without lockd, some of clusters.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,11 @@ class Run:
         return self.work_dir / 'matches.npz'
 
     @property
+    def predictions(self) -> Path:
+        """What the test of the last checkpoint found, by ``tools/test.py --out``."""
+        return self.work_dir / 'predictions.pkl'
+
+    @property
     def checkpoint(self) -> Path | None:
         """The last whole checkpoint, if there is one."""
         return latest_checkpoint(self.work_dir)
@@ -106,11 +117,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a run's processes are started, with mmengine's launchers.
+    """How a run's processes are started on the machine that it is on.
 
     Args:
-        launcher (str): 'none', 'pytorch' (torchrun on this machine) or
-            'slurm' (srun).
+        launcher (str): 'none', or 'pytorch' (torchrun on one machine).
         processes (int): Number of processes, one a GPU.
         train_flags (tuple[str, ...]): More flags for tools/train.py.
     """
@@ -133,18 +143,6 @@ class Launch:
         if self.launcher == 'pytorch':
             start += ['-m', 'torch.distributed.run', '--standalone']
             start += [f'--nproc_per_node={self.processes}']
-        elif self.launcher == 'slurm':
-            per_node = min(self.processes, int(os.environ.get('GPUS_PER_NODE', 8)))
-            start = [
-                'srun',
-                f'--gres=gpu:{per_node}',
-                f'--ntasks={self.processes}',
-                f'--ntasks-per-node={per_node}',
-                f'--cpus-per-task={os.environ.get("CPUS_PER_TASK", 5)}',
-                '--kill-on-bad-exit=1',
-                *shlex.split(os.environ.get('SRUN_ARGS', '')),
-                sys.executable,
-            ]
         end = [] if self.launcher == 'none' else ['--launcher', self.launcher]
         return [*start, *map(str, (script, *arguments)), *end]
 
@@ -169,7 +167,7 @@ class Launch:
             '--work-dir',
             run.work_dir,
             '--out',
-            run.work_dir / 'predictions.pkl',
+            run.predictions,
         )
 
 
@@ -246,16 +244,14 @@ def plan(
     _check_comparable(entries)
     _check_work_dir(Path(work_dir), [e.stem for e in entries], seeds, launch)
 
-    names = [entry.upsampler for entry in entries]
+    names = _names({entry.stem: entry.upsampler for entry in entries})
     runs = []
     for seed in seeds:
-        for entry, name in zip(entries, names):
+        for entry in entries:
             cfg = Config(entry.cfg.to_dict())
             cfg.randomness = dict(cfg.get('randomness', {}), seed=seed)
-            # an upsampler names its config where no other config has it
-            unique = name is not None and names.count(name) == 1
             run = Run(
-                name if unique else entry.stem,
+                names[entry.stem],
                 entry.source,
                 entry.stem,
                 cfg,
@@ -272,6 +268,90 @@ def plan(
                 )
             runs.append(run)
     return runs
+
+
+def join(folders: Sequence[str | Path]) -> list[Run]:
+    """List the finished runs of several comparisons, as if they were one.
+
+    Args:
+        folders (Sequence[str | Path]): Of comparisons, from wherever they ran.
+
+    Returns:
+        list[Run]: The runs that have a result, seed by seed.
+
+    Raises:
+        FileNotFoundError: If a folder holds no comparison or no finished run.
+        ValueError: If the comparisons differ in data, evaluators or flags, have the
+            same config with other settings, or hold a run twice.
+    """
+    _refuse_repeated(folders, '--join')
+    plans = {Path(folder): _read_plan(Path(folder)) for folder in folders}
+    (first, noted), *others = plans.items()
+    for folder, own in others:
+        for key in ('training', 'options'):
+            # comparisons of an earlier version did not note their options
+            if key in noted and key in own and noted[key] != own[key]:
+                raise ValueError(
+                    f'{first} and {folder} were run with other flags, {key} '
+                    f'{noted[key]} and {own[key]}, so they cannot be joined; join '
+                    f'comparisons of the same flags'
+                )
+    runs: dict[tuple[int, str], Run] = {}
+    known: dict[str, Entry] = {}
+    for folder, own in plans.items():
+        found = list(_read_finished(folder, own))
+        if not found:
+            raise FileNotFoundError(
+                f'{folder} holds no finished run; finish its comparison first'
+            )
+        for run in found:
+            entry = Entry(str(run.config), run.stem, run.name, run.cfg)
+            if (run.seed, run.stem) in runs:
+                raise ValueError(
+                    f'{runs[run.seed, run.stem].work_dir} and {run.work_dir} are one '
+                    f'run, so it would count twice; join folders without common runs'
+                )
+            _check_same(known.setdefault(run.stem, entry), entry)
+            runs[run.seed, run.stem] = run
+    _check_comparable(list(known.values()))
+    names = _names({stem: entry.upsampler for stem, entry in known.items()})
+    # sorting keeps the order of equal seeds
+    listed = sorted(runs.values(), key=lambda run: run.seed)
+    return [replace(run, name=names[run.stem]) for run in listed]
+
+
+def _read_plan(folder: Path) -> dict:
+    """What :func:`begin` noted."""
+    file = folder / 'plan.json'
+    if not file.exists():
+        raise FileNotFoundError(
+            f'{folder} holds no comparison (no plan.json); name a --work-dir of '
+            f'tools/compare.py'
+        )
+    return json.loads(file.read_text(encoding='utf-8'))
+
+
+def _read_finished(folder: Path, plan: Mapping) -> Iterator[Run]:
+    """The finished runs of a comparison, from its folder alone."""
+    for seed in plan['seeds']:
+        for stem in plan['configs']:
+            work_dir = folder / stem / f'seed{seed}'
+            written = work_dir.with_suffix('.py')
+            if (work_dir / 'result.json').exists():
+                run = Run(
+                    stem, str(written), stem, read_config(written), seed, work_dir
+                )
+                result = json.loads(run.result_file.read_text(encoding='utf-8'))
+                yield replace(run, name=result['upsampler'])
+
+
+def _names(upsamplers: Mapping[str, str | None]) -> dict[str, str]:
+    """What configs are called: by their upsampler where no other config has it."""
+    names = list(upsamplers.values())
+    return {
+        stem: name if name is not None and names.count(name) == 1 else stem
+        for stem, name in upsamplers.items()
+    }
 
 
 def _refuse_repeated(values: Sequence, what: str) -> None:
@@ -341,38 +421,51 @@ def _flatten(value: object, prefix: str = '') -> dict[str, object]:
     }
 
 
+def _leaves(cfg: Config, keys: Sequence[str]) -> dict[str, object]:
+    """Settings below some keys of a config, by dotted key."""
+    leaves = {}
+    for key in keys:
+        value = cfg.to_dict()
+        for part in key.split('.'):
+            value = (value or {}).get(part)
+        leaves.update(_flatten(value, key))
+    return leaves
+
+
+def _differing(first: Mapping, second: Mapping) -> str:
+    """The first settings that differ, a line each; empty if none does."""
+    missing = 'not set'
+    lines = [
+        f'  {key}: {first.get(key, missing)!r} and {second.get(key, missing)!r}'
+        for key in dict.fromkeys([*first, *second])
+        if first.get(key, missing) != second.get(key, missing)
+    ]
+    return '\n'.join(lines[:10])
+
+
 def _check_comparable(entries: Sequence[Entry]) -> None:
     """Refuse configs with different data or evaluators."""
-    missing = 'not set'
-
-    def leaves(cfg: Config) -> dict[str, object]:
-        found = cfg.to_dict()
-        leaves = {}
-        for key in COMPARED:
-            value = found
-            for part in key.split('.'):
-                value = (value or {}).get(part)
-            leaves.update(_flatten(value, key))
-        return leaves
-
-    first = leaves(entries[0].cfg)
+    first = _leaves(entries[0].cfg, COMPARED)
     for entry in entries[1:]:
-        own = leaves(entry.cfg)
-        differing = [
-            key
-            for key in dict.fromkeys([*first, *own])
-            if first.get(key, missing) != own.get(key, missing)
-        ]
-        if differing:
-            lines = '\n'.join(
-                f'  {key}: {first.get(key, missing)!r} and {own.get(key, missing)!r}'
-                for key in differing[:10]
-            )
+        if lines := _differing(first, _leaves(entry.cfg, COMPARED)):
             raise ValueError(
                 f'{entries[0].source} and {entry.source} differ in data or '
                 f'evaluators, so their AP cannot be compared; compare configs of the '
                 f'same data. They differ in\n{lines}'
             )
+
+
+def _check_same(first: Entry, second: Entry) -> None:
+    """Refuse two configs of one name that differ in more than the seed."""
+    settings = []
+    for cfg in (first.cfg, second.cfg):
+        settings.append(_leaves(cfg, sorted({*first.cfg, *second.cfg})))
+        settings[-1].pop('randomness.seed', None)
+    if lines := _differing(*settings):
+        raise ValueError(
+            f'{first.source} and {second.source} have one name and other settings; '
+            f'join comparisons of the same config. They differ in\n{lines}'
+        )
 
 
 def _check_work_dir(
@@ -382,15 +475,16 @@ def _check_work_dir(
     file = work_dir / 'plan.json'
     own = dict(configs=list(stems), seeds=list(seeds))
     if file.exists():
-        held = json.loads(file.read_text(encoding='utf-8'))
-        training = held.pop('training', launch.training)
+        noted = json.loads(file.read_text(encoding='utf-8'))
+        training = noted.pop('training', launch.training)
+        noted.pop('options', None)  # a run that has begun checks its whole config
         if training != launch.training:
             raise ValueError(
                 f'{work_dir} holds a comparison trained with {training}, and this one '
                 f'has {launch.training}; give the same flags and --processes, or '
                 f'another --work-dir'
             )
-        for key, values in held.items():
+        for key, values in noted.items():
             left = [str(value) for value in values if value not in own[key]]
             if left:
                 raise ValueError(
@@ -403,15 +497,32 @@ def _check_work_dir(
         )
 
 
-def begin(work_dir: str | Path, runs: Sequence[Run], launch: Launch = Launch()) -> None:
-    """Note in its folder which configs and seeds a comparison has, and how it runs."""
-    held = dict(
+def begin(
+    work_dir: str | Path,
+    runs: Sequence[Run],
+    launch: Launch = Launch(),
+    options: Mapping | None = None,
+) -> None:
+    """Note in its folder which configs and seeds a comparison has, and how it runs.
+
+    Args:
+        work_dir (str | Path): Folder of the comparison; made if it is not there.
+        runs (Sequence[Run]): What :func:`plan` listed.
+        launch (Launch): How they will be run.
+        options (Mapping, optional): The settings that were overridden.
+
+    Raises:
+        ValueError: If its file system has no locks.
+    """
+    noted = dict(
         configs=list(dict.fromkeys(run.stem for run in runs)),
         seeds=list(dict.fromkeys(run.seed for run in runs)),
         training=launch.training,
+        options={key: str(value) for key, value in (options or {}).items()},
     )
     Path(work_dir).mkdir(parents=True, exist_ok=True)
-    write(Path(work_dir, 'plan.json'), json.dumps(held, indent=2))
+    with held(Path(work_dir)):
+        write(Path(work_dir, 'plan.json'), json.dumps(noted, indent=2))
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -421,8 +532,36 @@ def write(path: Path, content: str | bytes) -> None:
         partial.write_bytes(content)
 
 
+class Children:
+    """The processes that runs have started, so that another thread can end them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._started: list[subprocess.Popen] = []
+        self._ended = False
+
+    def start(self, command: list[str], **how: object) -> subprocess.Popen:
+        """Start a process, as :class:`subprocess.Popen` does.
+
+        Raises:
+            RuntimeError: If all were ended before.
+        """
+        with self._lock:
+            if self._ended:
+                raise RuntimeError(f'{shlex.join(command)} is not started any more')
+            self._started.append(subprocess.Popen(command, **how))
+            return self._started[-1]
+
+    def end(self) -> None:
+        """Terminate those that still run, and start no more."""
+        with self._lock:
+            self._ended = True
+            for process in self._started:
+                process.terminate()
+
+
 @contextlib.contextmanager
-def _held(work_dir: Path) -> Iterator[int]:
+def held(work_dir: Path) -> Iterator[int]:
     """Keep others off a folder; yields what passes the hold on to a child.
 
     A child that outlives its parent, say after a kill -9 of the latter alone,
@@ -436,14 +575,29 @@ def _held(work_dir: Path) -> Iterator[int]:
                 f'another process works in {work_dir}; wait for it or end it, then '
                 f'give the same command'
             ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise ValueError(
+                f'{work_dir} is on a file system without locks ({error.strerror}), so '
+                f'that two commands could train into one folder; name a --work-dir on '
+                f'another, or mount it with locks'
+            ) from error
         yield lock.fileno()
 
 
-def _follow(command: list[str], log: Path, lock: int) -> Iterator[str]:
+def _follow(
+    command: list[str],
+    log: Path,
+    lock: int,
+    environment: Mapping[str, str] | None = None,
+    children: Children | None = None,
+) -> Iterator[str]:
     """Run a command, keep its output in a log, yield the lines of progress."""
     with log.open('w', encoding='utf-8') as file:
-        process = subprocess.Popen(
+        process = (children or Children()).start(
             command,
+            env={**os.environ, **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -455,9 +609,8 @@ def _follow(command: list[str], log: Path, lock: int) -> Iterator[str]:
             for line in process.stdout:
                 file.write(line)
                 file.flush()
-                found = re.search(r'((Epoch|Iter)\((train|val|test)\).*)', line)
-                if found:
-                    yield ' '.join(found.group(1).split())
+                if found := PROGRESS.search(line):
+                    yield ' '.join(found.group().split())
             process.wait()
         finally:
             # stopped from outside, or the log cannot be written
@@ -476,7 +629,13 @@ def _follow(command: list[str], log: Path, lock: int) -> Iterator[str]:
         )
 
 
-def execute(run: Run, tools: Path, launch: Launch = Launch()) -> Iterator[str]:
+def execute(
+    run: Run,
+    tools: Path,
+    launch: Launch = Launch(),
+    environment: Mapping[str, str] | None = None,
+    children: Children | None = None,
+) -> Iterator[str]:
     """Train and test one run, in processes of their own.
 
     A finished run is left as it is, a half-finished one goes on from its last
@@ -486,6 +645,9 @@ def execute(run: Run, tools: Path, launch: Launch = Launch()) -> Iterator[str]:
         run (Run): The run.
         tools (Path): Folder of train.py and test.py.
         launch (Launch): How its processes are started.
+        environment (Mapping[str, str], optional): What their environment has in
+            addition to this process's.
+        children (Children, optional): Where they can be ended from another thread.
 
     Yields:
         str: Lines of progress.
@@ -494,18 +656,49 @@ def execute(run: Run, tools: Path, launch: Launch = Launch()) -> Iterator[str]:
         OSError: If there is no space left.
         RuntimeError: If a process fails, with the end of its log, or another one
             works in the folder.
+        ValueError: If the file system of the folder has no locks.
     """
     if run.state == 'finished':
         yield f'finished already: {run.result_file}'
         return
     run.work_dir.mkdir(parents=True, exist_ok=True)
-    with _held(run.work_dir) as lock:
+    with held(run.work_dir) as lock:
         write(run.config, run.cfg.pretty_text)
         if run.checkpoint:
             yield f'goes on from {run.checkpoint}'
-        yield from _follow(launch.train(run, tools), run.work_dir / 'train.log', lock)
-        yield from _follow(launch.test(run, tools), run.work_dir / 'test.log', lock)
+        for step in ('train', 'test'):
+            command = getattr(launch, step)(run, tools)
+            log = run.work_dir / f'{step}.log'
+            yield from _follow(command, log, lock, environment, children)
         write(run.result_file, json.dumps(_collect(run), indent=2))
+
+
+def evaluate_anew(run: Run) -> bool:
+    """Evaluate a run that was tested and lacks its result or its matches.
+
+    Args:
+        run (Run): The run; nothing is trained, and no GPU is needed.
+
+    Returns:
+        bool: Whether there was anything to do.
+
+    Raises:
+        RuntimeError: If the predictions are cut off, or another process works in the
+            folder.
+    """
+    whole = run.result_file.exists() and run.matches_file.exists()
+    if whole or not run.predictions.exists():
+        return False
+    with held(run.work_dir):
+        try:
+            result = _collect(run)
+        except (EOFError, pickle.UnpicklingError) as error:
+            raise RuntimeError(
+                f'{run.predictions} is cut off ({error}); remove it, and compare '
+                f'without --report-only tests anew'
+            ) from error
+        write(run.result_file, json.dumps(result, indent=2))
+    return True
 
 
 def _scalars(run: Run) -> Iterator[dict]:
@@ -540,7 +733,7 @@ def _collect(run: Run) -> dict:
             validation[entry['step']] = entry['coco/bbox_mAP']
     steps = sorted(training)
     times = [training[step]['time'] for step in steps]
-    evaluation = evaluate(run.cfg, mmengine.load(run.work_dir / 'predictions.pkl'))
+    evaluation = evaluate(run.cfg, mmengine.load(run.predictions))
     evaluation.save(run.matches_file)
     return dict(
         config=run.source,

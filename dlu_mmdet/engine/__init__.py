@@ -25,7 +25,7 @@ from .configs import config_stem, read_config, set_upsampler, upsampler_label
 from .files import check_writable, print_anything, replacing
 from .options import merge_options
 from .own_data import set_data
-from .runner import build_runner
+from .runner import build_runner, lost_processes
 
 __all__ = [
     'CheckpointGuardHook',
@@ -45,6 +45,7 @@ __all__ = [
     'load_config',
     'load_detector',
     'load_detectors',
+    'lost_processes',
     'merge_options',
     'print_anything',
     'read_config',

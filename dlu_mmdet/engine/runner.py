@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch.distributed
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -11,6 +15,31 @@ from mmengine.runner import Runner
 from ..datasets import check_data, check_num_classes
 from ..datasets.transforms import name_images
 from .checkpoint import use_safe_loaders
+
+# what gloo and NCCL say where the other end of a connection is gone
+_LOST = re.compile(
+    r'[Cc]onnection (closed|reset|refused|was likely closed)|[Bb]roken pipe'
+    r'|ncclRemoteError|ncclSystemError|remote process exited'
+)
+
+
+@contextmanager
+def lost_processes() -> Iterator[None]:
+    """Say in a sentence that another process of a distributed training has ended.
+
+    Raises:
+        RuntimeError: In the place of what gloo or NCCL raise then.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (torch.distributed.is_initialized() and _LOST.search(str(error))):
+            raise
+        raise RuntimeError(
+            'another process of this training has ended, here or on another machine; '
+            'its output says why. Where all are started again with --resume they go '
+            'on from the last checkpoint'
+        ) from error
 
 
 def build_runner(cfg: Config, mode: str) -> Runner:

@@ -1,0 +1,332 @@
+"""Every run of a comparison as a job of Slurm, with submitit."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import subprocess
+import time
+import zlib
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .jobs import Event
+from .runs import PROGRESS, Launch, Run, execute, held
+
+COMMANDS = ('sbatch', 'srun', 'squeue', 'scontrol')
+#: How a job ends that is no fault of its run: it goes on in another.
+INTERRUPTED = ('TIMEOUT', 'PREEMPTED', 'NODE_FAIL', 'BOOT_FAIL')
+#: Seconds between two looks at the queue, one for all jobs.
+POLL = 10
+# looks in a row at which Slurm may not answer
+_PATIENCE = 30
+# times that a job puts itself back when its time is up
+_MAX_TIMEOUTS = 100
+# within which a signal has come to all processes of a job
+_SIGNAL_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a job does: one run, from where it is.
+
+    It is pickled by submitit, which calls :meth:`checkpoint` before the job's time is
+    up or it is pre-empted, and puts it back in the queue.
+
+    Args:
+        run (Run): The run.
+        tools (Path): Folder of train.py and test.py.
+        launch (Launch): How its processes are started on the node.
+    """
+
+    run: Run
+    tools: Path
+    launch: Launch
+
+    def __call__(self) -> None:
+        try:
+            for line in execute(self.run, self.tools, self.launch):
+                print(line, flush=True)
+        except RuntimeError:
+            # the training hears Slurm's signal too and may end before submitit's
+            # handler is called here
+            time.sleep(_SIGNAL_SECONDS)
+            raise
+
+    def checkpoint(self):
+        """What goes back in the queue: the same, as a run goes on where it is."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def check_available() -> None:
+    """Find out whether jobs can be submitted from here.
+
+    Raises:
+        ValueError: If a command of Slurm or submitit is missing.
+    """
+    missing = [command for command in COMMANDS if shutil.which(command) is None]
+    if missing:
+        raise ValueError(
+            f'--launcher slurm: {", ".join(missing)} not found on this machine; give '
+            f'the command where jobs are submitted, or leave --launcher out'
+        )
+    try:
+        import submitit  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"--launcher slurm needs submitit ({error}); pip install 'dlu_mmdet[slurm]'"
+        ) from error
+
+
+def sbatch_options(
+    given: Mapping[str, str], processes: int, run: Run
+) -> dict[str, str]:
+    """Options of a run's job, by sbatch's names with _ for -, as submitit has them.
+
+    Args:
+        given (Mapping[str, str]): What the user says: any option of sbatch; time in
+            minutes.
+        processes (int): Of a run, which is also the default of gpus_per_node; 0 there
+            asks for none.
+        run (Run): The run, which gives the job its name.
+
+    Raises:
+        ValueError: If there is no time limit in minutes.
+    """
+    found = dict(nodes='1', gpus_per_node=str(processes))
+    found.update((key.replace('-', '_'), value) for key, value in given.items())
+    if not found.get('time', '').isdigit():
+        raise ValueError(
+            f'--slurm time={found.get("time", "")}: the time limit of a job must be '
+            f'given, in minutes; a run that takes longer goes on in the same job, '
+            f'queued again'
+        )
+    if found['gpus_per_node'] == '0':
+        del found['gpus_per_node']
+    return dict(found, job_name=job_name(run))
+
+
+def job_name(run: Run) -> str:
+    """By which a run's job is found again: its name, seed and folder."""
+    place = zlib.crc32(str(run.work_dir.resolve()).encode())
+    return f'{re.sub("[^A-Za-z0-9_.-]", "-", run.name)}-seed{run.seed}-{place:08x}'
+
+
+def _ask(*command: str) -> str:
+    """Output of a command of Slurm.
+
+    Raises:
+        RuntimeError: If it fails, with its words.
+    """
+    done = subprocess.run(command, text=True, capture_output=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip() or f'{command[0]}: no answer')
+    return done.stdout
+
+
+def queued() -> dict[str, tuple[str, str]]:
+    """The user's jobs in the queue: id and state by name.
+
+    Raises:
+        RuntimeError: If Slurm does not answer, with its words.
+    """
+    found = {}
+    for line in _ask('squeue', '--me', '--noheader', '--format=%i|%j|%T|%r').split(
+        '\n'
+    ):
+        if line.strip():
+            number, name, state, reason = line.strip().split('|', 3)
+            waits = state == 'PENDING' and reason not in ('None', '')
+            found[name] = number, f'{state} ({reason})' if waits else state
+    return found
+
+
+def ended_as(number: str) -> str:
+    """How a job ended, as long as Slurm remembers it (MinJobAge)."""
+    with contextlib.suppress(RuntimeError):
+        shown = _ask('scontrol', '--oneliner', 'show', 'job', number)
+        if found := re.search(r'JobState=(\w+)', shown):
+            return found.group(1)
+    return 'no longer known'
+
+
+def submit(job: Job, options: Mapping[str, str]) -> str:
+    """Put a job in the queue.
+
+    Args:
+        job (Job): What it does.
+        options (Mapping[str, str]): What :func:`sbatch_options` found.
+
+    Returns:
+        str: Its number.
+
+    Raises:
+        ValueError: If Slurm refuses it, with Slurm's words.
+    """
+    import submitit
+    from submitit.core.utils import FailedJobError
+
+    executor = submitit.SlurmExecutor(_folder(job.run), max_num_timeout=_MAX_TIMEOUTS)
+    # submitit reads the time itself, to tell its end from a pre-emption
+    executor.update_parameters(
+        time=int(options['time']),
+        stderr_to_stdout=True,
+        additional_parameters=dict(options),
+    )
+    words = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(words):
+            return executor.submit(job).job_id
+    except FailedJobError as error:
+        reason = ' '.join(str(error).split())
+        raise ValueError(
+            f'Slurm refuses the job of {job.run.name} seed {job.run.seed}: {reason}; '
+            f'see --slurm'
+        ) from None
+
+
+def _folder(run: Run) -> Path:
+    """Logs and pickles of a run's jobs."""
+    return run.work_dir / 'slurm'
+
+
+def _last_line(run: Run) -> str:
+    """The last line of progress in a run's logs."""
+    logs = [run.work_dir / f'{step}.log' for step in ('train', 'test')]
+    logs = [log for log in logs if log.exists()]
+    if not logs:
+        return ''
+    with max(logs, key=lambda log: log.stat().st_mtime).open('rb') as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - 4096, 0))
+        text = file.read().decode(errors='replace')
+    found = [match.group() for match in PROGRESS.finditer(text)]
+    return ' '.join(found[-1].split()) if found else ''
+
+
+def _end_of_log(run: Run, number: str) -> str:
+    log = _folder(run) / f'{number}_0_log.out'
+    if not log.exists():
+        return f'there is no {log}'
+    lines = log.read_text(encoding='utf-8', errors='replace').splitlines()
+    return f'the end of {log}:\n' + '\n'.join(lines[-20:])
+
+
+@dataclass
+class _Queued:
+    """A job that was seen in the queue.
+
+    Args:
+        run (Run): Its run.
+        number (str): Its number.
+        began (Path | None): The checkpoint at that time.
+        said (str): What was last said of it.
+        missed (int): Looks in a row at which it was not in the queue.
+    """
+
+    run: Run
+    number: str
+    began: Path | None
+    said: str = ''
+    missed: int = 0
+
+
+def run_in_slurm(
+    planned: Sequence[Run],
+    tools: Path,
+    launch: Launch,
+    at_a_time: int,
+    given: Mapping[str, str],
+) -> Iterator[Event]:
+    """Train and test runs as jobs of Slurm, so many in the queue at a time.
+
+    Jobs of the same runs that are in the queue already, of a command that was left or
+    killed, are followed. Closed in the middle it leaves the jobs where they are.
+
+    Args:
+        planned (Sequence[Run]): The runs, submitted in this order.
+        tools (Path): Folder of train.py and test.py, on the nodes too.
+        launch (Launch): How the processes of each are started on its node.
+        at_a_time (int): Jobs in the queue.
+        given (Mapping[str, str]): As for :func:`sbatch_options`.
+
+    Yields:
+        Event: As it is seen; the last of each run is ``over``.
+
+    Raises:
+        RuntimeError: If Slurm does not answer, or another process follows these runs.
+        ValueError: If Slurm refuses a job.
+    """
+    root = planned[0].work_dir.parents[1]
+    active: list[_Queued] = []
+    waiting: deque[Run] = deque()
+    with held(root):
+        listed = queued()
+        for run in planned:
+            if run.state == 'finished':
+                yield Event(run, f'finished already: {run.result_file}')
+                yield Event(run, over=True)
+            elif job_name(run) in listed:
+                active.append(_Queued(run, listed[job_name(run)][0], run.checkpoint))
+            else:
+                waiting.append(run)
+        silent = 0
+        while active or waiting:
+            while waiting and len(active) < at_a_time:
+                run = waiting.popleft()
+                job = Job(run, tools.resolve(), launch)
+                number = submit(job, sbatch_options(given, launch.processes, run))
+                active.append(_Queued(run, number, run.checkpoint))
+                yield Event(run, f'job {number} submitted')
+            time.sleep(POLL)
+            try:
+                listed, silent = queued(), 0
+            except RuntimeError:
+                # it may be on its way back
+                silent += 1
+                if silent > _PATIENCE:
+                    raise
+                continue
+            for each in list(active):
+                yield from _look(each, listed)
+                if each.run.state == 'finished':
+                    active.remove(each)
+                    yield Event(each.run, over=True)
+                    continue
+                if each.missed < 2:
+                    continue
+                active.remove(each)
+                state, moved = ended_as(each.number), each.run.checkpoint != each.began
+                if state in INTERRUPTED and moved:
+                    yield Event(each.run, f'job {each.number} ended as {state}')
+                    waiting.appendleft(each.run)
+                    continue
+                error = RuntimeError(
+                    f'job {each.number} ended as {state}, and the run is '
+                    f'{each.run.state}; the same command submits it again; '
+                    + _end_of_log(each.run, each.number)
+                )
+                yield Event(each.run, error=error, over=True)
+
+
+def _look(job: _Queued, listed: Mapping[str, tuple[str, str]]) -> Iterator[Event]:
+    """What is new of a job; counts the looks at which it is not in the queue."""
+    name = job_name(job.run)
+    if name not in listed:
+        # the files of a node may be seen here later than its end
+        job.missed += 1
+        return
+    job.missed = 0
+    job.number, state = listed[name]
+    line = f'job {job.number} {state}'
+    if state == 'RUNNING':
+        line = f'{line}: {_last_line(job.run)}'.rstrip(': ')
+    if line != job.said:
+        job.said = line
+        yield Event(job.run, line)

@@ -1,0 +1,59 @@
+"""A stand-in for tools/train.py and tools/test.py that takes no time.
+
+It leaves what a comparison reads: the log, scalars, a checkpoint for each epoch,
+predictions. EPOCHS and SECONDS (of an epoch) in the environment say how long it takes;
+FAIL names a run that fails. What it was started with is in started.jsonl.
+"""
+
+import json
+import os
+import pickle
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+SCRIPT = f'import runpy; runpy.run_path({__file__!r}, run_name="__main__")\n'
+
+
+def make_tools(folder: Path) -> Path:
+    """The folder with the two scripts."""
+    folder.mkdir()
+    for name in ('train', 'test'):
+        (folder / f'{name}.py').write_text(SCRIPT)
+    return folder
+
+
+def main() -> None:
+    work_dir = Path(sys.argv[sys.argv.index('--work-dir') + 1])
+    kept = {k: os.environ.get(k) for k in ('OMP_NUM_THREADS', 'CUDA_VISIBLE_DEVICES')}
+    with (work_dir / 'started.jsonl').open('a') as file:
+        kept.update(command=sys.argv, time=time.time(), pid=os.getpid())
+        file.write(json.dumps(kept) + '\n')
+    if '--out' in sys.argv:
+        Path(sys.argv[sys.argv.index('--out') + 1]).write_bytes(pickle.dumps([]))
+        return
+    if os.environ.get('FAIL', 'none') in str(work_dir):
+        sys.exit('this run fails')
+    epochs, seconds = (float(os.environ.get(k, 1)) for k in ('EPOCHS', 'SECONDS'))
+    log = work_dir / f'log{time.time_ns()}' / 'vis_data' / 'scalars.json'
+    log.parent.mkdir(parents=True)
+    done = len([p for p in work_dir.glob('epoch_*.pth') if zipfile.is_zipfile(p)])
+    for epoch in range(done + 1, int(epochs) + 1):
+        left = int((epochs - epoch) * seconds)
+        print(f'Epoch(train) [{epoch}][1/1] eta: 0:00:{left:02d} time: 1', flush=True)
+        time.sleep(seconds)
+        with log.open('a') as file:
+            file.write(
+                json.dumps(dict(step=epoch, loss=1 / epoch, time=seconds)) + '\n'
+            )
+        path = work_dir / f'epoch_{epoch}.pth'
+        with zipfile.ZipFile(path, 'w') as archive:
+            archive.writestr('data', 'weights')
+        (work_dir / 'last_checkpoint').write_text(str(path))
+    with (work_dir / 'started.jsonl').open('a') as file:
+        file.write(json.dumps(dict(ended=time.time(), pid=os.getpid())) + '\n')
+
+
+if __name__ == '__main__':
+    main()

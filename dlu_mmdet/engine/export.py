@@ -69,10 +69,10 @@ class Part:
 
 
 class _Tied(nn.Module):
-    """A module whose inputs have sizes of one unit.
+    """A module whose inputs have sizes in one unit.
 
-    An export knows the size of each input by a name of its own. Once reshaped, the
-    sizes are multiples of the same two, and what is half of what is known.
+    An export knows the size of each input by a name of its own. Expanded to multiples
+    of the same two, it is known of every later size what it is a multiple of.
     """
 
     def __init__(self, module: nn.Module, pixels: Sequence[int]) -> None:
@@ -81,14 +81,19 @@ class _Tied(nn.Module):
         self.pixels = tuple(pixels)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        batch = inputs[-1].shape[0]
-        height, width = (n // self.pixels[-1] for n in inputs[-1].shape[2:])
-        return self.module(
-            tuple(
-                x.reshape(batch, x.shape[1], n * height, n * width)
-                for x, n in zip(inputs, self.pixels)
-            )
-        )
+        coarsest, least = inputs[-1], self.pixels[-1]
+        batch, _, *sizes = coarsest.shape
+        height, width = (size // least for size in sizes)
+        tied = []
+        for x, n in zip(inputs, self.pixels):
+            # the comparison lets an export put one name for the other
+            if any(least * m != n * size for m, size in zip(x.shape[2:], sizes)):
+                raise ValueError(
+                    f'a map of {tuple(x.shape[2:])} beside one of {tuple(sizes)}: the '
+                    f'sides must be as {n} to {least}'
+                )
+            tied.append(x.expand(batch, x.shape[1], n * height, n * width))
+        return self.module(tuple(tied))
 
 
 class _Neck(nn.Module):

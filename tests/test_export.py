@@ -66,7 +66,17 @@ def differences(part, path):
     return [difference(part, model, *size) for size in UNTRACED]
 
 
-@pytest.mark.parametrize('name', sorted(UPSAMPLERS.module_dict))
+#: quick ones that have every operator of an export: sampling, windows and scores
+QUICK = ('bilinear', 'dlu', 'sapa')
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in sorted(UPSAMPLERS.module_dict)
+    ],
+)
 def test_every_upsampler_in_onnxruntime(name, tmp_path):
     """At sizes that were not traced, from operators of the standard alone."""
     part = small_neck(name)

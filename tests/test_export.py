@@ -264,7 +264,7 @@ def test_part_that_is_not_there():
         choose_part(Tiny(None), 'neck')
     with pytest.raises(ValueError, match='Tiny has none of rpn_head, bbox_head'):
         choose_part(Tiny(Odd()), 'detector')
-    with pytest.raises(ValueError, match='level 1 of the backbone is 6 x 9 .*divisor'):
+    with pytest.raises(ValueError, match='level 1 of the backbone is 7 x 10 .*divisor'):
         choose_part(Tiny(Odd()), 'neck', divisor=28)
 
 

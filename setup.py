@@ -133,7 +133,8 @@ setup(
     # the two stacks overwrite each other's files, so neither is required here
     install_requires=['torch>=2.1'],
     extras_require={
-        name: requirements(name) for name in ('onedl', 'openmmlab', 'slurm', 'test')
+        name: requirements(name)
+        for name in ('onedl', 'openmmlab', 'export', 'slurm', 'test')
     },
     entry_points=dict(console_scripts=['dlu_mmdet = dlu_mmdet.__main__:main']),
     **arguments,

@@ -19,6 +19,9 @@ from torch.torch_version import TorchVersion
 from torch.utils import flop_counter
 
 AT_LEAST_24 = torch.__version__ >= TorchVersion('2.4')
+# torch.export says that it is at work since torch 2.7
+EXPORTS = hasattr(torch.compiler, 'is_exporting')
+is_exporting = torch.compiler.is_exporting if EXPORTS else lambda: False
 
 if AT_LEAST_24:
     from torch.library import register_autograd, register_fake

@@ -22,12 +22,22 @@ from .cli import (
     upsampler_argument,
 )
 from .configs import config_stem, read_config, set_upsampler, upsampler_label
+from .export import (
+    PARTS,
+    check_out,
+    check_packages,
+    choose_part,
+    describe,
+    export_onnx,
+    trace,
+)
 from .files import check_writable, print_anything, replacing
 from .options import merge_options
 from .own_data import set_data
 from .runner import build_runner, lost_processes
 
 __all__ = [
+    'PARTS',
     'CheckpointGuardHook',
     'add_cfg_options',
     'add_config_arguments',
@@ -37,9 +47,14 @@ __all__ = [
     'build_runner',
     'check_classes',
     'config_stem',
+    'check_out',
+    'check_packages',
     'check_state_dict',
     'check_writable',
+    'choose_part',
+    'describe',
     'enable_amp',
+    'export_onnx',
     'latest_checkpoint',
     'load_checkpoint',
     'load_config',
@@ -53,6 +68,7 @@ __all__ = [
     'resume_latest',
     'set_data',
     'set_upsampler',
+    'trace',
     'upsampler_argument',
     'upsampler_label',
     'use_safe_loaders',

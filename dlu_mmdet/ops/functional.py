@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from torch import Tensor
 
-from . import library, reference
+from ..torch_compat import is_exporting
+from . import exported, library, reference
 from .checks import check_carafe, check_dlu, check_window_scores
+
+
+def _backend(features: Tensor) -> ModuleType:
+    """Where the operators come from: what is exported has to run without this package.
+
+    The older exporter, of TorchScript, gets the reference, which takes no operator
+    later than opset 11.
+    """
+    if is_exporting():
+        return exported
+    return library if library.handles(features) else reference
 
 
 def dlu(
@@ -55,8 +69,7 @@ def dlu(
     """
     args = (features, kernels, offsets, kernel_size, group_size, scale_factor)
     check_dlu(*args)
-    backend = library if library.handles(features) else reference
-    return backend.dlu(*args)
+    return _backend(features).dlu(*args)
 
 
 def carafe(
@@ -94,8 +107,7 @@ def carafe(
     """
     args = (features, masks, kernel_size, group_size, scale_factor)
     check_carafe(*args)
-    backend = library if library.handles(features) else reference
-    return backend.carafe(*args)
+    return _backend(features).carafe(*args)
 
 
 def window_scores(
@@ -136,5 +148,4 @@ def window_scores(
     """
     args = (features, queries, kernel_size, group_size, scale_factor)
     check_window_scores(*args)
-    backend = library if library.handles(features) else reference
-    return backend.window_scores(*args)
+    return _backend(features).window_scores(*args)

@@ -90,7 +90,6 @@ def _warn_of_plain(device: str, reason: str) -> None:
 
 
 _DEVICE_TYPES = _load()
-_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
 
 
 def is_available(device_type: str) -> bool:
@@ -106,14 +105,10 @@ def cpu_loops() -> str | None:
 def handles(features: Tensor) -> bool:
     """Whether the compiled operators should take this call.
 
-    They do where they were built for the device, except in an export, whose
+    They do where they were built for the device, except in an export to ONNX, whose
     result has to run without this package.
     """
-    return (
-        features.device.type in _DEVICE_TYPES
-        and not torch.onnx.is_in_onnx_export()
-        and not _is_exporting()
-    )
+    return features.device.type in _DEVICE_TYPES and not torch.onnx.is_in_onnx_export()
 
 
 def dlu(

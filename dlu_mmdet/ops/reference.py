@@ -16,7 +16,7 @@ from torch import Tensor
 from .checks import check_carafe, check_dlu, check_window_scores
 
 
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -39,7 +39,7 @@ def _reassemble(
     """
     n, c, h, w = features.shape
     s, r = scale_factor, kernel_size // 2
-    x = features.to(_accumulation_dtype(features.dtype))
+    x = features.to(accumulation_dtype(features.dtype))
     x = F.pad(x, (r, r, r, r)).reshape(
         n, group_size, c // group_size, 1, 1, h + 2 * r, w + 2 * r
     )
@@ -94,7 +94,7 @@ def dlu(
     check_dlu(features, kernels, offsets, kernel_size, group_size, scale_factor)
     n, _, h, w = features.shape
     g, s = group_size, scale_factor
-    dtype = _accumulation_dtype(features.dtype)
+    dtype = accumulation_dtype(features.dtype)
     position_dtype = torch.promote_types(dtype, offsets.dtype)
 
     # offsets[g, axis, i, j, y, x], axis 0 = x, 1 = y, in source pixels
@@ -135,7 +135,7 @@ def carafe(
     check_carafe(features, masks, kernel_size, group_size, scale_factor)
     n, _, h, w = features.shape
     g, s = group_size, scale_factor
-    masks = masks.to(_accumulation_dtype(features.dtype))
+    masks = masks.to(accumulation_dtype(features.dtype))
     # (N, G, K*K, y, i, x, j) -> taps of (N, G, i, j, y, x)
     masks = masks.reshape(n, g, kernel_size**2, h, s, w, s)
     taps = (m.permute(0, 1, 3, 5, 2, 4) for m in masks.unbind(2))
@@ -157,7 +157,7 @@ def window_scores(
     check_window_scores(features, queries, kernel_size, group_size, scale_factor)
     n, c, h, w = features.shape
     g, s, r = group_size, scale_factor, kernel_size // 2
-    dtype = _accumulation_dtype(features.dtype)
+    dtype = accumulation_dtype(features.dtype)
     x = F.pad(features.to(dtype), (r, r, r, r))
     x = x.reshape(n, g, c // g, h + 2 * r, 1, w + 2 * r, 1)
     # each in the dtype of features, which half precision has to round to first

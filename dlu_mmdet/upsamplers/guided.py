@@ -125,7 +125,8 @@ class Blocks:
         )
         # (H, h) and (W, w)
         self.sides = tuple(zip(*sizes))
-        self.scale = max(-(-long // short) for short, long in self.sides)
+        # in an export with open sizes a number all the same
+        self.scale = int(max(-(-long // short) for short, long in self.sides))
         self.whole = all(long == self.scale * short for short, long in self.sides)
 
     def spread(self, y: Tensor) -> Tensor:

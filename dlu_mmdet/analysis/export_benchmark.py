@@ -1,0 +1,136 @@
+"""An exported model beside the PyTorch module that it was: numbers, and time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..engine.export import Part
+from .op_benchmark import interleaved
+from .tables import to_markdown
+
+
+class OnnxModel:
+    """An ONNX model on onnxruntime's CPU, called as the module that it was.
+
+    Args:
+        path (str | PathLike): The .onnx file.
+        threads (int): CPU threads. Defaults to those of torch.
+    """
+
+    def __init__(self, path: str | os.PathLike, threads: int | None = None) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        self.session = onnxruntime.InferenceSession(
+            str(path), options, providers=['CPUExecutionProvider']
+        )
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Run the model on tensors, in the order of its inputs."""
+        names = [value.name for value in self.session.get_inputs()]
+        feeds = {name: x.numpy() for name, x in zip(names, inputs)}
+        return list(map(torch.from_numpy, self.session.run(None, feeds)))
+
+
+def difference(
+    part: Part, model: OnnxModel, batch: int, height: int, width: int
+) -> float:
+    """Largest difference between a model and the module that it was.
+
+    Args:
+        part (Part): What was exported.
+        model (OnnxModel): The result.
+        batch (int): Images.
+        height (int): In units of the part's divisor.
+        width (int): Likewise.
+
+    Returns:
+        float: Over all outputs; of each relative to its largest value, if above 1.
+    """
+    inputs = part.make(batch, height, width)
+    with torch.no_grad():
+        expected = part.module(inputs)
+    return max(
+        ((y - x).abs().max() / x.abs().max().clamp(min=1)).item()
+        for x, y in zip(expected, model(inputs))
+    )
+
+
+def summary(path: str | os.PathLike) -> str:
+    """What goes into an exported model and what comes out, one line each."""
+    import onnx
+
+    proto = onnx.load(str(path))
+    opset = ', '.join(str(entry.version) for entry in proto.opset_import)
+    lines = [
+        f'opset {opset}, {len(proto.graph.node)} nodes, '
+        f'{os.path.getsize(path) * 1e-6:.1f} MB'
+    ]
+    session = OnnxModel(path).session
+    for kind, values in (
+        ('in', session.get_inputs()),
+        ('out', session.get_outputs()),
+    ):
+        for value in values:
+            lines.append(
+                f'{kind:>3}  {value.name}  {" x ".join(map(str, value.shape))}'
+            )
+    return '\n'.join(lines)
+
+
+def time_table(
+    part: Part,
+    path: str | os.PathLike,
+    sizes: Sequence[tuple[int, int]],
+    rounds: int = 5,
+) -> str:
+    """Time an exported model and its module in turn, on one image.
+
+    Args:
+        part (Part): What was exported.
+        path (str | PathLike): The result.
+        sizes (Sequence[tuple[int, int]]): Height and width of the image in pixels,
+            multiples of the part's divisor.
+        rounds (int): Runs of each, interleaved.
+
+    Returns:
+        str: A Markdown table.
+
+    Raises:
+        ValueError: If a size is no multiple.
+    """
+    for size in sizes:
+        if any(length < 1 or length % part.divisor for length in size):
+            raise ValueError(
+                f'--time {size[0]}x{size[1]}: height and width must be multiples of '
+                f'{part.divisor}, as those of the exported model'
+            )
+    model = OnnxModel(path)
+    body = []
+    for h, w in sizes:
+        inputs = part.make(1, h // part.divisor, w // part.divisor)
+        with torch.no_grad():
+            times = interleaved(
+                [lambda: part.module(inputs), lambda: model(inputs)],  # noqa: B023
+                rounds,
+                torch.device('cpu'),
+            )
+        (eager, eager_least), (run, run_least) = times
+        cells = (eager, run, eager_least, run_least)
+        body.append(
+            [f'{h} x {w}', *(f'{1e3 * t:.0f}' for t in cells), f'{run / eager:.2f}']
+        )
+    head = [
+        'image',
+        'PyTorch, median ms',
+        'onnxruntime, median ms',
+        'PyTorch, least',
+        'onnxruntime, least',
+        'median to PyTorch',
+    ]
+    return to_markdown(head, body)

@@ -1,0 +1,279 @@
+"""Detectors that left PyTorch: as ONNX, by torch.export and by torch.compile."""
+
+import importlib.util
+import json
+import sys
+from types import SimpleNamespace
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import CONFIGS, SHAPES_DLU, load_tool
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from dlu_mmdet.analysis.export_benchmark import OnnxModel, difference, summary
+from dlu_mmdet.engine import choose_part, export_onnx, set_upsampler, trace
+from dlu_mmdet.necks import UpsampleFPN
+from dlu_mmdet.ops import carafe, dlu, exported, reference, window_scores
+from dlu_mmdet.torch_compat import EXPORTS
+from dlu_mmdet.upsamplers import UPSAMPLERS
+
+pytestmark = pytest.mark.skipif(
+    not EXPORTS, reason=f'torch {torch.__version__} has no torch.compiler.is_exporting'
+)
+#: batch, height and width in units of the divisor; traced are 2, 2 and 3
+UNTRACED = [(1, 3, 1), (3, 1, 4), (2, 5, 5)]
+
+
+class Backbone(nn.Module):
+    """Two maps, each half the one before."""
+
+    def forward(self, x):
+        x = nn.functional.avg_pool2d(x, 4)
+        return x, nn.functional.avg_pool2d(x, 2)
+
+
+class Tiny(nn.Module):
+    """As much of a detector as its neck needs."""
+
+    def __init__(self, neck):
+        super().__init__()
+        self.backbone = Backbone()
+        self.neck = neck
+        self.data_preprocessor = SimpleNamespace(pad_size_divisor=8)
+
+
+def as_if_trained(module, std=0.2):
+    """Weights that leave no upsampler at its start."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=std, generator=generator)
+    return module.eval()
+
+
+def small_neck(name):
+    neck = UpsampleFPN([3, 3], 8, 2, upsample_cfg=dict(type=name))
+    return choose_part(Tiny(as_if_trained(neck)).eval(), 'neck', divisor=8)
+
+
+def differences(part, path):
+    model = OnnxModel(path)
+    return [difference(part, model, *size) for size in UNTRACED]
+
+
+#: quick ones that have every operator of an export: sampling, windows and scores
+QUICK = ('bilinear', 'dlu', 'sapa')
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name in sorted(UPSAMPLERS.module_dict)
+    ],
+)
+def test_every_upsampler_in_onnxruntime(name, tmp_path):
+    """At sizes that were not traced, from operators of the standard alone."""
+    part = small_neck(name)
+    export_onnx(part, tmp_path / 'neck.onnx')
+    assert max(differences(part, tmp_path / 'neck.onnx')) < 1e-4
+    proto = onnx.load(tmp_path / 'neck.onnx')
+    assert {node.domain for node in proto.graph.node} == {''} and not proto.functions
+    assert all(e.domain == '' and e.version >= 17 for e in proto.opset_import)
+    assert [p.name for p in tmp_path.iterdir()] == ['neck.onnx']
+
+
+@pytest.mark.parametrize('size', [(1, 1), (5, 2), (1, 9), (3, 12), (2, 24)])
+@pytest.mark.parametrize('group_size', [1, 2])
+def test_operators_of_an_export_are_the_reference(size, group_size):
+    """At widths that tiles of 1, 2, 4 and 8 divide, with offsets that leave the map."""
+    generator = torch.Generator().manual_seed(0)
+
+    def make(*shape):
+        return torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+
+    for kernel_size, s in ((1, 2), (3, 1), (5, 2), (3, 3)):
+        sizes = (kernel_size, group_size, s)
+        (h, w), taps = size, group_size * kernel_size**2
+        x, large = make(4, h, w), make(4, h * s, w * s)
+        for op, inputs in {
+            'dlu': (x, make(taps, h, w), 3 * make(2 * group_size * s * s, h, w)),
+            'carafe': (x, make(taps, h * s, w * s)),
+            'window_scores': (x, large),
+        }.items():
+            torch.testing.assert_close(
+                getattr(exported, op)(*inputs, *sizes),
+                getattr(reference, op)(*inputs, *sizes),
+            )
+
+
+def test_export_form_keeps_the_dtype():
+    x, masks = torch.randn(1, 4, 3, 5).half(), torch.rand(1, 9, 6, 10)
+    out = exported.carafe(x, masks, 3, 1, 2)
+    assert out.dtype == torch.float16
+    torch.testing.assert_close(out, carafe(x, masks, 3, 1, 2))
+
+
+@pytest.mark.parametrize('op', [dlu, carafe, window_scores])
+def test_an_export_has_no_operator_of_this_package(op):
+    """And a number of nodes that does not grow with the kernel."""
+
+    class Call(nn.Module):
+        def forward(self, *inputs):
+            return op(*inputs, 5, 1, 2)
+
+    x = torch.randn(1, 4, 3, 5)
+    inputs = {
+        dlu: (x, torch.randn(1, 25, 3, 5), torch.randn(1, 8, 3, 5)),
+        carafe: (x, torch.randn(1, 25, 6, 10)),
+        window_scores: (x, torch.randn(1, 4, 6, 10)),
+    }[op]
+    program = torch.export.export(Call(), inputs, strict=False)
+    called = [str(n.target) for n in program.graph.nodes if n.op == 'call_function']
+    assert not [name for name in called if 'dlu_mmdet' in name]
+    assert len(called) < 80
+
+
+def detector(config, upsampler=None):
+    cfg = Config.fromfile(config)
+    cfg.model.backbone.init_cfg = None
+    if upsampler:
+        set_upsampler(cfg, dict(type=upsampler))
+    init_default_scope('mmdet')
+    model = MODELS.build(cfg.model).eval()
+    # every upsampler away from its start, and nothing that overflows
+    as_if_trained(model.neck.upsample_modules)
+    return model
+
+
+def small_detector(upsampler=None):
+    return detector(SHAPES_DLU, upsampler)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'config, upsampler',
+    [
+        (SHAPES_DLU, None),
+        (SHAPES_DLU, 'freqfusion'),
+        (CONFIGS / 'rtmdet/rtmdet_tiny_pafpn-dlu_8xb32-300e_coco.py', None),
+        (CONFIGS / 'yolox/yolox_s_pafpn-carafe_8xb8-300e_coco.py', None),
+    ],
+)
+def test_whole_detectors_in_onnxruntime(config, upsampler, tmp_path):
+    part = choose_part(detector(config, upsampler), 'detector')
+    export_onnx(part, tmp_path / 'model.onnx', dict(classes=['a', 'b']))
+    assert max(differences(part, tmp_path / 'model.onnx')) < 1e-4
+    model = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
+    kept = model.get_modelmeta().custom_metadata_map
+    assert json.loads(kept['size_divisor']) == part.divisor
+    assert json.loads(kept['classes']) == ['a', 'b']
+    assert [value.name for value in model.get_inputs()] == ['image']
+    names = [value.name for value in model.get_outputs()]
+    assert {'cls_scores.0', 'bbox_preds.0'} <= set(names)
+    assert 'image  batch x 3 x' in summary(tmp_path / 'model.onnx')
+
+
+@pytest.mark.slow
+def test_torch_export_round_trip(tmp_path):
+    """Saved and loaded, with sizes that were not traced, to the same numbers."""
+    part = choose_part(small_detector(), 'detector')
+    program = trace(part)
+    torch.export.save(program, tmp_path / 'model.pt2')
+    loaded = torch.export.load(tmp_path / 'model.pt2').module()
+    for size in UNTRACED:
+        inputs = part.make(*size)
+        with torch.no_grad():
+            assert_same(loaded(inputs), program.module()(inputs), rtol=0, atol=0)
+            assert_same(loaded(inputs), part.module(inputs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['bilinear', 'dlu', 'sapa'])
+def test_neck_compiles_whole(name):
+    torch._dynamo.reset()
+    part = small_neck(name)
+    compiled = torch.compile(part.module, fullgraph=True, backend='aot_eager')
+    inputs = part.make(2, 2, 3)
+    with torch.no_grad():
+        assert_same(compiled(inputs), part.module(inputs))
+
+
+def assert_same(got, expected, **tolerance):
+    assert len(got) == len(expected)
+    for x, y in zip(got, expected):
+        torch.testing.assert_close(x, y, **tolerance)
+
+
+# ---- bad input -----------------------------------------------------------------
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, 'argv', ['export.py', 'x.py', 'x.pth', *arguments])
+    load_tool('export').main()
+
+
+def test_out_must_be_onnx(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=r'--out must end with \.onnx, got .*x\.pt'):
+        call(monkeypatch, '--out', str(tmp_path / 'x.pt'))
+
+
+def test_out_needs_its_folder(monkeypatch, tmp_path):
+    with pytest.raises(FileNotFoundError, match='folder .*none does not exist; make'):
+        call(monkeypatch, '--out', str(tmp_path / 'none/x.onnx'))
+
+
+def test_missing_package_is_named(monkeypatch, tmp_path):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, 'find_spec', lambda n: None if n == 'onnxruntime' else find(n)
+    )
+    with pytest.raises(ValueError, match=r"^onnxruntime must be .*'\.\[export\]'"):
+        call(monkeypatch, '--out', str(tmp_path / 'x.onnx'))
+
+
+class Branching(nn.Module):
+    """Goes by the values that it is given."""
+
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Branching()
+
+    def forward(self, inputs):
+        return [self.inner(x) for x in inputs]
+
+
+def test_what_cannot_be_traced_is_named(tmp_path):
+    part = choose_part(Tiny(Odd()).eval(), 'neck', divisor=8)
+    with pytest.raises(ValueError, match=r'neck\.inner, a Branching, cannot be traced'):
+        export_onnx(part, tmp_path / 'x.onnx')
+    assert not list(tmp_path.iterdir())
+
+
+def test_part_that_is_not_there():
+    with pytest.raises(ValueError, match='Tiny has no neck'):
+        choose_part(Tiny(None), 'neck')
+    with pytest.raises(ValueError, match='Tiny has none of rpn_head, bbox_head'):
+        choose_part(Tiny(Odd()), 'detector')
+    with pytest.raises(ValueError, match='level 1 of the backbone is 7 x 10 .*divisor'):
+        choose_part(Tiny(Odd()), 'neck', divisor=28)
+
+
+def test_file_is_whole_or_not_there(monkeypatch, tmp_path):
+    def save(self, destination, **kwargs):
+        destination.write_bytes(b'half')
+        raise OSError('disk full')
+
+    monkeypatch.setattr(torch.onnx.ONNXProgram, 'save', save)
+    with pytest.raises(OSError, match='disk full'):
+        export_onnx(small_neck('nearest'), tmp_path / 'x.onnx')
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,103 @@
+"""Export a detector: python tools/export.py CONFIG CHECKPOINT --out model.onnx."""
+
+import argparse
+import time
+
+import torch
+
+from dlu_mmdet.analysis.export_benchmark import (
+    OnnxModel,
+    difference,
+    summary,
+    time_table,
+)
+from dlu_mmdet.engine import (
+    PARTS,
+    add_cfg_options,
+    add_upsampler,
+    check_out,
+    check_packages,
+    choose_part,
+    describe,
+    export_onnx,
+    load_detector,
+    print_anything,
+)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    try:
+        height, width = map(int, text.split('x'))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'a size is HEIGHTxWIDTH as 800x1344, got {text!r}'
+        ) from None
+    return height, width
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description='Write the neck of a detector, or its backbone, neck and head, as '
+        'an ONNX model of standard operators whose batch, height and width are open'
+    )
+    parser.add_argument('config', help='path of the config')
+    parser.add_argument('checkpoint', help='path of the checkpoint')
+    parser.add_argument('--out', required=True, help='.onnx file')
+    parser.add_argument(
+        '--part',
+        choices=PARTS,
+        default='detector',
+        help="'detector', a normalised image to the maps of the head; 'neck', the maps "
+        'of the backbone to those of the pyramid',
+    )
+    parser.add_argument(
+        '--divisor',
+        type=int,
+        help='pixels of which height and width will be multiples; defaults to '
+        'data_preprocessor.pad_size_divisor of the config, 32 at least',
+    )
+    parser.add_argument(
+        '--time',
+        nargs='+',
+        type=parse_size,
+        default=[],
+        metavar='HEIGHTxWIDTH',
+        help='time onnxruntime and PyTorch on images of these sizes',
+    )
+    parser.add_argument(
+        '--rounds', type=int, default=5, help='runs of --time; medians are printed'
+    )
+    parser.add_argument('--threads', type=int, help='CPU threads of --time')
+    add_upsampler(parser)
+    add_cfg_options(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    print_anything()
+    args = parse_args()
+    check_packages()
+    check_out(args.out)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    model = load_detector(
+        args.config,
+        args.checkpoint,
+        cfg_options=args.cfg_options,
+        upsampler=args.upsampler,
+    )
+    part = choose_part(model, args.part, args.divisor)
+    began, worked = time.perf_counter(), time.process_time()
+    export_onnx(part, args.out, describe(model))
+    took, worked = time.perf_counter() - began, time.process_time() - worked
+    print(f'{args.out}: exported in {took:.1f} s, {worked:.1f} s of processor time')
+    print(summary(args.out))
+    found = difference(part, OnnxModel(args.out), batch=1, height=3, width=1)
+    size = f'{3 * part.divisor} x {part.divisor}'
+    print(f'largest difference to PyTorch at {size}, which was not traced: {found:.1e}')
+    if args.time:
+        print(time_table(part, args.out, args.time, args.rounds))
+
+
+if __name__ == '__main__':
+    main()

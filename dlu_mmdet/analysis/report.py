@@ -73,6 +73,12 @@ def _colours(summary: dict) -> dict[str, str]:
     return {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
 
 
+def _markers(summary: dict) -> dict[str, str]:
+    """A marker for each upsampler: another where the colours begin anew."""
+    names = sorted(row['name'] for row in summary['rows'])
+    return {name: 'osD^v'[i // len(COLORS) % 5] for i, name in enumerate(names)}
+
+
 def plot_accuracy(summary: dict) -> Figure:
     """AP against the upsamplers' parameters and against the neck's latency.
 
@@ -84,7 +90,7 @@ def plot_accuracy(summary: dict) -> Figure:
         Figure: Bars are one standard deviation over seeds.
     """
     figure, axes = new_figure(2)
-    colours = _colours(summary)
+    colours, markers = _colours(summary), _markers(summary)
     for axis, key, label in (
         (axes[0], 'upsampler_parameters', 'parameters of the upsamplers'),
         (axes[1], 'neck_ms', 'latency of the neck, ms'),
@@ -94,7 +100,7 @@ def plot_accuracy(summary: dict) -> Figure:
                 row[key],
                 row['AP'],
                 yerr=row['AP_std'],
-                fmt='o',
+                fmt=markers[row['name']],
                 capsize=3,
                 color=colours[row['name']],
                 label=row['name'],

@@ -189,7 +189,10 @@ def _kernels(logits: Tensor) -> Tensor:
     size = math.isqrt(logits.shape[1])
     # in half precision the sum of 25 values is not 1
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    window = torch.hamming_window(size, False, dtype=dtype, device=logits.device)
+    # torch.hamming_window is no operator of ONNX
+    place = torch.arange(size, dtype=dtype, device=logits.device)
+    angle = place * (2 * math.pi / max(size - 1, 1))
+    window = 0.54 - 0.46 * angle.cos()
     window = (window[:, None] * window).log().reshape(1, -1, 1, 1)
     return (logits + window).softmax(dim=1)
 

@@ -456,13 +456,13 @@ def test_hook_refuses_what_it_cannot_draw():
 
 
 def test_how_far_offsets_reach():
-    """4 x 4 output positions of 2 x 2 source pixels; one coordinate leaves the map."""
+    """4 x 4 output positions of 2 x 2 source pixels; two coordinates leave the map."""
     kernels = np.ones((4, 4, 1, 1), np.float32)
     offsets = np.full((4, 4, 2), 0.0, np.float32)
-    offsets[0, 0] = -0.5, 0.25
+    offsets[0, :2] = -0.5, 0.25
     text = describe_offsets([KernelMaps(kernels, 2, offsets=offsets)] * 2)
     assert text == (
-        'offsets reach 0.00 source pixels in the median, 0.50 in 95 %, 3.1% of their '
+        'offsets reach 0.00 source pixels in the median, 0.50 in 95 %, 6.2% of their '
         'coordinates outside of the map'
     )
     assert describe_offsets([KernelMaps(kernels, 2)]) == ''

@@ -160,7 +160,6 @@ def small_detector(upsampler=None):
     'config, upsampler',
     [
         (SHAPES_DLU, None),
-        (SHAPES_DLU, 'freqfusion'),
         (CONFIGS / 'rtmdet/rtmdet_tiny_pafpn-dlu_8xb32-300e_coco.py', None),
         (CONFIGS / 'yolox/yolox_s_pafpn-carafe_8xb8-300e_coco.py', None),
     ],

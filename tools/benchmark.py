@@ -22,16 +22,6 @@ DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.floa
 LAYOUTS = dict(nchw=torch.contiguous_format, channels_last=torch.channels_last)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    try:
-        height, width = map(int, text.split('x'))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f'a size is HEIGHTxWIDTH as 50x84, got {text!r}'
-        ) from None
-    return height, width
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description='Time DLU and CARAFE, fused and composed, beside bilinear and '
@@ -42,7 +32,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--sizes',
         nargs='+',
-        type=parse_size,
+        type=op_benchmark.parse_size,
         default=op_benchmark.SIZES,
         metavar='HEIGHTxWIDTH',
         help='source maps',

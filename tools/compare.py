@@ -287,7 +287,9 @@ def run_all(
                     print(f'{label} done in {hours(now - start)}', flush=True)
                 continue
             if key in active:
-                active[key] = active[key][0], eta(event.line) or active[key][1]
+                start, known = active[key]
+                found = eta(event.line)
+                active[key] = start, known if found is None else found
             left = time_left(
                 [(now - start, left) for start, left in active.values()],
                 took,

@@ -5,6 +5,7 @@ import time
 
 import torch
 
+from dlu_mmdet.analysis import op_benchmark
 from dlu_mmdet.analysis.export_benchmark import (
     OnnxModel,
     difference,
@@ -23,16 +24,6 @@ from dlu_mmdet.engine import (
     load_detector,
     print_anything,
 )
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    try:
-        height, width = map(int, text.split('x'))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f'a size is HEIGHTxWIDTH as 800x1344, got {text!r}'
-        ) from None
-    return height, width
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,7 +50,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--time',
         nargs='+',
-        type=parse_size,
+        type=op_benchmark.parse_size,
         default=[],
         metavar='HEIGHTxWIDTH',
         help='time onnxruntime and PyTorch on images of these sizes',

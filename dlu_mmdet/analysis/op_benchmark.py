@@ -8,6 +8,7 @@ cache then stays there. The operators' part of this module needs torch alone.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -32,6 +33,27 @@ COMPOSED = (
 SLOW = 5.0  # seconds; what takes longer runs once
 BURST = 5e-3  # seconds of calls that a run on a GPU takes together
 UNFOLDED_LIMIT = 1 << 30  # bytes; larger unfolded maps are left out
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read the size of a map or an image from a command line.
+
+    Args:
+        text (str): HEIGHTxWIDTH in pixels, as '50x84'.
+
+    Returns:
+        tuple[int, int]: Height and width.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is anything else.
+    """
+    try:
+        height, width = map(int, text.split('x'))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'a size is HEIGHTxWIDTH as 50x84, got {text!r}'
+        ) from None
+    return height, width
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
@@ -35,36 +36,39 @@ class BuildWithConfigs(build_py):
                 shutil.copy(ROOT / name, mim / name)
 
 
+def sources(*patterns: str) -> list[str]:
+    found = [path for pattern in patterns for path in ROOT.glob(pattern)]
+    return sorted(str(path.relative_to(ROOT)) for path in found)
+
+
 def operators() -> dict:
     """Arguments of setup() that build the compiled operators.
 
-    Two libraries, so that one can be had without the other. That of CUDA is built
-    where torch is a CUDA build and nvcc is there; FORCE_CUDA=1 insists on it and
-    TORCH_CUDA_ARCH_LIST names the GPUs. DLU_MMDET_NO_EXT=1, no torch or no compiler:
-    the package runs on its plain PyTorch operators.
+    Two libraries. That of the CPU needs a C++ compiler alone and serves every torch and
+    Python. That of CUDA is built where torch can be imported (--no-build-isolation), is
+    a CUDA build, and nvcc is there; FORCE_CUDA=1 insists on it and TORCH_CUDA_ARCH_LIST
+    names the GPUs. DLU_MMDET_NO_EXT=1, or no compiler: the package runs on its plain
+    PyTorch operators.
     """
     if os.environ.get('DLU_MMDET_NO_EXT') == '1':
         return {}
     try:
         import torch
         from torch.utils import cpp_extension
-    except ImportError as error:
-        print(
-            f'dlu_mmdet: operators not compiled, {error}; install torch and '
-            f'use --no-build-isolation',
-            file=sys.stderr,
-        )
-        return {}
+    except ImportError:
+        torch = cpp_extension = None
 
     force_cuda = os.environ.get('FORCE_CUDA') == '1'
-    has_cuda = torch.version.cuda is not None and cpp_extension.CUDA_HOME is not None
+    has_cuda = bool(torch and torch.version.cuda and cpp_extension.CUDA_HOME)
     if force_cuda and not has_cuda:
         raise RuntimeError(
-            f'FORCE_CUDA=1 needs a CUDA build of torch, got {torch.__version__}, '
-            f'and nvcc, got CUDA_HOME={cpp_extension.CUDA_HOME}'
+            'FORCE_CUDA=1 needs --no-build-isolation, a CUDA build of torch, got '
+            f'{torch and torch.__version__}, and nvcc, got CUDA_HOME='
+            f'{cpp_extension and cpp_extension.CUDA_HOME}'
         )
 
-    class BuildExtension(cpp_extension.BuildExtension):
+    # torch's compiles several files at once
+    class BuildExtension(cpp_extension.BuildExtension if torch else build_ext):
         def build_extensions(self):
             every = self.extensions
             for extension in every:
@@ -81,43 +85,50 @@ def operators() -> dict:
                     extension.optional = True
             self.extensions = every
 
-    # what is built for one torch does not load under another: one file for each
-    tag = '_'.join(('torch', *torch.__version__.split('.')[:2]))
-    cpu, cuda = f'dlu_mmdet._C_{tag}', f'dlu_mmdet._C_cuda_{tag}'
+    cpu = 'dlu_mmdet._C'
     failures = {
         cpu: 'dlu_mmdet: operators not compiled, the plain PyTorch ones '
-        'will be used; for the compiled ones install a C++ compiler and ninja',
-        cuda: 'dlu_mmdet: operators compiled for the CPU only; for CUDA '
-        f'install the CUDA toolkit {torch.version.cuda} that torch {torch.__version__} '
-        'was built with, let CUDA_HOME name it and TORCH_CUDA_ARCH_LIST your GPU, and '
-        'install again (FORCE_CUDA=1 shows the whole error)',
+        'will be used; for the compiled ones install a C++ compiler'
     }
     flags = ['-O3', '-g0', '-ffp-contract=fast', '-Wno-psabi', '-Wno-unknown-pragmas']
+    # the branches that would leave them so are never taken
+    flags.append('-Wno-maybe-uninitialized')
     openmp = ['-fopenmp'] if sys.platform.startswith('linux') else []
-
-    def sources(*patterns: str) -> list[str]:
-        found = [path for pattern in patterns for path in ROOT.glob(pattern)]
-        return sorted(str(path.relative_to(ROOT)) for path in found)
-
+    headers = sources('csrc/*.h', 'csrc/*/*.h', 'csrc/*/*.cuh')
     extensions = [
-        cpp_extension.CppExtension(
+        Extension(
             cpu,
-            sources('csrc/*.cpp', 'csrc/cpu/*.cpp'),
-            extra_compile_args=dict(cxx=flags + openmp),
+            sources('csrc/cpu/*.cpp'),
+            depends=headers,
+            extra_compile_args=['-std=c++17', *flags, *openmp],
             extra_link_args=openmp,
+            language='c++',
+            py_limited_api=True,
         )
     ]
     if has_cuda:
+        # what is built for one torch does not load under another: one file for each
+        tag = '_'.join(('torch', *torch.__version__.split('.')[:2]))
+        cuda = f'dlu_mmdet._C_cuda_{tag}'
+        failures[cuda] = (
+            'dlu_mmdet: operators compiled for the CPU only; for CUDA install the '
+            f'CUDA toolkit {torch.version.cuda} that torch {torch.__version__} was '
+            'built with, let CUDA_HOME name it and TORCH_CUDA_ARCH_LIST your GPU, and '
+            'install again (FORCE_CUDA=1 shows the whole error)'
+        )
         extensions.append(
             cpp_extension.CUDAExtension(
                 cuda,
-                sources('csrc/cuda/*.cu', 'csrc/cuda/*.cpp'),
+                sources('csrc/cuda/*.cu'),
+                depends=headers,
                 extra_compile_args=dict(cxx=flags, nvcc=['-O3']),
             )
         )
     return dict(
         cmdclass=dict(build_py=BuildWithConfigs, build_ext=BuildExtension),
         ext_modules=extensions,
+        # one wheel for every Python
+        options=dict(bdist_wheel=dict(py_limited_api='cp39')),
     )
 
 

@@ -7,26 +7,12 @@ python=${1:-python}
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 
-read -r -a includes <<< "$("$python" - <<'PY'
-import sysconfig
-from torch.utils.cpp_extension import include_paths
-print(*(f'-isystem {p}' for p in [sysconfig.get_paths()['include'], *include_paths()]))
-PY
-)"
 # one instruction set: the others are the same source and triple the compile time
-flags=(-std=c++20 -O1 -g1 -fPIC -fopenmp -fno-omit-frame-pointer -Wno-psabi
+flags=(-std=c++17 -O1 -g1 -fPIC -fopenmp -fno-omit-frame-pointer -Wno-psabi
        -DDLU_MMDET_GENERIC_ONLY
        -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all)
-pids=()
-for source in csrc/ops.cpp csrc/cpu/reassembly.cpp csrc/cpu/kernels_generic.cpp; do
-    "${CXX:-g++}" "${flags[@]}" "${includes[@]}" -c "$source" \
-        -o "$build/$(basename "$source").o" &
-    pids+=($!)
-done
-for pid in "${pids[@]}"; do wait "$pid"; done
-torch_lib=$("$python" -c 'import torch, os; print(os.path.dirname(torch.__file__))')/lib
-"${CXX:-g++}" -shared "${flags[@]}" "$build"/*.o -L"$torch_lib" -lc10 -ltorch \
-    -ltorch_cpu -Wl,-rpath,"$torch_lib" -o "$build/_C.so"
+"${CXX:-g++}" -shared "${flags[@]}" csrc/cpu/{reassembly,kernels_generic}.cpp \
+    -o "$build/_C.so"
 
 # The interpreter is not instrumented, so the runtime comes first; its own leaks and
 # OpenMP's thread stacks are not our subject.
@@ -38,8 +24,9 @@ import sys
 
 import torch
 
-torch.ops.load_library(sys.argv[1])
-ops = torch.ops.dlu_mmdet
+from dlu_mmdet.ops.cpu import Operators
+
+ops = Operators(sys.argv[1])
 wild = torch.tensor([1e30, -1e30, torch.nan, torch.inf, -torch.inf, 3e38, 0, -7])
 dtypes = torch.float32, torch.float64, torch.float16, torch.bfloat16
 layouts = torch.contiguous_format, torch.channels_last

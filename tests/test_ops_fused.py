@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import warnings
 from pathlib import Path
 
@@ -397,7 +398,7 @@ def test_mmengine_counts_the_module():
     [
         (lambda x, k, o: (x, k[:, :-1], o), 'kernels must have shape'),
         (lambda x, k, o: (x, k, o[..., :-1]), 'offsets must have shape'),
-        (lambda x, k, o: (x[0], k, o), 'features must be'),
+        (lambda x, k, o: (x[0], k, o), 'features must have 4 dimensions'),
         (lambda x, k, o: (x.int(), k, o), 'floating-point'),
     ],
 )
@@ -452,18 +453,48 @@ assert carafe(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 4, 4), 1, 1, 2).sum() == 
     )
 
 
-@needs_ops
-def test_extension_of_another_torch_is_one_sentence(monkeypatch):
+@pytest.fixture
+def warned(tmp_path, monkeypatch):
+    """A folder in the place of the package's, beside a GPU; what is said of it."""
+    monkeypatch.setattr(library, '_FOLDER', tmp_path)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+
+    def of(load):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            assert load() is None
+        (message,) = (str(w.message) for w in caught)
+        assert message.startswith('dlu_mmdet runs on its plain PyTorch operators')
+        return message
+
+    return of
+
+
+def test_no_extension_is_one_sentence(warned):
+    assert 'with a C++ compiler' in warned(library._load_cpu)
+    assert 'built for the CPU only; install the CUDA' in warned(library._load_cuda)
+
+
+def test_a_file_that_is_no_library_is_one_sentence(warned, tmp_path):
+    (tmp_path / '_C.abi3.so').write_text('half a download')
+    message = warned(library._load_cpu)
+    assert '_C.abi3.so' in message and 'rebuild' in message
+
+
+@pytest.mark.parametrize('name', ['the one asked for', '_C_cuda_torch_1_0.so'])
+def test_cuda_of_another_torch_is_one_sentence(warned, tmp_path, monkeypatch, name):
     def fail(path):
         raise OSError(f'{path}: undefined symbol: _ZN3c106detail')
 
-    monkeypatch.delenv('DLU_MMDET_NO_EXT', raising=False)
     monkeypatch.setattr(torch.ops, 'load_library', fail)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter('always')
-        assert library._load() == frozenset()
-    (message,) = (str(w.message) for w in caught)
-    assert 'rebuild' in message and '_ZN' not in message
+    if name == 'the one asked for':
+        release = '_'.join(torch.__version__.split('.')[:2])
+        suffix = sysconfig.get_config_var('EXT_SUFFIX')
+        name = f'_C_cuda_torch_{release}{suffix}'
+    (tmp_path / name).touch()
+    message = warned(library._load_cuda)
+    assert 'another torch' in message and 'rebuild' in message
+    assert '_ZN' not in message
 
 
 @pytest.mark.slow

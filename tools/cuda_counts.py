@@ -204,8 +204,8 @@ class Build:
             self._objects[name] = path
 
     def _link(self) -> ctypes.CDLL:
-        sources = [HERE / 'launches.cpp', self.csrc / 'ops.cpp']
-        path = self.cache / f'launches-{self._key(*self.objects, *sources)}.so'
+        source = HERE / 'launches.cpp'
+        path = self.cache / f'launches-{self._key(*self.objects, source)}.so'
         if not path.exists():
             folders = [*include_paths(), sysconfig.get_paths()['include']]
             _run(
@@ -215,11 +215,15 @@ class Build:
                     '-Xcompiler=-fPIC',
                     *(f'-I{folder}' for folder in folders),
                     *self.objects,
-                    *sources,
+                    source,
                     *(f'-L{folder}' for folder in library_paths()),
                     *('-ltorch_cpu', '-lc10', '-o', path),
                 ]
             )
+        # the operators are declared there; those of the CPU would be in the way
+        os.environ['DLU_MMDET_NO_EXT'] = '1'
+        from dlu_mmdet.ops import library  # noqa: F401
+
         torch.ops.load_library(path)
         return ctypes.CDLL(str(path))
 

@@ -1,8 +1,8 @@
 // What the loops need to know of their tensors, and the table of loops.
 //
-// No PyTorch header is included here: the loops are compiled once per instruction
-// set, and an inline function of a header compiled for AVX-512 could be the copy
-// that the linker keeps for everyone.
+// Hardly a header is included here: the loops are compiled once per instruction set,
+// and an inline function of a header compiled for AVX-512 could be the copy that the
+// linker keeps for everyone.
 #pragma once
 
 #include <cstdint>

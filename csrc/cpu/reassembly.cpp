@@ -1,9 +1,10 @@
-// The operators on the CPU: output tensors, threads and instruction set; the loops are
-// in kernels_impl.h.
-#include <ATen/Functions.h>
-#include <ATen/Parallel.h>
-#include <torch/library.h>
-
+// The operators on the CPU as C functions: threads, memory and instruction set; the
+// loops are in kernels_impl.h. Nothing of PyTorch or Python is in here, so one library
+// serves every version of both: dlu_mmdet/ops/cpu.py checks the tensors, makes those of
+// the results and calls.
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -11,9 +12,8 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <tuple>
+#include <new>
 
-#include "../checks.h"
 #include "kernels.h"
 
 namespace dlu_mmdet {
@@ -42,188 +42,170 @@ const Loops& loops() {
   return chosen;
 }
 
-Type type_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kFloat: return Type::f32;
-    case at::kDouble: return Type::f64;
-    case at::kHalf: return Type::f16;
-    case at::kBFloat16: return Type::bf16;
-    default: TORCH_CHECK_TYPE(false, "float32, float64, float16 or bfloat16 needed, got ",
-                              tensor.scalar_type());
-  }
-}
-
-Map map_of(const at::Tensor& tensor) {
+// A tensor: address, or 0 for none, dtype as in Type, strides and sizes.
+Map read_map(const int64_t*& v) {
   Map map;
-  if (!tensor.defined()) return map;
-  // not data_ptr(), which copies a copy-on-write input; outputs are new and nobody's
-  map.data = const_cast<void*>(tensor.const_data_ptr());
-  map.type = type_of(tensor);
-  map.n = tensor.stride(0);
-  map.c = tensor.stride(1);
-  map.y = tensor.stride(2);
-  map.x = tensor.stride(3);
+  map.data = reinterpret_cast<void*>(*v++);
+  map.type = static_cast<Type>(*v++);
   int64_t last = 0;
-  for (int64_t i = 0; i < 4; ++i) last += (tensor.size(i) - 1) * tensor.stride(i);
-  map.end = static_cast<char*>(map.data) + (last + 1) * tensor.element_size();
+  for (int64_t* stride : {&map.n, &map.c, &map.y, &map.x}) {
+    *stride = *v++;
+    last += (v[3] - 1) * *stride;
+  }
+  v += 4;
+  const int64_t bytes = map.type == Type::f64 ? 8 : map.type == Type::f32 ? 4 : 2;
+  map.end = static_cast<char*>(map.data) + (last + 1) * bytes;
   return map;
 }
 
-Problem problem_of(const at::Tensor& features, const at::Tensor& kernels,
-                   const at::Tensor& offsets, const at::Tensor& grad, int64_t K,
-                   int64_t G, int64_t s) {
-  const bool carafe = !offsets.defined();
-  check_arguments(features, kernels, offsets, grad, carafe, K, G, s);
-  Problem p;
-  p.N = features.size(0);
-  p.C = features.size(1);
-  p.H = features.size(2);
-  p.W = features.size(3);
-  p.K = K;
-  p.G = G;
-  p.s = s;
-  p.channels_last = layout_of(features) == at::MemoryFormat::ChannelsLast;
-  p.carafe = carafe;
-  p.features = map_of(features);
-  p.kernels = map_of(kernels);
-  p.offsets = map_of(offsets);
-  p.grad = map_of(grad);
-  return p;
-}
+// A call: its numbers and then its tensors, in the order of these lists.
+struct Call : Problem {
+  int64_t threads;
+
+  explicit Call(const int64_t* v) : Problem{} {
+    for (int64_t* number : {&N, &C, &H, &W, &K, &G, &s, &threads}) *number = *v++;
+    channels_last = *v++ != 0;
+    carafe = *v++ != 0;
+    for (Map* map : {&features, &kernels, &offsets, &grad, &out, &grad_kernels,
+                     &grad_offsets}) {
+      *map = read_map(v);
+    }
+  }
+};
+
+// Memory that begins at a cache line, where vectors are loaded faster.
+class Buffer {
+ public:
+  explicit Buffer(int64_t bytes)
+      : data_(::operator new(bytes, std::align_val_t(kLine))) {}
+  ~Buffer() { ::operator delete(data_, std::align_val_t(kLine)); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  char* data() const { return static_cast<char*>(data_); }
+
+  static constexpr int64_t kLine = 64;
+
+ private:
+  void* data_;
+};
 
 // f(begin, end, scratch) over [0, items), with `bytes` of scratch for each thread.
 template <typename F>
-void parallel(int64_t items, int64_t bytes, const F& f) {
-  at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
-    const at::Tensor scratch = at::empty({bytes + 64}, at::kByte);
-    // vectors aligned to a cache line are loaded faster
-    const auto address = reinterpret_cast<uintptr_t>(scratch.data_ptr());
-    f(begin, end, reinterpret_cast<void*>((address + 63) / 64 * 64));
-  });
+void parallel(const Call& call, int64_t items, int64_t bytes, const F& f) {
+  if (items == 0) return;
+  const int threads = static_cast<int>(std::min(call.threads, items));
+  const int64_t share = (bytes + Buffer::kLine - 1) / Buffer::kLine * Buffer::kLine;
+  const Buffer scratch(threads * share);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+#if defined(_OPENMP)
+    // fewer may come than were asked for
+    const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
+#else
+    const int64_t team = 1, me = 0;
+#endif
+    f(items * me / team, items * (me + 1) / team, scratch.data() + me * share);
+  }
 }
 
 // Large outputs are fresh pages from the system, and touching them costs more than the
 // arithmetic; huge pages make that a fifth.
-at::Tensor empty_output(at::IntArrayRef sizes, const at::Tensor& features) {
-  const at::Tensor out = at::empty(sizes, features.options(), layout_of(features));
+void expect_writes(const Map& out) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr size_t fresh = 32 << 20;  // malloc maps anything from here on anew
+  constexpr uintptr_t fresh = 32 << 20;  // malloc maps anything from here on anew
   constexpr uintptr_t huge = 2 << 20;
-  if (out.nbytes() >= fresh) {
-    const auto begin = reinterpret_cast<uintptr_t>(out.data_ptr());
+  const auto begin = reinterpret_cast<uintptr_t>(out.data);
+  const auto end = reinterpret_cast<uintptr_t>(out.end);
+  if (end >= begin + fresh) {
     const uintptr_t first = (begin + huge - 1) / huge * huge;
-    const uintptr_t last = (begin + out.nbytes()) / huge * huge;
-    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+    madvise(reinterpret_cast<void*>(first), end / huge * huge - first, MADV_HUGEPAGE);
   }
 #endif
-  return out;
 }
 
-at::Tensor forward(const at::Tensor& features, const at::Tensor& kernels,
-                   const at::Tensor& offsets, int64_t K, int64_t G, int64_t s) {
-  Problem p = problem_of(features, kernels, offsets, {}, K, G, s);
-  const at::Tensor out = empty_output({p.N, p.C, s * p.H, s * p.W}, features);
-  p.out = map_of(out);
-  parallel(loops().forward_items(p), loops().forward_scratch(p),
+void forward(const Call& p) {
+  expect_writes(p.out);
+  parallel(p, loops().forward_items(p), loops().forward_scratch(p),
            [&](int64_t begin, int64_t end, void* scratch) {
              loops().forward(p, begin, end, scratch);
            });
-  return out;
 }
 
-at::Tensor backward_features(const at::Tensor& grad, const at::Tensor& features,
-                             const at::Tensor& kernels, const at::Tensor& offsets,
-                             int64_t K, int64_t G, int64_t s) {
-  const at::Tensor dense = grad.is_non_overlapping_and_dense() ? grad : grad.contiguous();
-  Problem p = problem_of(features, kernels, offsets, dense, K, G, s);
-  const at::Tensor out = empty_output(features.sizes(), features);
-  p.out = map_of(out);
-  parallel(loops().grad_features_items(p), loops().grad_features_scratch(p),
+void backward_features(const Call& p) {
+  expect_writes(p.out);
+  parallel(p, loops().grad_features_items(p), loops().grad_features_scratch(p),
            [&](int64_t begin, int64_t end, void* scratch) {
              loops().grad_features(p, begin, end, scratch);
            });
-  return out;
 }
 
-// Rows of a pass: as many as fit a buffer of so many bytes.
-int64_t rows_of_pass(const Problem& p, int64_t bytes) {
+int64_t bytes_between(const void* begin, const void* end) {
+  return static_cast<const char*>(end) - static_cast<const char*>(begin);
+}
+
+// Rows of a pass: as many as fit a buffer of an eighth of the inputs, which their
+// gradients are as large as; half of that beside sums in float32.
+int64_t rows_of_pass(const Problem& p) {
   if (p.carafe) return p.H;
+  const bool is_half = p.kernels.type == Type::f16 || p.kernels.type == Type::bf16;
+  const int64_t inputs = bytes_between(p.features.data, p.features.end) +
+                         bytes_between(p.kernels.data, p.kernels.end);
+  const int64_t bytes = inputs / (is_half ? 16 : 8);
   return std::clamp<int64_t>(bytes / (p.N * loops().row_bytes(p)), 1, p.H);
 }
 
-std::tuple<at::Tensor, at::Tensor> backward_kernels(
-    const at::Tensor& grad, const at::Tensor& features, const at::Tensor& kernels,
-    const at::Tensor& offsets, int64_t K, int64_t G, int64_t s) {
-  const at::Tensor dense = grad.is_non_overlapping_and_dense() ? grad : grad.contiguous();
-  Problem p = problem_of(features, kernels, offsets, dense, K, G, s);
-  const bool is_half = at::isReducedFloatingType(kernels.scalar_type());
-  at::Tensor grad_kernels, grad_offsets;
-  if (p.carafe) {
-    grad_kernels = at::empty_like(kernels, layout_of(kernels));
-  } else {
-    // sums over scattered positions are kept in float32
-    grad_kernels = at::zeros_like(
-        kernels, is_half ? kernels.options().dtype(at::kFloat) : kernels.options(),
-        layout_of(kernels));
-    grad_offsets = at::empty_like(offsets, layout_of(offsets));
-  }
-  p.grad_kernels = map_of(grad_kernels);
-  p.grad_offsets = map_of(grad_offsets);
-  if (p.N == 0) return {grad_kernels.to(kernels.scalar_type()), grad_offsets};
-  // an eighth of the gradients; half of that beside sums in float32
-  const int64_t step = rows_of_pass(
-      p, (features.nbytes() + kernels.nbytes()) / (is_half ? 16 : 8));
-  const at::Tensor buffer =
-      at::empty({p.carafe ? 0 : p.N * step * loops().row_bytes(p)}, at::kByte);
+// The gradient of the kernels is added to what is there, in float32 for half precision,
+// since its sums are over scattered positions; that of masks is written.
+void backward_kernels(const Call& p) {
+  if (p.N == 0) return;
+  const int64_t step = rows_of_pass(p);
+  const Buffer buffer(p.carafe ? 0 : p.N * step * loops().row_bytes(p));
   Pass pass{};
-  pass.buffer = buffer.data_ptr();
-  for (pass.g = 0; pass.g < G; ++pass.g) {
+  pass.buffer = buffer.data();
+  for (pass.g = 0; pass.g < p.G; ++pass.g) {
     for (int64_t y = 0; y < p.H; y += step) {
       pass.y0 = y;
       pass.y1 = std::min(y + step, p.H);
-      parallel(loops().grad_taps_items(p, pass), loops().grad_taps_scratch(p),
+      parallel(p, loops().grad_taps_items(p, pass), loops().grad_taps_scratch(p),
                [&](int64_t begin, int64_t end, void* scratch) {
                  loops().grad_taps(p, pass, begin, end, scratch);
                });
       if (p.carafe) continue;
-      at::parallel_for(0, p.N * p.T(), 1, [&](int64_t begin, int64_t end) {
+      parallel(p, p.N * p.T(), 0, [&](int64_t begin, int64_t end, void*) {
         loops().grad_kernels(p, pass, begin, end);
       });
     }
   }
-  return {grad_kernels.to(kernels.scalar_type()), grad_offsets};
 }
 
-at::Tensor carafe(const at::Tensor& features, const at::Tensor& masks, int64_t K,
-                  int64_t G, int64_t s) {
-  return forward(features, masks, {}, K, G, s);
-}
-
-at::Tensor carafe_backward_features(const at::Tensor& grad, const at::Tensor& features,
-                                    const at::Tensor& masks, int64_t K, int64_t G,
-                                    int64_t s) {
-  return backward_features(grad, features, masks, {}, K, G, s);
-}
-
-at::Tensor carafe_backward_masks(const at::Tensor& grad, const at::Tensor& features,
-                                 const at::Tensor& masks, int64_t K, int64_t G,
-                                 int64_t s) {
-  return std::get<0>(backward_kernels(grad, features, masks, {}, K, G, s));
+// 0, or 1 where memory did not suffice: no exception may leave a C function.
+int run(void (*operation)(const Call&), const int64_t* values) {
+  try {
+    operation(Call(values));
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
 }
 
 }  // namespace
-
-TORCH_LIBRARY_IMPL(dlu_mmdet, CPU, m) {
-  m.impl("dlu", &forward);
-  m.impl("dlu_backward_features", &backward_features);
-  m.impl("dlu_backward_kernels", &backward_kernels);
-  m.impl("carafe", &carafe);
-  m.impl("carafe_backward_features", &carafe_backward_features);
-  m.impl("carafe_backward_masks", &carafe_backward_masks);
-}
-
-TORCH_LIBRARY_FRAGMENT(dlu_mmdet, m) {
-  m.def("cpu_loops() -> str", [] { return std::string(loops().name); });
-}
-
 }  // namespace dlu_mmdet
+
+extern "C" {
+
+int dlu_mmdet_forward(const int64_t* values) {
+  return dlu_mmdet::run(dlu_mmdet::forward, values);
+}
+
+int dlu_mmdet_backward_features(const int64_t* values) {
+  return dlu_mmdet::run(dlu_mmdet::backward_features, values);
+}
+
+int dlu_mmdet_backward_kernels(const int64_t* values) {
+  return dlu_mmdet::run(dlu_mmdet::backward_kernels, values);
+}
+
+const char* dlu_mmdet_loops() { return dlu_mmdet::loops().name; }
+
+}  // extern "C"

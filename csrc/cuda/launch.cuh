@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "../checks.h"
+#include "checks.h"
 #include "tile.cuh"
 
 namespace dlu_mmdet {

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def check_number(name: str, value: int, least: int) -> None:
@@ -57,10 +62,10 @@ def _check_tensor(
 ) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f'{name} must be a Tensor, got {type(tensor).__name__}')
-    if not tensor.is_floating_point():
+    if tensor.dtype not in DTYPES:
         raise TypeError(
-            f'{name} must be a floating-point tensor, got '
-            f'{tensor.dtype}; convert it first'
+            f'{name} must be a floating-point tensor (float32, float64, float16 or '
+            f'bfloat16), got {tensor.dtype}; convert it first'
         )
     if tensor.dim() != 4:
         raise ValueError(
@@ -178,3 +183,34 @@ def check_window_scores(
         '(N, C, s*H, s*W)',
         (n, c, h * scale_factor, w * scale_factor),
     )
+
+
+def check_grad(grad: Tensor, features: Tensor, scale_factor: int) -> None:
+    """Check the gradient of an operator's output.
+
+    Raises:
+        TypeError: If its dtype is not that of ``features``.
+        ValueError: If its shape or its device does not fit.
+    """
+    n, c, h, w = features.shape
+    expected = (n, c, h * scale_factor, w * scale_factor)
+    _check_tensor('grad', grad, '(N, C, s*H, s*W)', expected)
+    if grad.dtype != features.dtype:
+        raise TypeError(
+            f'grad must have the dtype of features, {features.dtype}, got {grad.dtype}'
+        )
+    if grad.device != features.device:
+        raise ValueError(
+            f'grad must be on the device of features, {features.device}, got '
+            f'{grad.device}'
+        )
+
+
+def check_sizes(sizes: Sequence[int]) -> None:
+    """Check that sizes can be counted in 32 bits.
+
+    Raises:
+        ValueError: If one of them cannot.
+    """
+    if max(sizes) >= 2**31:
+        raise ValueError(f'every size must be less than 2^31, got {max(sizes)}')

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_carafe, check_dlu, check_window_scores
 from .reference import accumulation_dtype
 
 
@@ -105,7 +104,6 @@ def dlu(
     Same arguments and results as :func:`dlu_mmdet.ops.dlu`, but that a non-finite
     offset does not make NaN.
     """
-    check_dlu(features, kernels, offsets, kernel_size, group_size, scale_factor)
     dtype = torch.promote_types(accumulation_dtype(features.dtype), offsets.dtype)
     masks = _sample(kernels.to(dtype), offsets.to(dtype), group_size, scale_factor)
     return carafe(features, masks, kernel_size, group_size, scale_factor)
@@ -122,7 +120,6 @@ def carafe(
 
     Same arguments and results as :func:`dlu_mmdet.ops.carafe`.
     """
-    check_carafe(features, masks, kernel_size, group_size, scale_factor)
     dtype = accumulation_dtype(features.dtype)
     k, s, t = kernel_size, scale_factor, _tile(features.shape[3])
     windows = _windows(features.to(dtype), k, group_size, t)
@@ -150,7 +147,6 @@ def window_scores(
 
     Same arguments and results as :func:`dlu_mmdet.ops.window_scores`.
     """
-    check_window_scores(features, queries, kernel_size, group_size, scale_factor)
     dtype = accumulation_dtype(features.dtype)
     # each in the dtype of features, which half precision has to round to first
     queries = queries.to(features.dtype).to(dtype)

@@ -1,13 +1,13 @@
 """The compiled operators as torch sees them.
 
-Loads the extension and registers what the C++ schemas leave open: shapes for
-tracing, derivatives and FLOPs. Autocast needs no rule: an operator takes tensors
+Declares the operators, loads what is built and registers shapes for tracing,
+derivatives and FLOPs. Autocast needs no rule: an operator takes tensors
 of different floating dtypes and returns that of ``features``, so float32 kernels
 from an autocast softmax meet half-precision features without a cast.
 
-Environment: ``DLU_MMDET_NO_EXT=1`` ignores a built extension, ``DLU_MMDET_LIBRARY``
-names the file of another build to load instead, ``DLU_MMDET_ISA`` (``avx512``,
-``avx2`` or ``generic``) the CPU loops to run.
+Environment: ``DLU_MMDET_NO_EXT=1`` ignores what is built, ``DLU_MMDET_LIBRARY`` names
+a library to load instead, which registers kernels of its own with torch, and
+``DLU_MMDET_ISA`` (``avx512``, ``avx2`` or ``generic``) the CPU loops to run.
 """
 
 from __future__ import annotations
@@ -22,54 +22,71 @@ import torch
 from torch import Tensor
 
 from ..torch_compat import register_autograd, register_fake, register_flop_formula
+from .cpu import Operators, empty
+
+_SIZES = 'int kernel_size, int group_size, int scale_factor'
+_DLU = f'Tensor features, Tensor kernels, Tensor offsets, {_SIZES}'
+_CARAFE = f'Tensor features, Tensor masks, {_SIZES}'
+# features (N, C, H, W)    kernels (N, G*K*K, H, W)    offsets (N, G*2*s*s, H, W)
+# masks (N, G*K*K, s*H, s*W)                           out, grad (N, C, s*H, s*W)
+_SCHEMAS = dict(
+    dlu=f'({_DLU}) -> Tensor',
+    dlu_backward_features=f'(Tensor grad, {_DLU}) -> Tensor',
+    dlu_backward_kernels=f'(Tensor grad, {_DLU}) -> (Tensor, Tensor)',
+    carafe=f'({_CARAFE}) -> Tensor',
+    carafe_backward_features=f'(Tensor grad, {_CARAFE}) -> Tensor',
+    carafe_backward_masks=f'(Tensor grad, {_CARAFE}) -> Tensor',
+)
+_OPERATORS = torch.library.Library('dlu_mmdet', 'DEF')
+for _name, _schema in _SCHEMAS.items():
+    _OPERATORS.define(_name + _schema)
+
+_FOLDER = Path(__file__).parent.parent
+_REINSTALL = 'pip install --no-build-isolation --force-reinstall --no-deps'
 
 
-def _load() -> frozenset[str]:
-    """Load the extension; the device types that it has kernels for."""
-    if os.environ.get('DLU_MMDET_NO_EXT') == '1':
-        return frozenset()
-    named = os.environ.get('DLU_MMDET_LIBRARY')
-    if named:
-        torch.ops.load_library(named)
-        return _device_types()
-    folder = Path(__file__).parent.parent
-    torch_tag = '_'.join(('torch', *torch.__version__.split('.')[:2]))
-    suffix = f'_{torch_tag}{sysconfig.get_config_var("EXT_SUFFIX")}'
-    # the schemas and the CPU's kernels; then, where they were built, those of CUDA
-    files = [folder / f'{name}{suffix}' for name in ('_C', '_C_cuda')]
-    libraries = [file for file in files if file.is_file()]
-    if not files[0].is_file():
-        others = any(folder.glob('_C_*.so'))
-        reason = (
-            f'the extension was built for another torch than {torch.__version__}, or '
-            f'another Python; rebuild it with pip install --no-build-isolation '
-            f'--force-reinstall --no-deps'
-            if others
-            else 'the extension is not built; reinstall with a C++ compiler present'
-        )
+def _load_cpu() -> Operators | None:
+    """The CPU's operators, registered."""
+    file = _FOLDER / '_C.abi3.so'
+    if not file.is_file():
+        reason = 'the extension is not built; reinstall with a C++ compiler present'
         _warn_of_plain('', reason)
-        return frozenset()
-    for file in libraries:
+        return None
+    try:
+        operators = Operators(file)
+    except OSError as error:
+        _warn_of_plain('', f'{error}; rebuild it with {_REINSTALL}')
+        return None
+    for name in _SCHEMAS:
+        _OPERATORS.impl(name, getattr(operators, name), 'CPU')
+    return operators
+
+
+def _load_cuda() -> None:
+    """Those of CUDA, which register themselves and serve one release of torch."""
+    torch_tag = '_'.join(('torch', *torch.__version__.split('.')[:2]))
+    suffix = sysconfig.get_config_var('EXT_SUFFIX')
+    file = _FOLDER / f'_C_cuda_{torch_tag}{suffix}'
+    others = any(_FOLDER.glob('_C_cuda_*'))
+    if file.is_file():
         try:
             torch.ops.load_library(file)
+            return
         except OSError:  # undefined symbols, or a library that is missing
-            device = '' if file == files[0] else ' on CUDA'
-            _warn_of_plain(
-                device,
-                f'the extension was built for another torch than {torch.__version__}; '
-                f'rebuild it with pip install --no-build-isolation '
-                f'--force-reinstall --no-deps',
-            )
-            if file == files[0]:
-                return frozenset()
-    if len(libraries) == 1 and torch.cuda.is_available():
-        _warn_of_plain(
-            ' on CUDA',
-            f'the extension was built for the CPU only; install the CUDA toolkit '
-            f'{torch.version.cuda}, let CUDA_HOME name it and reinstall with pip '
-            f'install --no-build-isolation --force-reinstall --no-deps',
+            others = True
+    if others:
+        reason = (
+            f'the extension was built for another torch than {torch.__version__}, or '
+            f'another Python; rebuild it with {_REINSTALL}'
         )
-    return _device_types()
+    else:
+        reason = (
+            f'the extension was built for the CPU only; install the CUDA toolkit '
+            f'{torch.version.cuda}, let CUDA_HOME name it and reinstall with '
+            f'{_REINSTALL}'
+        )
+    if torch.cuda.is_available():
+        _warn_of_plain(' on CUDA', reason)
 
 
 def _device_types() -> frozenset[str]:
@@ -89,7 +106,13 @@ def _warn_of_plain(device: str, reason: str) -> None:
     )
 
 
-_DEVICE_TYPES = _load()
+_CPU = None
+if _named := os.environ.get('DLU_MMDET_LIBRARY'):
+    torch.ops.load_library(_named)
+elif os.environ.get('DLU_MMDET_NO_EXT') != '1':
+    _CPU = _load_cpu()
+    _load_cuda()
+_DEVICE_TYPES = _device_types()
 
 
 def is_available(device_type: str) -> bool:
@@ -99,7 +122,7 @@ def is_available(device_type: str) -> bool:
 
 def cpu_loops() -> str | None:
     """The CPU loops that run here: 'avx512', 'avx2' or 'generic'; None: not built."""
-    return torch.ops.dlu_mmdet.cpu_loops() if is_available('cpu') else None
+    return _CPU.loops if _CPU else None
 
 
 def handles(features: Tensor) -> bool:
@@ -172,7 +195,7 @@ def window_scores(
     """
     n, _, h, w = features.shape
     # the operator takes the masks' shape and dtype from them, and no value
-    masks = features.new_empty(()).expand(
+    masks = features.newempty(()).expand(
         n, group_size * kernel_size**2, h * scale_factor, w * scale_factor
     )
     return torch.ops.dlu_mmdet.carafe_backward_masks(
@@ -188,37 +211,24 @@ def window_scores(
 # ---- shapes, for fake tensors --------------------------------------------------
 
 
-def _empty(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """New tensor in the dtype and layout of another; channels last if only that."""
-    last = not like.is_contiguous() and like.is_contiguous(
-        memory_format=torch.channels_last
-    )
-    return torch.empty(
-        shape,
-        dtype=like.dtype,
-        device=like.device,
-        memory_format=torch.channels_last if last else torch.contiguous_format,
-    )
-
-
 def _fake_forward(features: Tensor, *args) -> Tensor:
     n, c, h, w = features.shape
     s = args[-1]
-    return _empty(features, (n, c, h * s, w * s))
+    return empty(features, (n, c, h * s, w * s))
 
 
 def _fake_features(grad: Tensor, features: Tensor, *args) -> Tensor:
-    return _empty(features, features.shape)
+    return empty(features, features.shape)
 
 
 def _fake_kernels(
     grad: Tensor, features: Tensor, kernels: Tensor, offsets: Tensor, *args
 ) -> tuple[Tensor, Tensor]:
-    return _empty(kernels, kernels.shape), _empty(offsets, offsets.shape)
+    return empty(kernels, kernels.shape), empty(offsets, offsets.shape)
 
 
 def _fake_masks(grad: Tensor, features: Tensor, masks: Tensor, *args) -> Tensor:
-    return _empty(masks, masks.shape)
+    return empty(masks, masks.shape)
 
 
 # ---- derivatives ---------------------------------------------------------------

@@ -133,7 +133,7 @@ def build(sources: dict[str, str] | None = None) -> Path:
 
     Args:
         sources (dict, optional): Text by path in csrc/, as ``cuda/forward.cu``. Units
-            are those in .cu, and ops.cpp. Defaults to :func:`read_sources`.
+            are those in .cu. Defaults to :func:`read_sources`.
 
     Returns:
         Path: A library for ``torch.ops.load_library``. Load it before a tensor that a
@@ -175,7 +175,7 @@ def build(sources: dict[str, str] | None = None) -> Path:
         jobs = [
             pool.submit(compile_unit, name, {**headers, name: text}, KERNEL_FLAGS)
             for name, text in texts.items()
-            if name.endswith(('.cu', '.cpp'))
+            if name.endswith('.cu')
         ]
         # its objects are ready before those of others ask for it
         jobs.insert(0, pool.submit(compile_unit, 'machine.cpp', machine, MACHINE_FLAGS))
@@ -195,5 +195,5 @@ def build(sources: dict[str, str] | None = None) -> Path:
 def read_sources() -> dict[str, str]:
     """The text of what the CUDA operators are made of, by path in csrc/."""
     csrc = ROOT / 'csrc'
-    paths = [*csrc.glob('*.h'), csrc / 'ops.cpp', *sorted((csrc / 'cuda').iterdir())]
+    paths = [*csrc.glob('*.h'), *sorted((csrc / 'cuda').iterdir())]
     return {str(path.relative_to(csrc)): path.read_text() for path in paths}

@@ -1,4 +1,4 @@
-// Argument checks shared by the CPU and the CUDA operators.
+// Argument checks of the CUDA operators; ops/checks.py has those of all others.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,0 +1,206 @@
+"""The compiled operators of the CPU: C functions that are given addresses.
+
+What they are made of, csrc/cpu, holds nothing of PyTorch: arguments are checked and
+results are made here, so one build serves every version of torch and Python.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .checks import DTYPES, check_carafe, check_dlu, check_grad, check_sizes
+
+# where torch has it: data_ptr makes the copy that a lazy one stands for
+_address = getattr(Tensor, 'const_data_ptr', Tensor.data_ptr)
+_CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
+_ABSENT = (0,) * 10
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether the operators follow that layout: where it is not NCHW too."""
+    return not tensor.is_contiguous() and tensor.is_contiguous(
+        memory_format=torch.channels_last
+    )
+
+
+def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype = None) -> Tensor:
+    """A new tensor, in the layout and, unless another is given, dtype of one."""
+    last = is_channels_last(like)
+    return torch.empty(
+        shape,
+        dtype=dtype or like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
+
+
+def _dense(grad: Tensor) -> Tensor:
+    if grad.is_contiguous() or is_channels_last(grad):
+        return grad
+    return grad.contiguous()
+
+
+class Operators:
+    """A library of csrc/cpu and, by their names in ``torch.ops``, its operators.
+
+    They have no derivatives and refuse what the functions would read beyond: shapes
+    and sizes that do not fit with ValueError, dtypes with TypeError.
+
+    Args:
+        path (str | PathLike): The file of the library.
+
+    Raises:
+        OSError: If it cannot be loaded.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        library = ctypes.CDLL(os.fspath(path))
+        library.dlu_mmdet_loops.restype = ctypes.c_char_p
+        self.loops = library.dlu_mmdet_loops().decode()
+        self._library = library
+
+    def _run(
+        self,
+        function: str,
+        sizes: Sequence[int],
+        features: Tensor,
+        kernels: Tensor,
+        offsets: Tensor | None,
+        *others: Tensor | None,
+    ) -> None:
+        """Call a function; the others are grad, out and gradients, as far as used."""
+        k, g, s = sizes
+        n, c, h, w = features.shape
+        # of every tensor, and what is reckoned from them
+        check_sizes((n, c, h, w, g * k * k, g * 2 * s * s, s * h, s * w))
+        values = [n, c, h, w, k, g, s, torch.get_num_threads()]
+        values += (is_channels_last(features), offsets is None)
+        for tensor in (features, kernels, offsets, *others, *(None,) * 4)[:7]:
+            values += (
+                _ABSENT
+                if tensor is None
+                else (
+                    _address(tensor),
+                    _CODES[tensor.dtype],
+                    *tensor.stride(),
+                    *tensor.shape,
+                )
+            )
+        if getattr(self._library, function)((ctypes.c_int64 * len(values))(*values)):
+            raise MemoryError(f'{function} found no memory for its threads')
+
+    def _forward(
+        self,
+        features: Tensor,
+        kernels: Tensor,
+        offsets: Tensor | None,
+        sizes: Sequence[int],
+    ) -> Tensor:
+        n, c, h, w = features.shape
+        s = sizes[2]
+        out = empty(features, (n, c, s * h, s * w))
+        self._run('dlu_mmdet_forward', sizes, features, kernels, offsets, None, out)
+        return out
+
+    def _backward_features(
+        self,
+        grad: Tensor,
+        features: Tensor,
+        kernels: Tensor,
+        offsets: Tensor | None,
+        sizes: Sequence[int],
+    ) -> Tensor:
+        check_grad(grad, features, sizes[2])
+        out = empty(features, features.shape)
+        self._run(
+            'dlu_mmdet_backward_features',
+            sizes,
+            features,
+            kernels,
+            offsets,
+            _dense(grad),
+            out,
+        )
+        return out
+
+    def _backward_kernels(
+        self,
+        grad: Tensor,
+        features: Tensor,
+        kernels: Tensor,
+        offsets: Tensor | None,
+        sizes: Sequence[int],
+    ) -> tuple[Tensor, Tensor | None]:
+        check_grad(grad, features, sizes[2])
+        if offsets is None:
+            grad_kernels, grad_offsets = empty(kernels, kernels.shape), None
+        else:
+            # sums over scattered positions are kept in float32 at least
+            wide = torch.promote_types(kernels.dtype, torch.float32)
+            grad_kernels = empty(kernels, kernels.shape, wide).zero_()
+            grad_offsets = empty(offsets, offsets.shape)
+        self._run(
+            'dlu_mmdet_backward_kernels',
+            sizes,
+            features,
+            kernels,
+            offsets,
+            _dense(grad),
+            None,
+            grad_kernels,
+            grad_offsets,
+        )
+        return grad_kernels.to(kernels.dtype), grad_offsets
+
+    def dlu(self, features: Tensor, kernels: Tensor, offsets: Tensor, *sizes: int):
+        """See :func:`dlu_mmdet.ops.dlu`."""
+        check_dlu(features, kernels, offsets, *sizes)
+        return self._forward(features, kernels, offsets, sizes)
+
+    def dlu_backward_features(
+        self,
+        grad: Tensor,
+        features: Tensor,
+        kernels: Tensor,
+        offsets: Tensor,
+        *sizes: int,
+    ) -> Tensor:
+        """The gradient of ``features``, in their dtype and layout."""
+        check_dlu(features, kernels, offsets, *sizes)
+        return self._backward_features(grad, features, kernels, offsets, sizes)
+
+    def dlu_backward_kernels(
+        self,
+        grad: Tensor,
+        features: Tensor,
+        kernels: Tensor,
+        offsets: Tensor,
+        *sizes: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of ``kernels`` and of ``offsets``."""
+        check_dlu(features, kernels, offsets, *sizes)
+        return self._backward_kernels(grad, features, kernels, offsets, sizes)
+
+    def carafe(self, features: Tensor, masks: Tensor, *sizes: int) -> Tensor:
+        """See :func:`dlu_mmdet.ops.carafe`."""
+        check_carafe(features, masks, *sizes)
+        return self._forward(features, masks, None, sizes)
+
+    def carafe_backward_features(
+        self, grad: Tensor, features: Tensor, masks: Tensor, *sizes: int
+    ) -> Tensor:
+        """The gradient of ``features``, in their dtype and layout."""
+        check_carafe(features, masks, *sizes)
+        return self._backward_features(grad, features, masks, None, sizes)
+
+    def carafe_backward_masks(
+        self, grad: Tensor, features: Tensor, masks: Tensor, *sizes: int
+    ) -> Tensor:
+        """The gradient of ``masks``, which tells their shape and dtype alone."""
+        check_carafe(features, masks, *sizes)
+        return self._backward_kernels(grad, features, masks, None, sizes)[0]

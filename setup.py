@@ -94,6 +94,8 @@ def operators() -> dict:
     # the branches that would leave them so are never taken
     flags.append('-Wno-maybe-uninitialized')
     openmp = ['-fopenmp'] if sys.platform.startswith('linux') else []
+    # it must not come to lean on torch or Python
+    linked = ['-Wl,--no-undefined'] if openmp else []
     headers = sources('csrc/*.h', 'csrc/*/*.h', 'csrc/*/*.cuh')
     extensions = [
         Extension(
@@ -101,7 +103,7 @@ def operators() -> dict:
             sources('csrc/cpu/*.cpp'),
             depends=headers,
             extra_compile_args=['-std=c++17', *flags, *openmp],
-            extra_link_args=openmp,
+            extra_link_args=openmp + linked,
             language='c++',
             py_limited_api=True,
         )

@@ -152,6 +152,18 @@ def test_no_compiler_leaves_a_package_without_operators(sources):
     assert 'the plain PyTorch ones will be used' in built.stdout
 
 
+def test_the_cpu_library_needs_neither_torch_nor_python():
+    """A wheel would serve the one release of torch that it was made with."""
+    code = """
+import ctypes, sys
+print(ctypes.CDLL(sys.argv[1]).dlu_mmdet_run.__name__, 'torch' in sys.modules)
+"""
+    file = ROOT / 'dlu_mmdet' / '_C.abi3.so'
+    if not file.is_file():
+        pytest.skip('the extension is not built')
+    assert run('-c', code, file).stdout.split() == ['dlu_mmdet_run', 'False']
+
+
 # ---- importing ---------------------------------------------------------------------
 
 
@@ -304,6 +316,8 @@ def test_a_source_distribution_installs_elsewhere(tmp_path, small):
     offline = ('--no-deps', '--no-build-isolation', '--no-index')
     there(*pip, 'wheel', *offline, sdist, '-w', tmp_path)
     (wheel,) = tmp_path.glob('*.whl')
+    # one for every Python
+    assert '-cp39-abi3-' in wheel.name
     there(*pip, 'install', '--force-reinstall', *offline, wheel)
     code = """
 import dlu_mmdet

@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <new>
 
 #include "kernels.h"
 
@@ -73,30 +72,18 @@ struct Call : Problem {
   }
 };
 
-// Memory that begins at a cache line, where vectors are loaded faster.
-class Buffer {
- public:
-  explicit Buffer(int64_t bytes)
-      : data_(::operator new(bytes, std::align_val_t(kLine))) {}
-  ~Buffer() { ::operator delete(data_, std::align_val_t(kLine)); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-
-  char* data() const { return static_cast<char*>(data_); }
-
-  static constexpr int64_t kLine = 64;
-
- private:
-  void* data_;
-};
+// Threads do not share a cache line, at whose beginning vectors are loaded faster.
+int64_t lines(int64_t bytes) {
+  constexpr int64_t line = 64;
+  return (bytes + line - 1) / line * line;
+}
 
 // f(begin, end, scratch) over [0, items), with `bytes` of scratch for each thread.
 template <typename F>
-void parallel(const Call& call, int64_t items, int64_t bytes, const F& f) {
+void parallel(const Call& call, int64_t items, int64_t bytes, char* scratch,
+              const F& f) {
   if (items == 0) return;
   const int threads = static_cast<int>(std::min(call.threads, items));
-  const int64_t share = (bytes + Buffer::kLine - 1) / Buffer::kLine * Buffer::kLine;
-  const Buffer scratch(threads * share);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
 #if defined(_OPENMP)
@@ -105,7 +92,7 @@ void parallel(const Call& call, int64_t items, int64_t bytes, const F& f) {
 #else
     const int64_t team = 1, me = 0;
 #endif
-    f(items * me / team, items * (me + 1) / team, scratch.data() + me * share);
+    f(items * me / team, items * (me + 1) / team, scratch + me * lines(bytes));
   }
 }
 
@@ -124,28 +111,12 @@ void expect_writes(const Map& out) {
 #endif
 }
 
-void forward(const Call& p) {
-  expect_writes(p.out);
-  parallel(p, loops().forward_items(p), loops().forward_scratch(p),
-           [&](int64_t begin, int64_t end, void* scratch) {
-             loops().forward(p, begin, end, scratch);
-           });
-}
-
-void backward_features(const Call& p) {
-  expect_writes(p.out);
-  parallel(p, loops().grad_features_items(p), loops().grad_features_scratch(p),
-           [&](int64_t begin, int64_t end, void* scratch) {
-             loops().grad_features(p, begin, end, scratch);
-           });
-}
-
 int64_t bytes_between(const void* begin, const void* end) {
   return static_cast<const char*>(end) - static_cast<const char*>(begin);
 }
 
-// Rows of a pass: as many as fit a buffer of an eighth of the inputs, which their
-// gradients are as large as; half of that beside sums in float32.
+// Source rows whose d k~ is held at a time: as many as fit into an eighth of the inputs,
+// which their gradients are as large as; half of that beside sums in float32.
 int64_t rows_of_pass(const Problem& p) {
   if (p.carafe) return p.H;
   const bool is_half = p.kernels.type == Type::f16 || p.kernels.type == Type::bf16;
@@ -155,55 +126,78 @@ int64_t rows_of_pass(const Problem& p) {
   return std::clamp<int64_t>(bytes / (p.N * loops().row_bytes(p)), 1, p.H);
 }
 
+int64_t pass_bytes(const Problem& p) {
+  return p.carafe ? 0 : lines(p.N * rows_of_pass(p) * loops().row_bytes(p));
+}
+
+void forward(const Call& p, char* scratch) {
+  expect_writes(p.out);
+  parallel(p, loops().forward_items(p), loops().forward_scratch(p), scratch,
+           [&](int64_t begin, int64_t end, void* own) {
+             loops().forward(p, begin, end, own);
+           });
+}
+
+void backward_features(const Call& p, char* scratch) {
+  expect_writes(p.out);
+  parallel(p, loops().grad_features_items(p), loops().grad_features_scratch(p), scratch,
+           [&](int64_t begin, int64_t end, void* own) {
+             loops().grad_features(p, begin, end, own);
+           });
+}
+
 // The gradient of the kernels is added to what is there, in float32 for half precision,
 // since its sums are over scattered positions; that of masks is written.
-void backward_kernels(const Call& p) {
-  if (p.N == 0) return;
+void backward_kernels(const Call& p, char* scratch) {
   const int64_t step = rows_of_pass(p);
-  const Buffer buffer(p.carafe ? 0 : p.N * step * loops().row_bytes(p));
   Pass pass{};
-  pass.buffer = buffer.data();
+  pass.buffer = scratch;
+  scratch += pass_bytes(p);
   for (pass.g = 0; pass.g < p.G; ++pass.g) {
     for (int64_t y = 0; y < p.H; y += step) {
       pass.y0 = y;
       pass.y1 = std::min(y + step, p.H);
       parallel(p, loops().grad_taps_items(p, pass), loops().grad_taps_scratch(p),
-               [&](int64_t begin, int64_t end, void* scratch) {
-                 loops().grad_taps(p, pass, begin, end, scratch);
+               scratch, [&](int64_t begin, int64_t end, void* own) {
+                 loops().grad_taps(p, pass, begin, end, own);
                });
       if (p.carafe) continue;
-      parallel(p, p.N * p.T(), 0, [&](int64_t begin, int64_t end, void*) {
+      parallel(p, p.N * p.T(), 0, scratch, [&](int64_t begin, int64_t end, void*) {
         loops().grad_kernels(p, pass, begin, end);
       });
     }
   }
 }
 
-// 0, or 1 where memory did not suffice: no exception may leave a C function.
-int run(void (*operation)(const Call&), const int64_t* values) {
-  try {
-    operation(Call(values));
-    return 0;
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
-}
+enum Operation { kForward, kBackwardFeatures, kBackwardKernels };
 
 }  // namespace
 }  // namespace dlu_mmdet
 
 extern "C" {
 
-int dlu_mmdet_forward(const int64_t* values) {
-  return dlu_mmdet::run(dlu_mmdet::forward, values);
+// Bytes of scratch that an operation needs, from the beginning of a cache line on.
+int64_t dlu_mmdet_scratch(int operation, const int64_t* values) {
+  using namespace dlu_mmdet;
+  const Call p(values);
+  if (p.N == 0) return 0;
+  switch (operation) {
+    case kForward: return p.threads * lines(loops().forward_scratch(p));
+    case kBackwardFeatures: return p.threads * lines(loops().grad_features_scratch(p));
+    default: return pass_bytes(p) + p.threads * lines(loops().grad_taps_scratch(p));
+  }
 }
 
-int dlu_mmdet_backward_features(const int64_t* values) {
-  return dlu_mmdet::run(dlu_mmdet::backward_features, values);
-}
-
-int dlu_mmdet_backward_kernels(const int64_t* values) {
-  return dlu_mmdet::run(dlu_mmdet::backward_kernels, values);
+void dlu_mmdet_run(int operation, const int64_t* values, void* scratch) {
+  using namespace dlu_mmdet;
+  const Call p(values);
+  if (p.N == 0) return;
+  char* const bytes = static_cast<char*>(scratch);
+  switch (operation) {
+    case kForward: return forward(p, bytes);
+    case kBackwardFeatures: return backward_features(p, bytes);
+    default: return backward_kernels(p, bytes);
+  }
 }
 
 const char* dlu_mmdet_loops() { return dlu_mmdet::loops().name; }

@@ -18,7 +18,7 @@ from .checks import DTYPES, check_carafe, check_dlu, check_grad, check_sizes
 # where torch has it: data_ptr makes the copy that a lazy one stands for
 _address = getattr(Tensor, 'const_data_ptr', Tensor.data_ptr)
 _CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
-_ABSENT = (0,) * 10
+_FORWARD, _BACKWARD_FEATURES, _BACKWARD_KERNELS = range(3)  # as in reassembly.cpp
 
 
 def is_channels_last(tensor: Tensor) -> bool:
@@ -37,6 +37,14 @@ def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype = None) -> Tens
         device=like.device,
         memory_format=torch.channels_last if last else torch.contiguous_format,
     )
+
+
+def _described(tensor: Tensor | None) -> tuple[int, ...]:
+    """What read_map of reassembly.cpp reads."""
+    if tensor is None:
+        return (0,) * 10
+    code = _CODES[tensor.dtype]
+    return (_address(tensor), code, *tensor.stride(), *tensor.shape)
 
 
 def _dense(grad: Tensor) -> Tensor:
@@ -62,18 +70,21 @@ class Operators:
         library = ctypes.CDLL(os.fspath(path))
         library.dlu_mmdet_loops.restype = ctypes.c_char_p
         self.loops = library.dlu_mmdet_loops().decode()
-        self._library = library
+        call = (ctypes.c_int, ctypes.POINTER(ctypes.c_int64))
+        self._scratch, self._call = library.dlu_mmdet_scratch, library.dlu_mmdet_run
+        self._scratch.argtypes, self._scratch.restype = call, ctypes.c_int64
+        self._call.argtypes, self._call.restype = (*call, ctypes.c_void_p), None
 
     def _run(
         self,
-        function: str,
+        operation: int,
         sizes: Sequence[int],
         features: Tensor,
         kernels: Tensor,
         offsets: Tensor | None,
         *others: Tensor | None,
     ) -> None:
-        """Call a function; the others are grad, out and gradients, as far as used."""
+        """Call an operation; the others are grad, out and gradients, as far as used."""
         k, g, s = sizes
         n, c, h, w = features.shape
         # of every tensor, and what is reckoned from them
@@ -81,18 +92,12 @@ class Operators:
         values = [n, c, h, w, k, g, s, torch.get_num_threads()]
         values += (is_channels_last(features), offsets is None)
         for tensor in (features, kernels, offsets, *others, *(None,) * 4)[:7]:
-            values += (
-                _ABSENT
-                if tensor is None
-                else (
-                    _address(tensor),
-                    _CODES[tensor.dtype],
-                    *tensor.stride(),
-                    *tensor.shape,
-                )
-            )
-        if getattr(self._library, function)((ctypes.c_int64 * len(values))(*values)):
-            raise MemoryError(f'{function} found no memory for its threads')
+            values += _described(tensor)
+        values = (ctypes.c_int64 * len(values))(*values)
+        # torch's own memory begins at a cache line, and its profiler sees it
+        count = self._scratch(operation, values)
+        scratch = torch.empty(count, dtype=torch.uint8, device=features.device)
+        self._call(operation, values, scratch.data_ptr())
 
     def _forward(
         self,
@@ -104,7 +109,7 @@ class Operators:
         n, c, h, w = features.shape
         s = sizes[2]
         out = empty(features, (n, c, s * h, s * w))
-        self._run('dlu_mmdet_forward', sizes, features, kernels, offsets, None, out)
+        self._run(_FORWARD, sizes, features, kernels, offsets, None, out)
         return out
 
     def _backward_features(
@@ -118,7 +123,7 @@ class Operators:
         check_grad(grad, features, sizes[2])
         out = empty(features, features.shape)
         self._run(
-            'dlu_mmdet_backward_features',
+            _BACKWARD_FEATURES,
             sizes,
             features,
             kernels,
@@ -145,7 +150,7 @@ class Operators:
             grad_kernels = empty(kernels, kernels.shape, wide).zero_()
             grad_offsets = empty(offsets, offsets.shape)
         self._run(
-            'dlu_mmdet_backward_kernels',
+            _BACKWARD_KERNELS,
             sizes,
             features,
             kernels,

@@ -54,7 +54,7 @@ def _load_cpu() -> Operators | None:
         return None
     try:
         operators = Operators(file)
-    except OSError as error:
+    except (OSError, AttributeError) as error:  # or one of an older state
         _warn_of_plain('', f'{error}; rebuild it with {_REINSTALL}')
         return None
     for name in _SCHEMAS:

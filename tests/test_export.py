@@ -11,12 +11,18 @@ import pytest
 import torch
 from conftest import CONFIGS, SHAPES_DLU, load_tool
 from mmdet.registry import MODELS
-from mmengine.config import Config
+from mmdet.structures import DetDataSample
 from mmengine.registry import init_default_scope
 from torch import nn
 
 from dlu_mmdet.analysis.export_benchmark import OnnxModel, difference, summary
-from dlu_mmdet.engine import choose_part, export_onnx, set_upsampler, trace
+from dlu_mmdet.engine import (
+    choose_part,
+    export_onnx,
+    read_config,
+    set_upsampler,
+    trace,
+)
 from dlu_mmdet.necks import UpsampleFPN
 from dlu_mmdet.ops import carafe, dlu, exported, reference, window_scores
 from dlu_mmdet.torch_compat import EXPORTS
@@ -140,14 +146,14 @@ def test_an_export_has_no_operator_of_this_package(op):
 
 
 def detector(config, upsampler=None):
-    cfg = Config.fromfile(config)
+    cfg = read_config(config)
     cfg.model.backbone.init_cfg = None
     if upsampler:
         set_upsampler(cfg, dict(type=upsampler))
     init_default_scope('mmdet')
     model = MODELS.build(cfg.model).eval()
     # every upsampler away from its start, and nothing that overflows
-    as_if_trained(model.neck.upsample_modules)
+    as_if_trained(getattr(model.neck, 'upsample_modules', nn.ModuleList()))
     return model
 
 
@@ -176,6 +182,104 @@ def test_whole_detectors_in_onnxruntime(config, upsampler, tmp_path):
     names = [value.name for value in model.get_outputs()]
     assert {'cls_scores.0', 'bbox_preds.0'} <= set(names)
     assert 'image  batch x 3 x' in summary(tmp_path / 'model.onnx')
+
+
+# ---- boxes ---------------------------------------------------------------------
+
+DETECTORS = {
+    'two stages': SHAPES_DLU,
+    'a class a prior': CONFIGS / 'yolox/yolox_s_pafpn-carafe_8xb8-300e_coco.py',
+    'points': CONFIGS / 'rtmdet/rtmdet_tiny_pafpn-dlu_8xb32-300e_coco.py',
+    'anchors': 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
+    'centerness': 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
+}
+
+
+def that_detects(config):
+    """Untrained, but it finds some hundred boxes of several classes and sizes."""
+    model = detector(config)
+    heads = [getattr(model, name, None) for name in ('rpn_head', 'bbox_head')]
+    heads.append(getattr(model, 'roi_head', None))
+    generator = torch.Generator().manual_seed(1)
+    std = 0.05 if heads[2] else 0.03
+    for parameter in (p for head in heads if head for p in head.parameters()):
+        with torch.no_grad():
+            if parameter.dim() > 1:
+                parameter.normal_(std=std, generator=generator)
+            elif parameter.mean() < -1:  # of a prior probability
+                parameter.zero_()
+    if hasattr(heads[1], 'rtm_reg'):
+        for layer in heads[1].rtm_reg:
+            nn.init.constant_(layer.bias, 1.0)  # else most boxes are inside out
+    return model
+
+
+def assert_same_boxes(got, expected):
+    """In any order, since scores that are nearly equal may change places."""
+    rows = []
+    for boxes, scores, labels in (got, expected):
+        values = (boxes, 100 * scores[:, None], 1000.0 * labels[:, None])
+        rows.append(torch.cat(values, 1).double())
+    apart = torch.cdist(*rows)
+    assert max(apart.amin(0).max(), apart.amin(1).max()) < 0.01
+
+
+@pytest.mark.parametrize('name', DETECTORS)
+def test_boxes_are_those_of_mmdet(name):
+    model = that_detects(DETECTORS[name])
+    part = choose_part(model, 'boxes')
+    (image,) = part.make(2, 3, 2)
+    size = tuple(image.shape[2:])
+    info = dict(
+        img_shape=size, ori_shape=size, batch_input_shape=size, scale_factor=(1, 1)
+    )
+    samples = [DetDataSample(metainfo=info) for _ in image]
+    with torch.no_grad():
+        boxes, scores, labels = part.module((image,))
+        expected = model.predict(image, samples, rescale=False)
+    for i, sample in enumerate(expected):
+        found, n = sample.pred_instances, len(sample.pred_instances)
+        assert n > 20 and len(found.labels.unique()) > 1
+        assert (scores[i] > 0).sum() == min(n, scores.shape[1])
+        torch.testing.assert_close(scores[i, :n], found.scores)
+        assert_same_boxes(
+            (boxes[i, :n], scores[i, :n], labels[i, :n]),
+            (found.bboxes, found.scores, found.labels),
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['two stages', 'a class a prior', 'points'])
+def test_boxes_in_onnxruntime(name, tmp_path):
+    part = choose_part(that_detects(DETECTORS[name]), 'boxes')
+    export_onnx(part, tmp_path / 'model.onnx')
+    model = OnnxModel(tmp_path / 'model.onnx')
+    for size in UNTRACED:
+        inputs = part.make(*size)
+        with torch.no_grad():
+            boxes, scores, labels = part.module(inputs)
+        got_boxes, got_scores, got_labels = model(inputs)
+        assert (scores > 0).sum() > 20
+        torch.testing.assert_close(got_scores, scores, atol=1e-4, rtol=1e-4)
+        for i, detected in enumerate(scores > 0):
+            assert_same_boxes(
+                (x[i, detected] for x in (got_boxes, got_scores, got_labels)),
+                (x[i, detected] for x in (boxes, scores, labels)),
+            )
+
+
+def test_boxes_of_another_kind_are_refused():
+    """Decoded by other rules they would be wrong without a word."""
+    for name, other in (
+        ('mmdet::gfl/gfl_r50_fpn_1x_coco.py', 'GFLHead'),
+        ('mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py', 'CascadeRoIHead'),
+    ):
+        with pytest.raises(ValueError, match=f'does not know how {other} makes boxes'):
+            choose_part(detector(name), 'boxes')
+    model = small_detector()
+    model.roi_head.test_cfg.nms.type = 'soft_nms'
+    with pytest.raises(ValueError, match="the nms of StandardRoIHead's test_cfg"):
+        choose_part(model, 'boxes')
 
 
 @pytest.mark.slow

@@ -28,8 +28,9 @@ from dlu_mmdet.engine import (
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description='Write the neck of a detector, or its backbone, neck and head, as '
-        'an ONNX model of standard operators whose batch, height and width are open'
+        description='Write the neck of a detector, its backbone, neck and head, or '
+        'all of it up to its boxes, as an ONNX model of standard operators whose '
+        'batch, height and width are open'
     )
     parser.add_argument('config', help='path of the config')
     parser.add_argument('checkpoint', help='path of the checkpoint')
@@ -38,8 +39,9 @@ def parse_args() -> argparse.Namespace:
         '--part',
         choices=PARTS,
         default='detector',
-        help="'detector', a normalised image to the maps of the head; 'neck', the maps "
-        'of the backbone to those of the pyramid',
+        help="'detector', a normalised image to the maps of the head; 'boxes', the "
+        "same to its boxes, scores and labels; 'neck', the maps of the backbone to "
+        'those of the pyramid',
     )
     parser.add_argument(
         '--divisor',

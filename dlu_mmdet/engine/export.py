@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from ..torch_compat import EXPORTS
 from .files import replacing
 
-PARTS = ('detector', 'neck')
+PARTS = ('detector', 'neck', 'boxes')
 #: What :func:`export_onnx` takes beside torch; the extra ``export`` brings them.
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 # heads over a whole pyramid, by the names that mmdet's detectors have for them
 _HEADS = ('rpn_head', 'bbox_head', 'mask_head')
+_DETECTIONS = ('boxes', 'scores', 'labels')
 # height and width that a part is tried at, in units of the divisor
 _TRIED = (2, 3)
 # batch, height and width that it is traced at
@@ -175,17 +176,19 @@ def choose_part(model: nn.Module, part: str, divisor: int | None = None) -> Part
     Args:
         model (nn.Module): In eval mode, with ``cfg``, as
             :func:`~dlu_mmdet.engine.load_detector` gives it.
-        part (str): 'neck', maps of the backbone to maps of the pyramid; or
+        part (str): 'neck', maps of the backbone to maps of the pyramid;
             'detector', an image, normalised and padded as the detector's
-            ``data_preprocessor`` does it, to the head's maps.
+            ``data_preprocessor`` does it, to the head's maps; or 'boxes', the same
+            image to its detections.
         divisor (int, optional): Pixels of which height and width are multiples.
             Defaults to None, the ``pad_size_divisor`` of the ``data_preprocessor``,
             32 at least.
 
     Returns:
         Part: With the names of its tensors: ``image``, ``features.0`` (the finest) and
-        on, ``pyramid.0`` and on, and those of the head, which are the arguments of its
-        ``predict_by_feat``: ``cls_scores.0`` and on.
+        on, ``pyramid.0`` and on, those of the head, which are the arguments of its
+        ``predict_by_feat``: ``cls_scores.0`` and on; or ``boxes``, ``scores`` and
+        ``labels``, see :class:`~dlu_mmdet.engine.export_boxes.Boxes`.
 
     Raises:
         ValueError: If the detector has no such part, or if its maps are no whole parts
@@ -213,6 +216,13 @@ def choose_part(model: nn.Module, part: str, divisor: int | None = None) -> Part
         outputs = [f'pyramid.{i}' for i in range(len(pyramid))]
         pixels = [n for _, n in inputs.values()]
         return Part(_Tied(module, pixels).eval(), inputs, outputs, divisor)
+    if part == 'boxes':
+        # late: it declares operators that an older torch does not take
+        from .export_boxes import Boxes, check_boxes
+
+        check_boxes(model)
+        module = _Tied(Boxes(model), [divisor]).eval()
+        return Part(module, {'image': (3, divisor)}, _DETECTIONS, divisor)
     head = next((h for h in _HEADS if getattr(model, h, None) is not None), None)
     if head is None:
         raise ValueError(
@@ -345,6 +355,7 @@ def export_onnx(
                 dynamic_shapes=part.shapes(),
                 input_names=list(part.inputs),
                 output_names=list(part.outputs),
+                custom_translation_table=_translations(part),
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
@@ -360,6 +371,14 @@ def export_onnx(
     model.model.metadata_props.update({k: json.dumps(v) for k, v in kept.items()})
     with replacing(out) as partial:
         model.save(partial, external_data=False)
+
+
+def _translations(part: Part) -> dict | None:
+    if part.outputs is not _DETECTIONS:
+        return None
+    from .export_boxes import translations
+
+    return translations()
 
 
 def describe(model: nn.Module) -> dict[str, object]:

@@ -144,9 +144,13 @@ def check_boxes(model: nn.Module) -> None:
 
 
 def _is_plain(cfg: dict) -> bool:
-    plain = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
-    nms_cfg = cfg.get('nms') or {}
-    return nms_cfg.get('type', 'nms') == 'nms' and set(nms_cfg) <= plain
+    nms_cfg = cfg.get('nms')
+    known = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
+    return not nms_cfg or (
+        nms_cfg.get('type', 'nms') == 'nms'
+        and 'iou_threshold' in nms_cfg
+        and set(nms_cfg) <= known
+    )
 
 
 class Boxes(nn.Module):
@@ -270,7 +274,7 @@ def _choose(
         if not nms_cfg.get('class_agnostic', False):
             # each class where it meets no other, as mmcv's batched_nms has it
             moved = boxes + (labels * (boxes.amax((1, 2))[:, None] + 1))[..., None]
-        iou = float(nms_cfg.get('iou_threshold', nms_cfg.get('iou_thr', 0.5)))
+        iou = float(nms_cfg['iou_threshold'])
         scores = torch.ops.dlu_mmdet_export.suppress(moved, scores, iou)
     most = cfg.get('max_per_img', MAX_PER_IMG)
     # there may be fewer candidates than that

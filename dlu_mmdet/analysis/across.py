@@ -396,6 +396,8 @@ def plot(across: Across) -> Figure:
     if several:
         _panel(axes[-1], names, across.common(), colour='black')
         axes[-1].set_title('all sets')
+    for axis in axes:
+        axis.locator_params(axis='x', nbins=5)  # labels that do not touch
     axes[0].set_yticks(range(len(names)), names[::-1])
     axes[0].set_ylim(-0.6, len(names) - 0.4)
     figure.supxlabel(f'AP minus that of {across.baseline}', fontsize=10)

@@ -441,6 +441,7 @@ def test_two_at_a_time_find_the_same(compared, tmp_path):
         np.testing.assert_array_equal(matches[0].hit, matches[1].hit)
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_where_it_was(options, tmp_path, capsys):
     """kill -9 in the second epoch: the same command ends the run, from there."""
     command = ['tools/compare.py', SHAPES_DLU, '--work-dir', tmp_path / 'work']

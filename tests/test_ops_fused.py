@@ -528,6 +528,7 @@ def test_cuda_sources_compile(tmp_path, source):
 
 
 @needs_ops
+@pytest.mark.slow
 def test_sanitizers_find_nothing():
     """Wild offsets on small maps: a read outside would be somebody's crash."""
     compiler = os.environ.get('CXX', 'g++')

@@ -227,6 +227,7 @@ def test_two_processes_on_cpu(small, tmp_path):
     assert last_metrics(tmp_path / 'b') == last_metrics(tmp_path / 'c')
 
 
+@pytest.mark.slow
 def test_coco_config_on_real_photos(coco_root, tmp_path):
     """The COCO config as it is, but for the data and the image size. Its
     ImageNet weights cannot be assumed here: random ones take their place

@@ -195,7 +195,7 @@ def window_scores(
     """
     n, _, h, w = features.shape
     # the operator takes the masks' shape and dtype from them, and no value
-    masks = features.newempty(()).expand(
+    masks = features.new_empty(()).expand(
         n, group_size * kernel_size**2, h * scale_factor, w * scale_factor
     )
     return torch.ops.dlu_mmdet.carafe_backward_masks(

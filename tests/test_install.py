@@ -326,6 +326,7 @@ print(dlu_mmdet.__file__, library.is_available('cpu'))
 """
     assert there('-c', code).split() == [str(folder / 'dlu_mmdet/__init__.py'), 'True']
     assert 'compiled operators: cpu' in there('-m', 'dlu_mmdet', '--version')
+    there(ROOT / 'tests' / 'one_wheel.py', folder)
     config = tmp_path / 'mine.py'
     name = 'dlu_mmdet::shapes/faster-rcnn_r18_fpn-dlu_shapes.py'
     config.write_text(f'_base_ = {name!r}\n')

@@ -213,4 +213,6 @@ def check_sizes(sizes: Sequence[int]) -> None:
         ValueError: If one of them cannot.
     """
     if max(sizes) >= 2**31:
-        raise ValueError(f'every size must be less than 2^31, got {max(sizes)}')
+        raise ValueError(
+            f'every size must be less than 2^31, got {max(sizes)}; split the tensors'
+        )

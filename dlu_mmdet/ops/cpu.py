@@ -28,7 +28,9 @@ def is_channels_last(tensor: Tensor) -> bool:
     )
 
 
-def empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype = None) -> Tensor:
+def empty(
+    like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None
+) -> Tensor:
     """A new tensor, in the layout and, unless another is given, dtype of one."""
     last = is_channels_last(like)
     return torch.empty(
@@ -79,19 +81,18 @@ class Operators:
         self,
         operation: int,
         sizes: Sequence[int],
-        features: Tensor,
-        kernels: Tensor,
-        offsets: Tensor | None,
+        inputs: Sequence[Tensor | None],
         *others: Tensor | None,
     ) -> None:
         """Call an operation; the others are grad, out and gradients, as far as used."""
+        features, _, offsets = inputs
         k, g, s = sizes
         n, c, h, w = features.shape
         # of every tensor, and what is reckoned from them
         check_sizes((n, c, h, w, g * k * k, g * 2 * s * s, s * h, s * w))
         values = [n, c, h, w, k, g, s, torch.get_num_threads()]
         values += (is_channels_last(features), offsets is None)
-        for tensor in (features, kernels, offsets, *others, *(None,) * 4)[:7]:
+        for tensor in (*inputs, *others, *(None,) * 4)[:7]:
             values += _described(tensor)
         values = (ctypes.c_int64 * len(values))(*values)
         # torch's own memory begins at a cache line, and its profiler sees it
@@ -99,48 +100,33 @@ class Operators:
         scratch = torch.empty(count, dtype=torch.uint8, device=features.device)
         self._call(operation, values, scratch.data_ptr())
 
-    def _forward(
-        self,
-        features: Tensor,
-        kernels: Tensor,
-        offsets: Tensor | None,
-        sizes: Sequence[int],
-    ) -> Tensor:
+    def _forward(self, inputs: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor:
+        features = inputs[0]
         n, c, h, w = features.shape
         s = sizes[2]
         out = empty(features, (n, c, s * h, s * w))
-        self._run(_FORWARD, sizes, features, kernels, offsets, None, out)
+        self._run(_FORWARD, sizes, inputs, None, out)
         return out
 
     def _backward_features(
         self,
         grad: Tensor,
-        features: Tensor,
-        kernels: Tensor,
-        offsets: Tensor | None,
+        inputs: Sequence[Tensor | None],
         sizes: Sequence[int],
     ) -> Tensor:
+        features = inputs[0]
         check_grad(grad, features, sizes[2])
         out = empty(features, features.shape)
-        self._run(
-            _BACKWARD_FEATURES,
-            sizes,
-            features,
-            kernels,
-            offsets,
-            _dense(grad),
-            out,
-        )
+        self._run(_BACKWARD_FEATURES, sizes, inputs, _dense(grad), out)
         return out
 
     def _backward_kernels(
         self,
         grad: Tensor,
-        features: Tensor,
-        kernels: Tensor,
-        offsets: Tensor | None,
+        inputs: Sequence[Tensor | None],
         sizes: Sequence[int],
     ) -> tuple[Tensor, Tensor | None]:
+        features, kernels, offsets = inputs
         check_grad(grad, features, sizes[2])
         if offsets is None:
             grad_kernels, grad_offsets = empty(kernels, kernels.shape), None
@@ -152,9 +138,7 @@ class Operators:
         self._run(
             _BACKWARD_KERNELS,
             sizes,
-            features,
-            kernels,
-            offsets,
+            inputs,
             _dense(grad),
             None,
             grad_kernels,
@@ -162,10 +146,12 @@ class Operators:
         )
         return grad_kernels.to(kernels.dtype), grad_offsets
 
-    def dlu(self, features: Tensor, kernels: Tensor, offsets: Tensor, *sizes: int):
+    def dlu(
+        self, features: Tensor, kernels: Tensor, offsets: Tensor, *sizes: int
+    ) -> Tensor:
         """See :func:`dlu_mmdet.ops.dlu`."""
         check_dlu(features, kernels, offsets, *sizes)
-        return self._forward(features, kernels, offsets, sizes)
+        return self._forward((features, kernels, offsets), sizes)
 
     def dlu_backward_features(
         self,
@@ -177,7 +163,7 @@ class Operators:
     ) -> Tensor:
         """The gradient of ``features``, in their dtype and layout."""
         check_dlu(features, kernels, offsets, *sizes)
-        return self._backward_features(grad, features, kernels, offsets, sizes)
+        return self._backward_features(grad, (features, kernels, offsets), sizes)
 
     def dlu_backward_kernels(
         self,
@@ -189,23 +175,23 @@ class Operators:
     ) -> tuple[Tensor, Tensor]:
         """The gradients of ``kernels`` and of ``offsets``."""
         check_dlu(features, kernels, offsets, *sizes)
-        return self._backward_kernels(grad, features, kernels, offsets, sizes)
+        return self._backward_kernels(grad, (features, kernels, offsets), sizes)
 
     def carafe(self, features: Tensor, masks: Tensor, *sizes: int) -> Tensor:
         """See :func:`dlu_mmdet.ops.carafe`."""
         check_carafe(features, masks, *sizes)
-        return self._forward(features, masks, None, sizes)
+        return self._forward((features, masks, None), sizes)
 
     def carafe_backward_features(
         self, grad: Tensor, features: Tensor, masks: Tensor, *sizes: int
     ) -> Tensor:
         """The gradient of ``features``, in their dtype and layout."""
         check_carafe(features, masks, *sizes)
-        return self._backward_features(grad, features, masks, None, sizes)
+        return self._backward_features(grad, (features, masks, None), sizes)
 
     def carafe_backward_masks(
         self, grad: Tensor, features: Tensor, masks: Tensor, *sizes: int
     ) -> Tensor:
         """The gradient of ``masks``, which tells their shape and dtype alone."""
         check_carafe(features, masks, *sizes)
-        return self._backward_kernels(grad, features, masks, None, sizes)[0]
+        return self._backward_kernels(grad, (features, masks, None), sizes)[0]

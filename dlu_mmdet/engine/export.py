@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -345,7 +346,10 @@ def export_onnx(
     check_packages()
     check_out(out)
     program = trace(part)
+    # it tells of packages that are not needed
+    registration = logging.getLogger('torch.onnx._internal.exporter._registration')
     try:
+        registration.disabled = True
         with warnings.catch_warnings():
             # about the names of open dimensions that several inputs share
             warnings.simplefilter('ignore')
@@ -361,6 +365,8 @@ def export_onnx(
     except torch.onnx.OnnxExporterError as error:
         reason = _reason(error.__cause__ or error)
         raise ValueError(f'the model cannot be written as ONNX: {reason}') from error
+    finally:
+        registration.disabled = False
     custom = sorted({n.op_type for n in model.model.graph.all_nodes() if n.domain})
     if custom:
         raise ValueError(

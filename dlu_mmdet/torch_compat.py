@@ -65,6 +65,34 @@ else:
         """Register FLOPs from the shapes of an operator; see torch's counter."""
         return lambda formula: flop_counter.flop_mapping.setdefault(target, formula)
 
+    class _FlopCounter(flop_counter.FlopCounterMode):
+        """Finds modules itself: torch 2.1's own way loses a list of maps."""
+
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__(display=False)
+            self._module, self._hooks = module, []
+
+        def __enter__(self) -> _FlopCounter:
+            top = type(self._module).__name__
+            for name, module in self._module.named_modules():
+                path = f'{top}.{name}' if name else top
+
+                def enter(*_: object, path: str = path) -> None:
+                    self.parents.append(path)
+
+                def leave(*_: object) -> None:
+                    self.parents.pop()
+
+                self._hooks.append(module.register_forward_pre_hook(enter))
+                self._hooks.append(module.register_forward_hook(leave))
+            return super().__enter__()
+
+        def __exit__(self, *args: object) -> None:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks.clear()
+            super().__exit__(*args)
+
 
 # by the name under which a pickle asks for it
 _ALLOWED: dict[str, object] = {}
@@ -72,9 +100,9 @@ _ALLOWED: dict[str, object] = {}
 
 def count_flops_of(module: nn.Module) -> flop_counter.FlopCounterMode:
     """torch's counter for a module and, by name, for what it is made of."""
-    # later ones find the modules themselves, and warn if told
-    mods = None if AT_LEAST_24 else module
-    return flop_counter.FlopCounterMode(mods, display=False)
+    if AT_LEAST_24:
+        return flop_counter.FlopCounterMode(display=False)
+    return _FlopCounter(module)
 
 
 def started_at(event: object) -> int:

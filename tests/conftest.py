@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from dlu_mmdet.torch_compat import AT_LEAST_24
 from dlu_mmdet.upsamplers import UPSAMPLERS, is_guided
 
 # two threads on two busy cores wait for each other longer than they work
@@ -19,6 +20,13 @@ CONFIGS = ROOT / 'configs'
 #: upsamplers that a place without a guide takes
 UNGUIDED = sorted(k for k, v in UPSAMPLERS.module_dict.items() if not is_guided(v))
 SHAPES_DLU = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-dlu_shapes.py'
+
+needs_later_torch = pytest.mark.skipif(
+    not AT_LEAST_24,
+    reason=f'torch {torch.__version__} cannot do this, torch 2.4 or later can',
+)
+# float16 convolutions on a CPU are later than torch 2.1
+HALVES = [torch.bfloat16, pytest.param(torch.float16, marks=needs_later_torch)]
 
 
 def run(*command, check=True, cwd=ROOT, **kwargs):

@@ -11,7 +11,7 @@ import mmdet
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import UNGUIDED
+from conftest import UNGUIDED, needs_later_torch
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModule
@@ -210,6 +210,7 @@ def test_copies_and_checkpoints():
         assert all(map(torch.equal, other(xs), neck(xs)))
 
 
+@needs_later_torch
 def test_compiles_without_a_break():
     neck, xs = build(NECK, 'carafe').eval(), levels(NECK['in_channels'], (16, 24))
     compiled = torch.compile(neck, backend='eager', fullgraph=True)

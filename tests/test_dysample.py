@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import HALVES, needs_later_torch
 from torch import nn
 from torch.func import functional_call
 
@@ -157,7 +158,7 @@ def test_channels_last_gives_the_same(kind):
 
 
 @KINDS
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', HALVES)
 def test_half_precision_keeps_the_positions(kind, dtype):
     """Pixels of a map 300 wide lie closer than bfloat16 can tell apart."""
     module = build(scale_factor=2, **kind)
@@ -189,6 +190,7 @@ def test_autocast_trains_its_offsets(kind):
         assert parameter.grad.dtype == torch.float32 and parameter.grad.any()
 
 
+@needs_later_torch
 @KINDS
 def test_compiled(kind):
     torch._dynamo.reset()  # the cases share a forward, and a limit of recompilations

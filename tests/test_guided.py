@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS, UNGUIDED
+from conftest import CONFIGS, HALVES, UNGUIDED, needs_later_torch
 from mmcv.cnn import build_upsample_layer
 from mmdet.registry import MODELS
 from mmengine.config import Config
@@ -133,7 +133,7 @@ def test_autocast_trains(cfg):
 
 
 @KINDS
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', HALVES)
 @pytest.mark.parametrize('target', [(8, 10), (7, 10)])
 def test_half_precision(cfg, dtype, target):
     module = build(cfg)
@@ -144,6 +144,7 @@ def test_half_precision(cfg, dtype, target):
     torch.testing.assert_close(half.float(), expected.detach(), rtol=0.05, atol=0.05)
 
 
+@needs_later_torch
 @ONE_OF_EACH
 def test_compiled(cfg):
     """In one graph, for any batch and for a ratio that is not whole."""
@@ -161,6 +162,7 @@ def test_compiled(cfg):
 
 
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
+@needs_later_torch
 @ONE_OF_EACH
 def test_traced_and_exported(cfg):
     """As mmengine's counters trace a detector and deployment exports one."""
@@ -222,6 +224,7 @@ def test_window_scores_are_the_formula():
 
 
 @NEEDS_OPS
+@needs_later_torch
 @pytest.mark.parametrize('name', ['carafe_backward_features', 'carafe_backward_masks'])
 def test_opcheck(name):
     """What torch asks of an operator that is differentiated and traced."""

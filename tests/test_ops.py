@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from dlu_mmdet import ops as fused
 from dlu_mmdet.ops import carafe, dlu, reference
@@ -200,7 +200,7 @@ def test_no_intermediate_is_larger_than_the_output(s):
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
-            for tensor in tree_leaves(out):
+            for tensor in tree_flatten(out)[0]:
                 if isinstance(tensor, torch.Tensor):
                     storage = tensor.untyped_storage()
                     self.numel = max(self.numel, storage.nbytes() // tensor.itemsize)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import needs_later_torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
@@ -262,9 +263,7 @@ def test_gradcheck(device):
 @needs_ops
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('op', ['dlu', 'carafe'])
-@pytest.mark.skipif(
-    not hasattr(torch.library, 'opcheck'), reason='torch before 2.4 has no opcheck'
-)
+@needs_later_torch
 @on_devices
 def test_opcheck(device, op, layout):
     inputs, grad, sizes = make(2, 4, 5, 6, 3, 2, 2, device=device, layout=layout, op=op)
@@ -278,6 +277,7 @@ def test_opcheck(device, op, layout):
 
 
 @needs_ops
+@needs_later_torch
 @on_devices
 def test_compiles_without_graph_break(device):
     torch.manual_seed(0)

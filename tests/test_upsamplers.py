@@ -2,7 +2,7 @@ import mmcv.ops
 import mmengine
 import pytest
 import torch
-from conftest import upsample
+from conftest import needs_later_torch, upsample
 from mmcv.cnn import build_upsample_layer
 from torch import nn
 
@@ -75,6 +75,7 @@ def test_groups_of_an_empty_batch(name):
     assert module(torch.randn(0, 8, 3, 5)).shape == (0, 8, 6, 10)
 
 
+@needs_later_torch
 @pytest.mark.parametrize('name', ['carafe', 'dlu', 'pixel_shuffle'])
 def test_compiled_upsamplers_take_an_empty_batch(name):
     """The number of RoIs changes from batch to batch, and is 0 in some."""

@@ -57,7 +57,9 @@ HEADERS = (
     'cuda_runtime.h',
     'cuda_runtime_api.h',
 )
-FLAGS = ['-std=c++20', '-fPIC', '-g1', '-Wno-psabi', '-U_FORTIFY_SOURCE']
+# std::string is another in what was published of torch before 2.6
+ABI = f'-D_GLIBCXX_USE_CXX11_ABI={torch.compiled_with_cxx11_abi():d}'
+FLAGS = ['-std=c++20', '-fPIC', '-g1', '-Wno-psabi', '-U_FORTIFY_SOURCE', ABI]
 KERNEL_FLAGS = [
     '-O1',  # -O2 takes longer to compile than it saves in the tests
     '-xc++',

@@ -476,8 +476,10 @@ void run_block(std::mt19937& random, int order) {
 
 // ---- allocations ---------------------------------------------------------------
 
+// its base's allocate is const before torch 2.3, which has no copy_data either
 struct Allocator final : c10::Allocator {
-  c10::DataPtr allocate(size_t bytes) override {
+  c10::DataPtr allocate(size_t bytes) { return std::as_const(*this).allocate(bytes); }
+  c10::DataPtr allocate(size_t bytes) const {
     if (bytes == 0) return {nullptr, nullptr, &drop, c10::Device(c10::kCPU)};
     const std::lock_guard<std::mutex> lock(machine.mutex);
     Memory memory(bytes, false);
@@ -493,8 +495,8 @@ struct Allocator final : c10::Allocator {
     machine.tensors.erase(reinterpret_cast<Address>(data));
   }
   c10::DeleterFnPtr raw_deleter() const override { return &drop; }
-  void copy_data(void* to, const void* from, size_t bytes) const override {
-    default_copy_data(to, from, bytes);
+  void copy_data(void* to, const void* from, size_t bytes) const {
+    std::memcpy(to, from, bytes);
   }
 };
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import cuda_emulation
 import pytest
 
+from dlu_mmdet.torch_compat import AT_LEAST_24
+
 TESTS = Path(__file__).parent
 BUGS = TESTS / 'cuda_emulation' / 'bugs.cu'
 pytestmark = pytest.mark.skipif(
@@ -63,7 +65,9 @@ def start_parity(library, tests, order):
 def assert_passed(process):
     output = process.communicate()[0]
     assert process.returncode == 0, output[-6000:]
-    assert 'skipped' not in output and 'xfailed' not in output, output[-2000:]
+    # an older torch cannot take every test
+    assert not AT_LEAST_24 or 'skipped' not in output, output[-2000:]
+    assert 'xfailed' not in output, output[-2000:]
     return output
 
 

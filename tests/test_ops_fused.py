@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import needs_later_torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlu_mmdet.analysis.op_benchmark import peak_memory
 from dlu_mmdet.ops import carafe, dlu, library, reference
+from dlu_mmdet.torch_compat import AT_LEAST_24
 
 ROOT = Path(__file__).parents[1]
 DEVICES = [
@@ -26,6 +26,10 @@ DEVICES = [
     if library.is_available(d) and (d == 'cpu' or torch.cuda.is_available())
 ]
 needs_ops = pytest.mark.skipif(not DEVICES, reason='the extension is not built')
+# not conftest's, which imports mmdet
+needs_later_torch = pytest.mark.skipif(
+    not AT_LEAST_24, reason='torch before 2.4 cannot do this'
+)
 on_devices = pytest.mark.parametrize('device', DEVICES)
 
 # (N, C, H, W, K, G, s): every size at its edge, W below, at and above a vector

@@ -15,7 +15,12 @@ from mmdet.structures import DetDataSample
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from dlu_mmdet.analysis.export_benchmark import OnnxModel, difference, summary
+from dlu_mmdet.analysis.export_benchmark import (
+    OnnxModel,
+    check_sizes,
+    difference,
+    summary,
+)
 from dlu_mmdet.engine import (
     choose_part,
     export_onnx,
@@ -373,6 +378,15 @@ def test_part_that_is_not_there():
         choose_part(Tiny(Odd()), 'detector')
     with pytest.raises(ValueError, match='level 1 of the backbone is 7 x 10 .*divisor'):
         choose_part(Tiny(Odd()), 'neck', divisor=28)
+
+
+def test_sizes_to_time_are_checked_before_an_export():
+    part = SimpleNamespace(divisor=64)
+    check_sizes(part, [(64, 192)])
+    for size in ((100, 64), (64, 0)):
+        name = 'x'.join(map(str, size))
+        with pytest.raises(ValueError, match=f'--time {name}: .*multiples of 64'):
+            check_sizes(part, [(64, 64), size])
 
 
 def test_file_is_whole_or_not_there(monkeypatch, tmp_path):

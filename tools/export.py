@@ -8,6 +8,7 @@ import torch
 from dlu_mmdet.analysis import op_benchmark
 from dlu_mmdet.analysis.export_benchmark import (
     OnnxModel,
+    check_sizes,
     difference,
     summary,
     time_table,
@@ -80,6 +81,7 @@ def main() -> None:
         upsampler=args.upsampler,
     )
     part = choose_part(model, args.part, args.divisor)
+    check_sizes(part, args.time or [])
     began, worked = time.perf_counter(), time.process_time()
     export_onnx(part, args.out, describe(model))
     took, worked = time.perf_counter() - began, time.process_time() - worked

@@ -83,6 +83,24 @@ def summary(path: str | os.PathLike) -> str:
     return '\n'.join(lines)
 
 
+def check_sizes(part: Part, sizes: Sequence[tuple[int, int]]) -> None:
+    """Find out whether a part takes images of these sizes.
+
+    Args:
+        part (Part): What is exported.
+        sizes (Sequence[tuple[int, int]]): Height and width in pixels.
+
+    Raises:
+        ValueError: If a size is no multiple of the part's divisor.
+    """
+    for size in sizes:
+        if any(length < 1 or length % part.divisor for length in size):
+            raise ValueError(
+                f'--time {size[0]}x{size[1]}: height and width must be multiples of '
+                f'{part.divisor}, as those of the exported model'
+            )
+
+
 def time_table(
     part: Part,
     path: str | os.PathLike,
@@ -104,12 +122,7 @@ def time_table(
     Raises:
         ValueError: If a size is no multiple.
     """
-    for size in sizes:
-        if any(length < 1 or length % part.divisor for length in size):
-            raise ValueError(
-                f'--time {size[0]}x{size[1]}: height and width must be multiples of '
-                f'{part.divisor}, as those of the exported model'
-            )
+    check_sizes(part, sizes)
     model = OnnxModel(path)
     body = []
     for h, w in sizes:

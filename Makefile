@@ -47,7 +47,7 @@ lint: $(READY)
 clean:
 	rm -rf .venv .venv-* build *.egg-info
 
-# the headers of torch 2.14 and later want C++20, where mmcv asks for 17
+# the headers of torch 2.15 want C++20, where mmcv asks for 17; 2.14 was not tried
 CXX20 := $(if $(filter 2.14.% 2.15.%,$(TORCH)),$(CURDIR)/$(VENV)/c++20)
 
 # torch before 2.3 was built against numpy 1; what is compiled for one torch does not
@@ -64,7 +64,8 @@ $(READY): setup.py $(wildcard requirements/*.txt csrc/*.* csrc/*/*.*)
 	    'machine (pip keeps the wheel)'
 	$(if $(CXX20),printf '#!/bin/sh\nexec c++ "$$@" -std=c++20\n' > $(CXX20) && \
 	    chmod +x $(CXX20))
-	$(if $(CXX20),CXX=$(CXX20)) CFLAGS="$${CFLAGS--O2 -g0}" MMCV_WITH_OPS=1 $(PIP) install -c $(VENV)/constraints.txt \
+	$(if $(CXX20),CXX=$(CXX20)) CFLAGS="$${CFLAGS--O2 -g0}" MMCV_WITH_OPS=1 \
+	    $(PIP) install -c $(VENV)/constraints.txt \
 	    $(if $(OTHER_TORCH),--cache-dir "$$($(PIP) cache dir)/torch-$(TORCH)") \
 	    --no-build-isolation -r requirements/$(STACK).txt
 	$(PIP) install -c $(VENV)/constraints.txt --no-build-isolation -e '.[test]'

@@ -66,7 +66,7 @@ else:
         return lambda formula: flop_counter.flop_mapping.setdefault(target, formula)
 
     class _FlopCounter(flop_counter.FlopCounterMode):
-        """Finds modules itself: torch 2.1's own way loses a list of maps."""
+        """Finds modules itself: torch 2.1's way takes a list of maps apart."""
 
         def __init__(self, module: nn.Module) -> None:
             super().__init__(display=False)

@@ -47,8 +47,9 @@ lint: $(READY)
 clean:
 	rm -rf .venv .venv-* build *.egg-info
 
-# the headers of torch 2.15 want C++20, where mmcv asks for 17; 2.14 was not tried
-CXX20 := $(if $(filter 2.14.% 2.15.%,$(TORCH)),$(CURDIR)/$(VENV)/c++20)
+# mmcv asks for C++17, and the headers of torch 2.15 refuse that
+CXX20 := $(CURDIR)/$(VENV)/c++20
+ATEN = $(VENV)/lib/python3*/site-packages/torch/include/ATen/ATen.h
 
 # torch before 2.3 was built against numpy 1; what is compiled for one torch does not
 # load under another, and pip keeps it by the version of mmcv alone
@@ -62,9 +63,10 @@ $(READY): setup.py $(wildcard requirements/*.txt csrc/*.* csrc/*/*.*)
 	$(PIP) install -c $(VENV)/constraints.txt -r requirements/build.txt
 	@echo '== mmcv is compiled now: about 10 minutes on 2 cores, once a' \
 	    'machine (pip keeps the wheel)'
-	$(if $(CXX20),printf '#!/bin/sh\nexec c++ "$$@" -std=c++20\n' > $(CXX20) && \
-	    chmod +x $(CXX20))
-	$(if $(CXX20),CXX=$(CXX20)) CFLAGS="$${CFLAGS--O2 -g0}" MMCV_WITH_OPS=1 \
+	if grep -qs 'error C++20' $(ATEN); then \
+	    printf '#!/bin/sh\nexec c++ "$$@" -std=c++20\n' > $(CXX20); \
+	    chmod +x $(CXX20); export CXX=$(CXX20); fi; \
+	    CFLAGS="$${CFLAGS--O2 -g0}" MMCV_WITH_OPS=1 \
 	    $(PIP) install -c $(VENV)/constraints.txt \
 	    $(if $(OTHER_TORCH),--cache-dir "$$($(PIP) cache dir)/torch-$(TORCH)") \
 	    --no-build-isolation -r requirements/$(STACK).txt

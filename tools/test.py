@@ -11,6 +11,7 @@ from dlu_mmdet.datasets.checks import sources
 from dlu_mmdet.engine import (
     add_config_arguments,
     build_runner,
+    leave_together,
     load_config,
     print_anything,
 )
@@ -113,6 +114,8 @@ def main() -> None:
         dump = dict(type='DumpDetResults', out_file_path=args.out)
         runner.test_evaluator.metrics.append(METRICS.build(dump))
     runner.test()
+    del runner
+    leave_together()
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ from dlu_mmdet.engine import (
     add_training_arguments,
     build_runner,
     enable_amp,
+    leave_together,
     load_config,
     lost_processes,
     print_anything,
@@ -52,9 +53,9 @@ def main() -> None:
     elif args.resume:
         cfg.resume = True
         cfg.load_from = args.resume
-    runner = build_runner(cfg, 'train')
     with lost_processes():
-        runner.train()
+        build_runner(cfg, 'train').train()
+        leave_together()
 
 
 if __name__ == '__main__':

@@ -34,7 +34,7 @@ from .export import (
 from .files import check_writable, print_anything, replacing
 from .options import merge_options
 from .own_data import set_data
-from .runner import build_runner, lost_processes
+from .runner import build_runner, leave_together, lost_processes
 
 __all__ = [
     'PARTS',
@@ -56,6 +56,7 @@ __all__ = [
     'enable_amp',
     'export_onnx',
     'latest_checkpoint',
+    'leave_together',
     'load_checkpoint',
     'load_config',
     'load_detector',

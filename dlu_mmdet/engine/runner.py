@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,21 @@ def lost_processes() -> Iterator[None]:
             'its output says why. Where all are started again with --resume they go '
             'on from the last checkpoint'
         ) from error
+
+
+def leave_together() -> None:
+    """End a distributed run, when all of its processes have come this far.
+
+    Call it when the runner is gone: gloo's threads end with the last object that
+    holds the group. One that has a tensor to give back while Python ends aborts the
+    process (pytorch/pytorch#179291).
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        # a runner is in cycles; the group goes last, as it lets its threads have the
+        # GIL, for which they may wait, while it waits for them
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 def build_runner(cfg: Config, mode: str) -> Runner:

@@ -1,5 +1,9 @@
+import inspect
+import io
+
 import mmcv.ops
 import mmengine
+import onnxruntime
 import pytest
 import torch
 from conftest import needs_later_torch, upsample
@@ -8,7 +12,7 @@ from torch import nn
 
 from dlu_mmdet.analysis import op_benchmark
 from dlu_mmdet.ops import library
-from dlu_mmdet.upsamplers import UPSAMPLERS, build_upsampler
+from dlu_mmdet.upsamplers import UPSAMPLERS, build_upsampler, is_guided
 
 NAMES = sorted(UPSAMPLERS.module_dict)
 
@@ -93,6 +97,40 @@ def test_compiled_upsamplers_take_an_empty_batch(name):
         torch.testing.assert_close(out, module(x))
         out.sum().backward()
         assert x.grad.shape == x.shape
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('name', NAMES)
+def test_the_older_exporter(name):
+    """That of TorchScript, mmdeploy's, at its opset or the first with GridSample."""
+    module = build_upsampler(dict(type=name), 8, guide_channels=8).eval()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    inputs = {'x': torch.randn(1, 8, 6, 8), 'guide': torch.randn(1, 8, 12, 16)}
+    if not is_guided(type(module)):
+        del inputs['guide']
+    kwargs = {}
+    if 'dynamo' in inspect.signature(torch.onnx.export).parameters:
+        kwargs['dynamo'] = False
+    file = io.BytesIO()
+    torch.onnx.export(
+        module,
+        tuple(inputs.values()),
+        file,
+        opset_version=16 if name in ('dysample', 'freqfusion') else 11,
+        input_names=list(inputs),
+        dynamic_axes={key: {0: 'n', 2: f'h{key}', 3: f'w{key}'} for key in inputs},
+        **kwargs,
+    )
+    # a size that was not traced
+    inputs = {key: torch.randn(2, 8, *x.shape[:1:-1]) for key, x in inputs.items()}
+    run = onnxruntime.InferenceSession(
+        file.getvalue(), providers=['CPUExecutionProvider']
+    )
+    (out,) = run.run(None, {key: x.numpy() for key, x in inputs.items()})
+    expected = module(*inputs.values()).detach()
+    close = dict(rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+    torch.testing.assert_close(torch.from_numpy(out), expected, **close)
 
 
 @pytest.mark.parametrize('shape', [(1, 8, 0, 5), (1, 8, 3, 0)])

@@ -75,8 +75,9 @@ def _floor_index(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Lower neighbour, upper neighbour, and the weight of the upper one."""
     lower = position.detach().floor()
     weight = position - lower
-    lower = lower.nan_to_num(0.0).long()  # the weight carries the NaN
-    return lower, (lower + 1).clamp(max=size - 1), weight
+    lower = lower.nan_to_num(0.0)  # the weight carries the NaN
+    # clamped as a float: opset 11 has no Clip of integers
+    return lower.long(), (lower + 1).clamp(max=size - 1).long(), weight
 
 
 def dlu(

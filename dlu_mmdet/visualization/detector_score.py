@@ -120,7 +120,7 @@ def _class_logits(
     else:
         raise ValueError(
             f'a {type(model).__name__} has neither a standard RoI head nor a dense '
-            'head; Faster R-CNN, Mask R-CNN and RetinaNet can be explained'
+            'head; Faster R-CNN, Mask R-CNN, RetinaNet, FCOS and ATSS can be explained'
         )
     box = sample.pred_instances.bboxes[index]
     box = get_box_tensor(box) * box.new_tensor(sample.scale_factor).repeat(2)

@@ -201,11 +201,7 @@ def tell():
         'PYTHONPATH': str(tmp_path),
         'PORT': str(20000 + os.getpid() % 20000),
     }
-    options = {
-        **small,
-        'train_cfg.max_epochs': 1,
-        'train_cfg.val_interval': 1,
-    }
+    options = {**small, 'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1}
 
     def launch(*command):
         process = subprocess.run(

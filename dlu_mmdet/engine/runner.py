@@ -49,6 +49,9 @@ def leave_together() -> None:
     Call it when the runner is gone: gloo's threads end with the last object that
     holds the group. One that has a tensor to give back while Python ends aborts the
     process (pytorch/pytorch#179291).
+
+    Raises:
+        RuntimeError: If another process has ended before it came here.
     """
     if torch.distributed.is_initialized():
         torch.distributed.barrier()

@@ -2,7 +2,7 @@
 
 Makes matches as large as those of COCO's val2017 (5,000 images, 80 classes, 36,781
 objects), for so many upsamplers and seeds, and prints seconds, the processor's seconds
-and the peak of memory of loading them, of the paired bootstrap, and of tables, pictures
+and the peak of memory of loading them, of the jackknife, and of tables, pictures
 and page. How many detections an image has decides the most; 100 is COCO's limit.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from dlu_mmdet.analysis import comparison, report
-from dlu_mmdet.analysis.bootstrap import METRICS, Evaluation, paired_differences
+from dlu_mmdet.analysis.bootstrap import METRICS, Evaluation, differences_to_baseline
 
 CLASSES, OBJECTS, THRESHOLDS = 80, 36_781, 10
 #: Shares of small, medium and large objects in val2017, of its annotation file.
@@ -72,11 +72,11 @@ def detector(
     )
 
 
-def summary_of(evaluations: dict, differences: dict, resamples: int) -> dict:
+def summary_of(evaluations: dict, differences: dict) -> dict:
     """As comparison.summarise returns it, with costs that nobody measured."""
     rows, listed = [], []
     for name, each in evaluations.items():
-        scores = [evaluation.score() for evaluation in each]
+        scores = [evaluation.score() for evaluation in each.values()]
         row = dict(name=name, config=name, seeds=list(range(len(each))))
         for key in METRICS:
             values = [score[key] for score in scores]
@@ -95,8 +95,6 @@ def summary_of(evaluations: dict, differences: dict, resamples: int) -> dict:
     )
     return dict(
         baseline=rows[0]['name'],
-        seeds=rows[0]['seeds'],
-        resamples=resamples,
         num_images=evaluations[rows[0]['name']][0].num_images,
         rows=sorted(rows, key=lambda row: -row['AP']),
         differences=differences,
@@ -111,7 +109,7 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--images', type=int, default=5000)
     parser.add_argument('--per-image', type=int, default=100, help='detections')
-    parser.add_argument('--resamples', type=int, default=1000)
+    parser.add_argument('--groups', type=int, default=200, help='of images')
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     begun = time.perf_counter(), time.process_time()
@@ -140,18 +138,18 @@ def main() -> None:
         del made
         say(f'made {args.upsamplers * args.seeds} files of {file.stat().st_size:,} B')
         evaluations = {
-            name: [Evaluation.load(file) for file in each]
+            name: {seed: Evaluation.load(file) for seed, file in enumerate(each)}
             for name, each in files.items()
         }
         say('loaded')
-        differences = paired_differences(
+        differences = differences_to_baseline(
             evaluations,
             'upsampler0',
-            args.resamples,
+            args.groups,
             progress=lambda done, total: print(f'  {done}/{total}', end='\r'),
         )
-        say(f'bootstrap, {args.resamples} resamples')
-        summary = summary_of(evaluations, differences, args.resamples)
+        say(f'jackknife, {args.groups} groups')
+        summary = summary_of(evaluations, differences)
         say('scored')
         comparison.save(summary, folder)
         report.save(summary, folder)

@@ -25,8 +25,8 @@ from dlu_mmdet.analysis import comparison, runs
 from dlu_mmdet.analysis.bootstrap import (
     METRICS,
     Evaluation,
-    paired_differences,
-    resample,
+    differences_to_baseline,
+    leave_out,
 )
 from dlu_mmdet.datasets.shapes import CLASSES
 from dlu_mmdet.engine import build_runner
@@ -111,13 +111,13 @@ def test_metrics_equal_pycocotools():
         )
 
 
-def test_metrics_of_a_resample_equal_pycocotools():
-    """A resample is scored as a data set with those images copied."""
+def test_metrics_of_repeated_images_equal_pycocotools():
+    """Weights are scored as a data set with those images copied."""
     objects, detections = made_up(np.random.default_rng(3))
     evaluation = Evaluation.from_coco(
         coco_of(range(30), objects), as_results(detections), [1, 2, 3]
     )
-    weights = resample(30, 4, seed=1)
+    weights = np.random.default_rng(1).multinomial(30, [1 / 30] * 30, size=4)
     assert weights.max() > 1 and (weights.sum(axis=1) == 30).all()
     for draw, found in zip(weights, evaluation.metrics(weights)):
         copies = [
@@ -132,6 +132,22 @@ def test_metrics_of_a_resample_equal_pycocotools():
         results = as_results(
             [(new, *d[1:]) for old, new in copies for d in detections if d[0] == old]
         )
+        np.testing.assert_allclose(found, by_pycocotools(coco, results), atol=1e-12)
+
+
+def test_images_left_out_with_equal_scores_equal_pycocotools():
+    """Detectors of few bits give many detections of one image the same score."""
+    objects, detections = made_up(np.random.default_rng(8))
+    detections = [(*d[:6], round(d[6], 1)) for d in detections]
+    whole = coco_of(range(30), objects), as_results(detections)
+    evaluation = Evaluation.from_coco(*whole, [1, 2, 3])
+    weights = leave_out(30, 4)
+    assert weights.shape == (4, 30) and (weights.sum(axis=0) == 3).all()
+    for kept, found in zip(weights, evaluation.metrics(weights)):
+        coco = coco_of(
+            np.flatnonzero(kept).tolist(), [o for o in objects if kept[o[0]]]
+        )
+        results = as_results([d for d in detections if kept[d[0]]])
         np.testing.assert_allclose(found, by_pycocotools(coco, results), atol=1e-12)
 
 
@@ -155,7 +171,7 @@ def test_evaluations_are_kept_on_disk(tmp_path):
         coco_of(range(30), objects), as_results(detections), [1, 2, 3]
     )
     whole.save(tmp_path / 'matches.npz')
-    weights = resample(30, 3)
+    weights = leave_out(30, 3)
     np.testing.assert_array_equal(
         Evaluation.load(tmp_path / 'matches.npz').metrics(weights),
         whole.metrics(weights),
@@ -179,9 +195,9 @@ def test_known_differences():
 
     def detector(missed):
         found = [(*o[:6], scores[o[0]]) for o in objects if o[0] not in missed]
-        return [Evaluation.from_coco(coco, as_results(found), [1])]
+        return {0: Evaluation.from_coco(coco, as_results(found), [1])}
 
-    differences = paired_differences(
+    differences = differences_to_baseline(
         dict(
             base=detector(range(20)),
             better=detector([]),
@@ -189,48 +205,46 @@ def test_known_differences():
             same=detector(range(20)),
         ),
         'base',
-        resamples=400,
     )
     better, other, same = (differences[n]['AP'] for n in ('better', 'other', 'same'))
     # 81 of 101 recall thresholds are reached with 80 of 100 objects
     assert better['difference'] == pytest.approx(20 / 101)
     assert better['low'] < 20 / 101 < better['high']
-    # the missed of a resample are binomial: n 100, p 0.2
-    assert better['high'] - better['low'] == pytest.approx(2 * 1.96 * 0.04, rel=0.2)
+    # the missed of other images are binomial: n 100, p 0.2
+    assert better['high'] - better['low'] == pytest.approx(2 * 1.98 * 0.04, rel=0.2)
     assert other['difference'] == 0
     assert other['low'] < 0 < other['high']
-    # paired: the same detections differ on no draw
-    assert same['low'] == same['high'] == 0
+    # paired: the same detections differ on no images
+    assert same['difference'] == 0 and same['low'] is same['high'] is None
     # one seed cannot tell
-    assert better['real'] is other['real'] is same['real'] is None
+    assert better['significant'] is other['significant'] is same['significant'] is None
     assert better['seeds'] == [better['difference']]
 
 
-def test_seeds_are_pooled():
+def test_seeds_are_averaged():
     objects, first = made_up(np.random.default_rng(6))
     _, second = made_up(np.random.default_rng(6), skill=0.4)
     coco = coco_of(range(30), objects)
     a, b = (
         Evaluation.from_coco(coco, as_results(d), [1, 2, 3]) for d in (first, second)
     )
-    found = paired_differences(dict(base=[a, a], two=[b, a]), 'base', 100)
+    found = differences_to_baseline(dict(base={0: a, 1: a}, two={1: a, 0: b}), 'base')
     found = found['two']['AP']
-    assert found['seeds'][1] == 0 and found['seeds'][0] != 0
-    assert not found['real']  # a seed without a difference
+    assert found['seeds'][0] == 0 and found['seeds'][1] != 0
     assert found['difference'] == pytest.approx(np.mean(found['seeds']))
-    both = paired_differences(dict(base=[b, b], two=[a, a]), 'base', 100)
-    assert both['two']['AP']['real'] is True
+    # two seeds, one of which differs
+    assert found['low'] < 0 < found['high'] and not found['significant']
 
 
 def test_evaluations_of_other_images_are_refused():
     few = Evaluation.from_coco(coco_of(range(2), []), [], [1])
     more = Evaluation.from_coco(coco_of(range(3), []), [], [1])
     with pytest.raises(ValueError, match='other images'):
-        paired_differences(dict(a=[few], b=[more]), 'a')
-    with pytest.raises(ValueError, match='b has 2 evaluations and a 1'):
-        paired_differences(dict(a=[few], b=[few, few]), 'a')
+        differences_to_baseline(dict(a={0: few}, b={0: more}), 'a')
+    with pytest.raises(ValueError, match='b has no evaluation'):
+        differences_to_baseline(dict(a={0: few}, b={}), 'a')
     with pytest.raises(ValueError, match="baseline 'c'.*a, b"):
-        paired_differences(dict(a=[few], b=[few]), 'c')
+        differences_to_baseline(dict(a={0: few}, b={0: few}), 'c')
 
 
 # ---- what runs ---------------------------------------------------------------------
@@ -377,7 +391,7 @@ def test_mean_and_spread_over_seeds(compared, options, tmp_path):
         result['AP'] = 0.5 + gains[planned_run.name] * planned_run.seed
         result['seed'] = planned_run.seed
         planned_run.result_file.write_text(json.dumps(result))
-    summary = comparison.summarise(planned, 'nearest', resamples=100, rounds=1)
+    summary = comparison.summarise(planned, 'nearest', rounds=1)
     assert [row['name'] for row in summary['rows']] == ['nearest', 'dlu']
     for row in summary['rows']:
         gain = gains[row['name']]

@@ -8,7 +8,7 @@ from conftest import load_tool
 from PIL import Image
 from scipy import stats
 
-from dlu_mmdet.analysis.across import Across, plot, read_results, two_way
+from dlu_mmdet.analysis.across import Across, plot, read_results
 
 
 def result(upsampler, seed, ap, **classes):
@@ -48,43 +48,50 @@ def folders(tmp_path):
     ]
 
 
-def test_two_treatments_give_the_paired_t_interval():
-    cells = {(name, s): ap for name, aps in CELLS.items() for s, ap in enumerate(aps)}
-    found = two_way(cells, 'bilinear')['dlu']
-    paired = np.subtract(CELLS['dlu'], CELLS['bilinear'])
-    expected = stats.ttest_1samp(paired, 0).confidence_interval(0.95)
-    np.testing.assert_allclose(
-        [found.value, found.low, found.high], [paired.mean(), *expected], atol=1e-12
-    )
-    assert not found.real
+def across(**values):
+    results = {
+        (name, seed): result(name, seed, ap)
+        for name, aps in values.items()
+        for seed, ap in aps.items()
+    }
+    return Across(dict(set=results))
 
 
-def test_several_treatments_share_their_noise():
-    """Against the textbook's sums of squares, 3 treatments in 4 blocks."""
-    table = np.array([[1.0, 2.0, 4.0, 3.0], [2.5, 2.9, 5.2, 4.6], [0.7, 2.2, 3.9, 3.1]])
-    cells = {(f't{i}', j): v for (i, j), v in np.ndenumerate(table)}
-    effects = table.mean(1, keepdims=True) + table.mean(0) - table.mean()
-    noise = ((table - effects) ** 2).sum() / 6
-    width = stats.t.ppf(0.975, 6) * np.sqrt(2 * noise / 4)
-    for i, found in zip((0, 2), two_way(cells, 't1').values()):
-        value = table[i].mean() - table[1].mean()
-        np.testing.assert_allclose(
-            [found.value, found.low, found.high], [value, value - width, value + width]
-        )
-        assert found.real
-
-
-def test_a_missing_seed_is_not_mistaken_for_a_difference():
+def test_a_difference_is_taken_over_common_seeds():
     """dlu is bilinear + 0.1 with every seed, but lacks the best."""
-    aps = [0.1, 0.2, 0.9]
-    cells = {('bilinear', s): ap for s, ap in enumerate(aps)}
-    cells.update({('dlu', s): ap + 0.1 for s, ap in enumerate(aps[:2])})
-    assert two_way(cells, 'bilinear')['dlu'].value == pytest.approx(0.1)
+    found = across(bilinear={0: 0.1, 1: 0.2, 2: 0.9}, dlu={0: 0.2, 1: 0.3})
+    difference = found.differences('set')['dlu']
+    assert difference.value == pytest.approx(0.1)
+    expected = stats.ttest_ind([0.2, 0.3], [0.1, 0.2], equal_var=False)
+    assert difference.p == pytest.approx(expected.pvalue)
+
+
+def test_upsamplers_without_a_common_seed_have_no_difference():
+    """Else the means of other seeds, or of other upsamplers, would decide."""
+    early, late = {0: 0.40, 1: 0.44}, {2: 0.47, 3: 0.50, 4: 0.51}
+    found = across(bilinear=early, nearest=early, carafe=late, dlu=late)
+    lines = {line[0]: line[1] for line in found.difference_table()[1:]}
+    assert lines['carafe'] == lines['dlu'] == '-'
+    assert lines['nearest'] == '+0.000 (-0.122 to +0.122)'
+    plot(found)
 
 
 def test_one_seed_has_no_interval():
-    found = two_way({('bilinear', 0): 0.3, ('dlu', 0): 0.4}, 'bilinear')['dlu']
-    assert str(found) == '+0.100' and not found.real
+    found = across(bilinear={0: 0.3}, dlu={0: 0.4}).difference_table()
+    assert found[1] == ['dlu', '+0.100']
+
+
+def test_stars_are_corrected_over_the_upsamplers_of_a_column():
+    """p is 0.02 and 0.04: only the first is below 5 % twice as large."""
+    base = {seed: 0.4 + 0.01 * seed for seed in range(3)}
+    aps = {seed: ap + 0.046 for seed, ap in base.items()}
+    alone = across(bilinear=base, dlu=aps)
+    ((_, starred),) = alone.difference_table()[1:]
+    many = across(bilinear=base, **{f'u{n}': aps for n in range(20)})
+    lines = many.difference_table()[1:]
+    assert starred.endswith('*') and not any(line[1].endswith('*') for line in lines)
+    # exploratory metrics say so by another sign
+    assert many.size_table()[1][2] == '+0.046†'
 
 
 def test_tables(folders):

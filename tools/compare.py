@@ -110,8 +110,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--resamples',
         type=int,
-        default=1000,
-        help='of the test images, for the intervals (default: %(default)s)',
+        default=200,
+        help='groups of test images that are left out in turn, at most, for the '
+        'intervals (default: %(default)s)',
     )
     parser.add_argument(
         '--report-only',
@@ -313,13 +314,13 @@ def report_all(planned: list[runs.Run], args: argparse.Namespace) -> None:
             f'to another upsampler',
             file=sys.stderr,
         )
-    print('comparing: necks timed, test images resampled', flush=True)
+    print('comparing: timing necks, leaving out test images in turn', flush=True)
     summary = comparison.summarise(
         planned,
         baseline,
         args.resamples,
         progress=lambda done, total: print(
-            f'\rresampled {done}/{total}', end='', flush=True
+            f'\rscored {done}/{total}', end='', flush=True
         ),
     )
     comparison.save(summary, args.work_dir)
@@ -327,7 +328,7 @@ def report_all(planned: list[runs.Run], args: argparse.Namespace) -> None:
     best = summary['rows'][0]
     head, *body = comparison.accuracy_table(summary)
     print(f'\n\n{to_markdown(head, body)}')
-    print(f'\nbest AP: {best["name"]}, {best["AP"]:.3f}')
+    print(f'\nbest AP: {best["name"]}, {best["AP"]:.3f} (mean over seeds)')
     print(f'costs, differences, pictures: {page} and comparison.md beside it')
 
 
@@ -379,11 +380,13 @@ def main() -> int:
         args.processes = 1 if in_slurm else 8
     if args.jobs is None:
         args.jobs = sys.maxsize if in_slurm else 1
-    if args.processes < 1 or args.jobs < 1 or args.resamples < 100:
-        raise ValueError(
-            f'--processes and --jobs must be at least 1 and --resamples at least 100, '
-            f'got {args.processes}, {args.jobs} and {args.resamples}'
-        )
+    for flag, value, least in (
+        ('--processes', args.processes, 1),
+        ('--jobs', args.jobs, 1),
+        ('--resamples', args.resamples, 100),
+    ):
+        if value < least:
+            raise ValueError(f'{flag} must be at least {least}, got {value}')
     if args.slurm and not in_slurm:
         raise ValueError('--slurm is for jobs of --launcher slurm; give both, or none')
     if args.join:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -13,35 +13,11 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from .report import new_figure
+from .significance import LEVEL, Difference, holm, seed_difference
 from .tables import to_markdown
 
 #: Metrics in the table of object sizes.
 SIZES = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A difference to the baseline with its 95 % interval.
-
-    Attributes:
-        value (float): The estimate.
-        low (float): Lower end; NaN where nothing is left to tell it from.
-        high (float): Upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def real(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
-
-    def __str__(self) -> str:
-        if np.isnan(self.low):
-            return f'{self.value:+.3f}'
-        return f'{self.value:+.3f} ({self.low:+.3f} to {self.high:+.3f})'
 
 
 def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
@@ -89,55 +65,6 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
             f'and AP); name a folder of tools/compare.py'
         )
     return found
-
-
-def two_way(
-    cells: Mapping[tuple[str, Hashable], float], baseline: str
-) -> dict[str, Difference]:
-    """Differences between treatments that were tried in the same blocks.
-
-    Least squares of value = treatment + block + noise, where the noise has one
-    size for all treatments, so that few blocks of many treatments tell it together.
-    Treatments may lack blocks. With all of them in all blocks the estimate is the
-    mean of the paired differences.
-
-    Source: Montgomery, Design and Analysis of Experiments, randomized complete block
-    design.
-
-    Args:
-        cells (Mapping[tuple[str, Hashable], float]): Value by treatment and block.
-        baseline (str): The treatment that others are compared with.
-
-    Returns:
-        dict[str, Difference]: Of every other treatment, in the order given.
-
-    Raises:
-        ValueError: If the baseline has no value.
-    """
-    treatments = list(dict.fromkeys(treatment for treatment, _ in cells))
-    blocks = list(dict.fromkeys(block for _, block in cells))
-    if baseline not in treatments:
-        raise ValueError(
-            f'baseline {baseline!r} is none of {", ".join(treatments)}; name one'
-        )
-    others = [treatment for treatment in treatments if treatment != baseline]
-    design = np.zeros((len(cells), len(blocks) + len(others)))
-    for row, (treatment, block) in zip(design, cells):
-        row[blocks.index(block)] = 1
-        if treatment != baseline:
-            row[len(blocks) + others.index(treatment)] = 1
-    values = np.array(list(cells.values()))
-    fit, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
-    freedom = len(cells) - rank
-    width = np.full(len(others), np.nan)
-    if freedom > 0:
-        noise = np.sum((values - design @ fit) ** 2) / freedom
-        spread = np.diag(np.linalg.pinv(design.T @ design))[len(blocks) :]
-        width = stats.t.ppf(0.975, freedom) * np.sqrt(noise * spread)
-    return {
-        treatment: Difference(float(value), float(value - w), float(value + w))
-        for treatment, value, w in zip(others, fit[len(blocks) :], width)
-    }
 
 
 def _cells(
@@ -195,11 +122,23 @@ class Across:
     def differences(
         self, name: str, metric: str = 'AP', category: str | None = None
     ) -> dict[str, Difference]:
-        """Differences to the baseline on one data set, with seeds as blocks."""
+        """Differences to the baseline on one data set, by upsampler.
+
+        Over the seeds that both have; an upsampler without a common seed is left out.
+        The intervals are about other seeds on the same test images, see
+        :func:`~dlu_mmdet.analysis.significance.seed_difference`.
+        """
         cells = _cells(self.sets[name], metric, category)
-        if not any(upsampler == self.baseline for upsampler, _ in cells):
-            return {}
-        return two_way(cells, self.baseline)
+        found = {}
+        for upsampler in dict.fromkeys(upsampler for upsampler, _ in cells):
+            seeds = [s for u, s in cells if u == upsampler]
+            common = [s for s in seeds if (self.baseline, s) in cells]
+            if upsampler != self.baseline and common:
+                found[upsampler] = seed_difference(
+                    [cells[upsampler, s] for s in common],
+                    [cells[self.baseline, s] for s in common],
+                )
+        return found
 
     def categories(self, name: str) -> list[str]:
         """Class names of a data set, of results that have them."""
@@ -212,30 +151,39 @@ class Across:
         )
 
     def common(self, metric: str = 'AP') -> dict[str, Difference]:
-        """Differences to the baseline over data sets, with data sets as blocks.
+        """Differences to the baseline over data sets: a paired t interval.
 
-        Of the upsamplers that every data set has, each with its mean over seeds: the
-        noise is how differently an upsampler fares from set to set, so the interval is
-        about data sets like these.
+        Of the upsamplers that every data set has, each with its difference of the means
+        over seeds: the variance is how differently an upsampler fares from set to set,
+        so the interval is about data sets like these.
         """
-        values = self.values(metric)
-        everywhere = set.intersection(*({*means} for means in values.values()))
-        cells = {
-            (upsampler, name): float(found.mean())
-            for name, means in values.items()
-            for upsampler, found in means.items()
-            if upsampler in everywhere
-        }
-        return two_way(cells, self.baseline)
+        columns = [self.differences(name, metric) for name in self.sets]
+        everywhere = [u for u in columns[0] if all(u in column for column in columns)]
+        sets = len(columns)
+        found = {}
+        for upsampler in everywhere:
+            values = np.array([column[upsampler].value for column in columns])
+            variance = [values.var(ddof=1) / sets] if sets > 1 else []
+            found[upsampler] = Difference.from_variances(
+                float(values.mean()), variance, [sets - 1]
+            )
+        return found
 
     @property
     def upsamplers(self) -> list[str]:
-        """Names, the best mean difference in AP to the baseline first."""
-        gains: dict[str, list[float]] = {self.baseline: [0.0]}
+        """Names, the best mean difference in AP to the baseline first.
+
+        Those without a seed in common with it come last.
+        """
+        gains: dict[str, list[float]] = {
+            upsampler: [] for results in self.sets.values() for upsampler, _ in results
+        }
+        gains[self.baseline].append(0.0)
         for name in self.sets:
             for upsampler, found in self.differences(name).items():
-                gains.setdefault(upsampler, []).append(found.value)
-        return sorted(gains, key=lambda upsampler: -float(np.mean(gains[upsampler])))
+                gains[upsampler].append(found.value)
+        means = {name: np.mean(own) if own else -np.inf for name, own in gains.items()}
+        return sorted(means, key=lambda upsampler: -means[upsampler])
 
     def rank_correlations(self) -> list[tuple[str, str, int, float, float]]:
         """Kendall's tau between the orders on two data sets.
@@ -299,11 +247,17 @@ class Across:
         columns = {name: self.differences(name, metric) for name in self.sets}
         if several:
             columns['all sets'] = self.common(metric)
+        stars = [significant(column) for column in columns.values()]
         table = [[f'{metric} minus {self.baseline}', *columns]]
         for upsampler in self.upsamplers:
             if upsampler != self.baseline:
-                cells = [column.get(upsampler, '-') for column in columns.values()]
-                table.append([upsampler, *map(str, cells)])
+                cells = [
+                    f'{column[upsampler]}{"*" if upsampler in starred else ""}'
+                    if upsampler in column
+                    else '-'
+                    for column, starred in zip(columns.values(), stars)
+                ]
+                table.append([upsampler, *cells])
         return table
 
     def size_table(self) -> list[list[str]]:
@@ -332,9 +286,11 @@ class Across:
 
     def rank_table(self) -> list[list[str]]:
         """Header and lines: agreement of the orders of two data sets."""
-        return [['data sets', 'upsamplers', "Kendall's tau", 'p']] + [
+        found = self.rank_correlations()
+        adjusted = holm([line[-1] for line in found])
+        return [['data sets', 'upsamplers', "Kendall's tau", 'p (Holm)']] + [
             [f'{one}, {other}', str(number), f'{tau:+.2f}', f'{p:.3f}']
-            for one, other, number, tau, p in self.rank_correlations()
+            for (one, other, number, tau, _), p in zip(found, adjusted)
         ]
 
     def markdown(self) -> str:
@@ -352,19 +308,27 @@ class Across:
                 parts.append(to_markdown(head, body, texts))
         parts.append(
             f'AP of boxes as a fraction: mean ± standard deviation (number of seeds). '
-            f'Differences to {self.baseline} with 95 % intervals from the least '
-            f'squares of AP = upsampler + seed + noise, whose size is taken to be one '
-            f'for all upsamplers of a data set; for all sets, of the mean AP = '
-            f'upsampler + data set + noise. *: the interval leaves out 0; of twenty '
-            f'true zeros one does.'
+            f'Differences to {self.baseline} are means over the seeds that both '
+            f"upsamplers have, with 95 % intervals by Welch's t. They are about other "
+            f'seeds on the same test images; tools/compare.py covers other images too. '
+            f'All sets: the mean of the differences, with the t interval of '
+            f'their spread over sets. *: significant at 5 % after correction (Holm) '
+            f'over the upsamplers of a column. By size and class: exploratory, without '
+            f'correction; †: the interval leaves out 0.'
         )
         return '\n\n'.join(parts)
+
+
+def significant(column: Mapping[str, Difference]) -> set[str]:
+    """The upsamplers of a column whose difference is significant, Holm-corrected."""
+    adjusted = holm([difference.p for difference in column.values()])
+    return {upsampler for upsampler, p in zip(column, adjusted) if p < LEVEL}
 
 
 def _short(difference: Difference | None) -> str:
     if difference is None:
         return '-'
-    return f'{difference.value:+.3f}{"*" if difference.real else ""}'
+    return f'{difference.value:+.3f}{"†" if difference.p < LEVEL else ""}'
 
 
 def plot(across: Across) -> Figure:
@@ -405,12 +369,13 @@ def plot(across: Across) -> Figure:
 
 
 def _panel(axis, names: Sequence[str], found: Mapping, colour: str = '#0072b2') -> None:
-    """One data set's differences, the first name on top; hollow where 0 is inside."""
+    """One data set's differences, the first name on top; filled where significant."""
+    starred = significant(found)
     for place, upsampler in enumerate(reversed(names)):
         if upsampler in found:
             each = found[upsampler]
             axis.plot([each.low, each.high], [place] * 2, color=colour)
-            face = colour if each.real else 'white'
+            face = colour if upsampler in starred else 'white'
             axis.plot(each.value, place, 'o', color=colour, markerfacecolor=face)
     axis.axvline(0, color='black', linewidth=0.8)
     axis.grid(axis='x', alpha=0.3)

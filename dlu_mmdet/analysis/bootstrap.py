@@ -1,11 +1,10 @@
-"""Which differences in AP are real: a paired bootstrap over images."""
+"""Matches of a detector, and differences in AP that hold for other seeds and images."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -14,9 +13,11 @@ from pathlib import Path
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from scipy import stats
 
 from ..datasets import annotations
 from .matching import MAX_DETECTIONS
+from .significance import LEVEL, Difference, holm, seed_difference
 
 #: COCO's metrics: index of the area range, and the IoU thresholds averaged over.
 METRICS = dict(
@@ -27,8 +28,12 @@ METRICS = dict(
     APm=(2, slice(None)),
     APl=(3, slice(None)),
 )
+#: The metric that is tested. The others are exploratory: no correction covers them.
+PRIMARY = 'AP'
+#: Images with objects below which a metric has no interval: see docs/statistics.md.
+MIN_IMAGES = 20
 RECALLS = np.linspace(0, 1, 101)
-# resamples taken at once: their counts for one category stay in the cache
+# data sets taken at once: their counts for one category stay in the cache
 _CHUNK = 100
 # evaluations scored at once; each needs some 100 MB on COCO
 _MAX_THREADS = 8
@@ -170,9 +175,11 @@ class Evaluation:
     ) -> np.ndarray:
         """COCO's metrics of data sets made of these images.
 
-        Equal to running pycocotools on images repeated as ``weights`` says:
-        only a hit can raise the interpolated precision, so precision and
-        recall are needed at hits alone.
+        Equal to running pycocotools on images left out or repeated as ``weights`` says.
+        Where images are repeated and several detections of an image have one score,
+        the result of pycocotools depends on the order of the copies; here all copies of
+        a detection come before the next one. Only a hit can raise the interpolated
+        precision, so precision and recall are needed at hits alone.
 
         Args:
             weights (np.ndarray): (B, I) int, how often each data set has each
@@ -245,122 +252,150 @@ def _average_precision(
     return average
 
 
-def resample(num_images: int, resamples: int, seed: int = 0) -> np.ndarray:
-    """Draw data sets of the same size, with replacement.
+def leave_out(num_images: int, groups: int) -> np.ndarray:
+    """Data sets that lack one group of images each.
 
     Args:
         num_images (int): I.
-        resamples (int): R.
-        seed (int): Of the generator.
+        groups (int): Number of groups, at most; G is this or I. Images take turns.
 
     Returns:
-        np.ndarray: (R, I) int64, how often each has each image.
+        np.ndarray: (G, I) int64, 0 for the images that are left out, 1 for the others.
     """
-    generator = np.random.default_rng(seed)
-    return generator.multinomial(
-        num_images, np.full(num_images, 1 / num_images), size=resamples
-    )
+    groups = min(groups, num_images)
+    group = np.arange(num_images) % groups
+    return (group != np.arange(groups)[:, None]).astype(int)
 
 
-def _is_real(low: float, high: float, seeds: np.ndarray) -> bool | None:
-    """Whether neither other images nor another of these seeds turns a sign."""
-    if len(seeds) < 2:
-        return None
-    return bool((low > 0 and (seeds > 0).all()) or (high < 0 and (seeds < 0).all()))
-
-
-def paired_differences(
-    evaluations: Mapping[str, Sequence[Evaluation]],
+def differences_to_baseline(
+    evaluations: Mapping[str, Mapping[int, Evaluation]],
     baseline: str,
-    resamples: int = 1000,
-    seed: int = 0,
+    groups: int = 200,
     names: Sequence[str] = tuple(METRICS),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, dict[str, dict]]:
-    """Difference of each detector to the baseline, with a 95 % interval.
+    """Difference of each upsampler to the baseline, with a 95 % interval.
 
-    Every resample of the images is scored for all detectors and seeds, and
-    their AP is averaged over seeds before the difference is taken: the interval
-    (2.5th to 97.5th percentile) is that of the mean over these seeds on
-    another draw of images. What another seed would change is beside it.
+    The interval is about other training seeds and other test images together: Welch's
+    interval of the means over seeds, see
+    :func:`~dlu_mmdet.analysis.significance.seed_difference`, with the variance over
+    images as a third term: the jackknife's variance of the mean difference, where every
+    group of images is left out of all runs in turn. What seeds and images do together
+    is in both and counts twice, so the interval is rather too wide. For one seed it is
+    about other images alone.
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993,
-    chapter 13.
+    Only the p-values of :data:`PRIMARY` are corrected, over all upsamplers, and
+    called significant or not.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11.
 
     Args:
-        evaluations (Mapping[str, Sequence[Evaluation]]): For each detector one
-            evaluation a seed, all on the same images and with the same seeds in
-            the same order.
-        baseline (str): Key of the detector that others are compared with.
-        resamples (int): Number of resamples.
-        seed (int): Of the draw.
+        evaluations (Mapping[str, Mapping[int, Evaluation]]): For each upsampler the
+            evaluation of each seed, all on the same images. A difference is taken over
+            the seeds that both upsamplers have.
+        baseline (str): Key of the upsampler that others are compared with.
+        groups (int): Number of groups of images, at most.
         names (Sequence[str]): Metrics, keys of :data:`METRICS`.
         progress (Callable): Called with the evaluations done and their number.
 
     Returns:
-        dict: ``[detector][metric]`` holds ``difference``, ``low``, ``high``,
-        ``real`` (whether the interval leaves out 0 and every seed lies on the
-        same side of it; None with one seed, which cannot tell) and ``seeds``,
-        the difference of each seed. Metrics without an object to find are left
-        out.
+        dict: ``[upsampler][metric]`` holds ``difference``, ``low``, ``high``, ``p``
+        (None where there is no interval), ``p_holm`` and ``significant`` (of
+        :data:`PRIMARY` alone; None where there is one seed or no interval), ``seeds``,
+        the difference of each seed, and ``objects`` and ``images``, the number of
+        objects and of images that have any. There is no interval with fewer than
+        :data:`MIN_IMAGES` of these images. Metrics without an object and upsamplers
+        without a common seed are left out.
 
     Raises:
-        ValueError: If the baseline is not there, a detector has none or another
-            number of evaluations, or they are not of the same images.
+        ValueError: If the baseline is not there, an upsampler has no evaluation, or
+            they are not of the same images.
     """
     if baseline not in evaluations:
         raise ValueError(
-            f'baseline {baseline!r} is not among the detectors: '
+            f'baseline {baseline!r} is not among the upsamplers: '
             f'{", ".join(evaluations)}'
         )
-    listed = [(name, e) for name, each in evaluations.items() for e in each]
-    first = listed[0][1]
     for name, each in evaluations.items():
         if not each:
             raise ValueError(f'{name} has no evaluation to compare')
-        if len(each) != len(evaluations[baseline]):
+    listed = [(n, s, e) for n, each in evaluations.items() for s, e in each.items()]
+    first, _, reference = listed[0]
+    for name, _, evaluation in listed:
+        if not np.array_equal(evaluation.objects, reference.objects):
             raise ValueError(
-                f'{name} has {len(each)} evaluations and {baseline} '
-                f'{len(evaluations[baseline])}; compare the same seeds'
+                f'{name} was evaluated on other images or objects than {first}; '
+                f'compare upsamplers on one data set'
             )
-        if any(not np.array_equal(e.objects, first.objects) for e in each):
-            raise ValueError(
-                f'{name} was evaluated on other images or objects than '
-                f'{listed[0][0]}; compare detectors on one data set'
-            )
-    weights = resample(first.num_images, resamples, seed)
+    weights = leave_out(reference.num_images, groups)
     # the data set itself comes first
-    weights = np.concatenate([np.ones((1, first.num_images), dtype=int), weights])
+    weights = np.concatenate([np.ones_like(weights[:1]), weights])
 
-    scores: dict[str, list[np.ndarray]] = {name: [] for name in evaluations}
+    scores: dict[str, dict[int, np.ndarray]] = {name: {} for name in evaluations}
     # numpy lets go of the interpreter while it works: threads are enough
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
-        found = pool.map(lambda each: each[1].metrics(weights, names), listed)
-        for number, ((name, _), score) in enumerate(zip(listed, found), 1):
-            scores[name].append(score)
+        found = pool.map(lambda each: each[2].metrics(weights, names), listed)
+        for number, ((name, s, _), score) in enumerate(zip(listed, found), 1):
+            scores[name][s] = score
             progress(number, len(listed))
 
-    base = np.stack(scores[baseline])
-    differences = {}
-    for name, each in scores.items():
-        if name == baseline:
+    areas = [METRICS[metric][0] for metric in names]
+    objects = reference.objects[areas].sum(axis=1)
+    counts = list(zip(objects.sum(axis=1).tolist(), (objects > 0).sum(axis=1).tolist()))
+    base, differences = scores.pop(baseline), {}
+    for name, own in scores.items():
+        common = [s for s in own if s in base]
+        if not common:
             continue
-        own = np.stack(each)
-        pooled = own.mean(axis=0) - base.mean(axis=0)
-        with warnings.catch_warnings():
-            # a resample without objects of a size says nothing about them
-            warnings.simplefilter('ignore', RuntimeWarning)
-            low, high = np.nanpercentile(pooled[1:], [2.5, 97.5], axis=0)
-        paired = own[:, 0] - base[:, 0]
+        pair = [np.stack([each[s] for s in common]) for each in (own, base)]
         differences[name] = {
             metric: dict(
-                difference=float(pooled[0, m]),
-                low=float(low[m]),
-                high=float(high[m]),
-                real=_is_real(low[m], high[m], paired[:, m]),
-                seeds=paired[:, m].tolist(),
+                _difference(*(each[..., m] for each in pair), images),
+                objects=number,
+                images=images,
             )
-            for m, metric in enumerate(names)
-            if np.isfinite(pooled[0, m])
+            for m, (metric, (number, images)) in enumerate(zip(names, counts))
+            if number
         }
+    primary = [each[PRIMARY] for each in differences.values() if PRIMARY in each]
+    # one seed is no test
+    tested = [d for d in primary if d['p'] is not None and len(d['seeds']) > 1]
+    for each, p in zip(tested, holm([each['p'] for each in tested])):
+        each.update(p_holm=float(p), significant=bool(p < LEVEL))
     return differences
+
+
+def _difference(own: np.ndarray, base: np.ndarray, images: int) -> dict:
+    """One metric's difference from (seeds, 1 + groups) values; images with objects."""
+    each = own - base
+    found = Difference(float(each[:, 0].mean()))
+    if images >= MIN_IMAGES:
+        variance, freedom = _jackknife(each[:, 1:].mean(axis=0))
+        if len(each) > 1:
+            found = seed_difference(own[:, 0], base[:, 0], variance, freedom)
+        else:
+            found = Difference.from_variances(found.value, [variance], [freedom])
+    low, high, p = (
+        None if np.isnan(v) else v for v in (found.low, found.high, found.p)
+    )
+    return dict(
+        difference=found.value,
+        low=low,
+        high=high,
+        p=p,
+        p_holm=None,
+        significant=None,
+        seeds=each[:, 0].tolist(),
+    )
+
+
+def _jackknife(values: np.ndarray) -> tuple[float, float]:
+    """Variance over images, and its degrees of freedom, from (groups,) values.
+
+    Where a few images hold most of the objects, they decide the variance: the heavier
+    the tails, the fewer degrees of freedom.
+    """
+    groups = len(values)
+    variance = (groups - 1) * float(values.var())
+    excess = max(float(stats.kurtosis(values)), 0) if variance else 0
+    return variance, 2 / (2 / (groups - 1) + excess / groups)

@@ -1,4 +1,4 @@
-"""What a comparison's runs come to: accuracy, cost, and which differences are real."""
+"""The summary of a comparison: accuracy, costs, and significant differences."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from ..datasets import check_data, check_num_classes
 from ..datasets.checks import sources
 from ..necks import upsampler_name
 from ..ops import library
-from .bootstrap import METRICS, Evaluation, paired_differences
+from .bootstrap import (
+    METRICS,
+    MIN_IMAGES,
+    PRIMARY,
+    Evaluation,
+    differences_to_baseline,
+)
 from .complexity import detector_complexity, input_channels
 from .op_benchmark import interleaved, peak_memory
 from .runs import Run, evaluate, results, write
@@ -43,6 +49,8 @@ PUBLISHED = {
     ('FasterRCNN', 'freqfusion'): (39.4, 'FreqFusion'),
     ('MaskRCNN', 'carafe'): (39.3, 'mmdet'),
 }
+#: Test images below which intervals are too narrow: see docs/statistics.md.
+FEW_IMAGES = 100
 #: Those necks are the pyramid of these figures.
 PUBLISHED_NECKS = ('FPN', 'FPN_CARAFE', 'UpsampleFPN', 'UnifiedFPN', 'UNIFIED_FPN')
 PUBLISHED_NOTE = (
@@ -167,7 +175,7 @@ def rehearse(runs: Sequence[Run]) -> None:
 def summarise(
     runs: Sequence[Run],
     baseline: str | None = None,
-    resamples: int = 1000,
+    groups: int = 200,
     rounds: int = 10,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict:
@@ -177,15 +185,15 @@ def summarise(
         runs (Sequence[Run]): What :func:`~dlu_mmdet.analysis.runs.plan` listed.
         baseline (str, optional): Name of the run that others are compared with.
             Defaults to 'bilinear', or else the first.
-        resamples (int): Of the bootstrap.
+        groups (int): Of test images, which are left out in turn, at most.
         rounds (int): Timed runs of each neck.
-        progress (Callable): Called with evaluations resampled and their number.
+        progress (Callable): Called with evaluations scored and their number.
 
     Returns:
         dict: ``rows``, one for each config, best AP first: ``name``, ``seeds``,
         mean and ``_std`` over seeds (None for one seed) of each metric, and the
         costs; ``differences`` to ``baseline``, see
-        :func:`~dlu_mmdet.analysis.bootstrap.paired_differences`; ``runs``, every
+        :func:`~dlu_mmdet.analysis.bootstrap.differences_to_baseline`; ``runs``, every
         result; ``environment``.
 
     Raises:
@@ -227,25 +235,17 @@ def summarise(
         row['published_ap'], row['published_by'] = published(cfg)
         rows.append(row)
 
-    common = set.intersection(*({*row['seeds']} for row in rows))
-    evaluations = {
-        name: [
-            Evaluation.load(run.matches_file)
-            for run in finished
-            if run.name == name and run.seed in common
-        ]
-        for name in names
-    }
+    evaluations: dict[str, dict[int, Evaluation]] = {name: {} for name in names}
+    for run in finished:
+        evaluations[run.name][run.seed] = Evaluation.load(run.matches_file)
     differences = {}
-    if len(names) > 1 and common:
-        differences = paired_differences(
-            evaluations, baseline, resamples, progress=progress
+    if len(names) > 1:
+        differences = differences_to_baseline(
+            evaluations, baseline, groups, progress=progress
         )
     return dict(
         baseline=baseline,
-        seeds=sorted(common),
-        resamples=resamples,
-        num_images=Evaluation.load(finished[0].matches_file).num_images,
+        num_images=next(iter(evaluations[baseline].values())).num_images,
         rows=sorted(rows, key=lambda row: -row['AP']),
         differences=differences,
         runs=listed,
@@ -323,23 +323,43 @@ def cost_table(summary: dict) -> list[list[str]]:
 def difference_table(summary: dict) -> list[list[str]]:
     """Header and lines: differences to the baseline, with their intervals."""
     table = [
-        ['upsampler', 'metric', f'minus {summary["baseline"]}', '95 % interval', 'real']
-        + ['each seed']
+        ['upsampler', 'metric', f'minus {summary["baseline"]}', '95 % interval']
+        + ['significant at 5 %', 'p (Holm)', 'each seed', 'objects', 'images']
     ]
-    verdicts = {True: 'yes', False: 'no', None: 'one seed'}
     for name, metrics in summary['differences'].items():
         for metric, found in metrics.items():
+            interval = p = '-'
+            if found['low'] is not None:
+                interval = f'{found["low"]:+.3f} to {found["high"]:+.3f}'
+            if found['p_holm'] is not None:
+                p = f'{found["p_holm"]:.3f}'
             table.append(
                 [
                     name,
                     metric,
                     f'{found["difference"]:+.3f}',
-                    f'{found["low"]:+.3f} to {found["high"]:+.3f}',
-                    verdicts[found['real']],
+                    interval,
+                    _verdict(found),
+                    p,
                     ', '.join(f'{value:+.3f}' for value in found['seeds']),
+                    f'{found["objects"]:,}',
+                    f'{found["images"]:,}',
                 ]
             )
     return table
+
+
+def _verdict(found: Mapping) -> str:
+    """'yes', 'no', or why a difference is not tested."""
+    if found['significant'] is not None:
+        return 'yes' if found['significant'] else 'no'
+    if found['images'] < MIN_IMAGES:
+        return 'too few images'
+    if len(found['seeds']) == 1:
+        return 'one seed'
+    if found['low'] is None:
+        return 'equal seeds'
+    return 'exploratory'
 
 
 def notes(summary: dict) -> list[str]:
@@ -359,16 +379,40 @@ def notes(summary: dict) -> list[str]:
         f'{environment["mmengine"]}.',
     ]
     if summary['differences']:
-        found.insert(
-            1,
-            f'Differences: mean over seeds '
-            f'{", ".join(map(str, summary["seeds"]))}; interval from '
-            f'{summary["resamples"]} paired resamples of the test images, which says '
-            f'what other images would change; what another seed would change shows in '
-            f'the last column. Real: the interval leaves out 0 and every seed lies on '
-            f'the same side of it; one seed cannot tell.',
-        )
+        found.insert(1, difference_note(summary))
     return found
+
+
+def difference_note(summary: dict) -> str:
+    """How the differences were made, and from how many seeds and images they hold."""
+    tested = [
+        each[PRIMARY]
+        for each in summary['differences'].values()
+        if PRIMARY in each and each[PRIMARY]['significant'] is not None
+    ]
+    text = (
+        'Differences are means over the seeds that both upsamplers have. Intervals are '
+        "about other training seeds and other test images: Welch's t over seeds, with "
+        'the variance over images (jackknife) added; with one seed about other images '
+        f'alone. {PRIMARY} is the primary metric: its {len(tested)} comparisons are '
+        'significant where the p-value is below 5 % after correction (Holm), which '
+        'an interval, of one comparison alone, does not show. The other metrics are '
+        'exploratory and not corrected. Objects and images: how many of the test '
+        'set a metric is measured on; with fewer than '
+        f'{MIN_IMAGES} images it has no interval.'
+    )
+    seeds = min((len(each['seeds']) for each in tested), default=1)
+    if seeds < 5:
+        text += (
+            f' With {seeds} {"seed" if seeds == 1 else "seeds"} a difference of 0.05 '
+            'is mostly missed; use five or more (docs/statistics.md).'
+        )
+    if summary['num_images'] < FEW_IMAGES:
+        text += (
+            f' With fewer than {FEW_IMAGES} test images the intervals hold less often '
+            'than they say (docs/statistics.md).'
+        )
+    return text
 
 
 def save(summary: dict, work_dir: str | Path) -> None:

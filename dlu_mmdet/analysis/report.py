@@ -28,7 +28,7 @@ img { max-width: 100% }
 .wide { overflow-x: auto }
 </style>
 <h1>{{ title }}</h1>
-<p>Best AP: <b>{{ best.name }}</b>, {{ '%.3f' | format(best.AP) }}.</p>
+<p>Best mean AP: <b>{{ best.name }}</b>, {{ '%.3f' | format(best.AP) }}.</p>
 {% for heading, picture, table in parts %}
 <h2>{{ heading }}</h2>
 {% if picture %}<img alt="{{ heading }}" src="data:image/png;base64,{{ picture }}">
@@ -123,7 +123,8 @@ def plot_differences(summary: dict) -> Figure:
         summary (dict): As for :func:`plot_accuracy`, with differences.
 
     Returns:
-        Figure: A panel for each of AP, AP50 and AP75, small dots for the seeds.
+        Figure: A panel for each of AP, AP50 and AP75. Filled: significant at 5 % after
+            correction. Small dots: the seeds.
     """
     figure, axes = new_figure(3, 1.6 + 0.4 * len(summary['differences']))
     colours = _colours(summary)
@@ -134,9 +135,20 @@ def plot_differences(summary: dict) -> Figure:
     ]
     for axis, metric in zip(axes, ('AP', 'AP50', 'AP75')):
         for place, name in enumerate(names):
-            found = summary['differences'][name][metric]
-            axis.plot([found['low'], found['high']], [place] * 2, color=colours[name])
-            axis.plot(found['difference'], place, 'o', color=colours[name])
+            found = summary['differences'][name].get(metric)
+            if found is None:
+                continue
+            if found['low'] is not None:
+                ends = [found['low'], found['high']]
+                axis.plot(ends, [place] * 2, color=colours[name])
+            face = colours[name] if found['significant'] else 'white'
+            axis.plot(
+                found['difference'],
+                place,
+                'o',
+                color=colours[name],
+                markerfacecolor=face,
+            )
             axis.plot(
                 found['seeds'],
                 [place - 0.22] * len(found['seeds']),
@@ -208,7 +220,7 @@ def save(summary: dict, work_dir: str | Path) -> Path:
         ('Learning curves', 'learning', plot_learning, None),
     ]
     if summary['differences']:
-        title = 'Which differences are real'
+        title = f'Differences to {summary["baseline"]}'
         parts.insert(
             1, (title, 'differences', plot_differences, difference_table(summary))
         )

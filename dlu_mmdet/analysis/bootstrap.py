@@ -279,10 +279,10 @@ def differences_to_baseline(
     The interval is about other training seeds and other test images together: Welch's
     interval of the means over seeds, see
     :func:`~dlu_mmdet.analysis.significance.seed_difference`, with the variance over
-    images as a third term: the jackknife's variance of the mean difference, where every
-    group of images is left out of all runs in turn. What seeds and images do together
-    is in both and counts twice, so the interval is rather too wide. For one seed it is
-    about other images alone.
+    images as a third term: the jackknife's covariance of the differences of two seeds,
+    where every group of images is left out of all runs in turn. What a seed and an
+    image do together is in the variance over seeds. The interval is never narrower
+    than that for other images alone, which is what it is with one seed.
 
     Only the p-values of :data:`PRIMARY` are corrected, over all upsamplers, and
     called significant or not.
@@ -370,11 +370,11 @@ def _difference(own: np.ndarray, base: np.ndarray, images: int) -> dict:
     each = own - base
     found = Difference(float(each[:, 0].mean()))
     if images >= MIN_IMAGES:
-        variance, freedom = _jackknife(each[:, 1:].mean(axis=0))
-        if len(each) > 1:
-            found = seed_difference(own[:, 0], base[:, 0], variance, freedom)
-        else:
-            found = Difference.from_variances(found.value, [variance], [freedom])
+        variance, shared, freedom = _jackknife(each[:, 1:])
+        found = seed_difference(own[:, 0], base[:, 0], shared, freedom)
+        alone = Difference.from_variances(found.value, [variance], [freedom])
+        if len(each) == 1 or alone.high - alone.low > found.high - found.low:
+            found = alone
     low, high, p = (
         None if np.isnan(v) else v for v in (found.low, found.high, found.p)
     )
@@ -389,13 +389,20 @@ def _difference(own: np.ndarray, base: np.ndarray, images: int) -> dict:
     )
 
 
-def _jackknife(values: np.ndarray) -> tuple[float, float]:
-    """Variance over images, and its degrees of freedom, from (groups,) values.
+def _jackknife(values: np.ndarray) -> tuple[float, float, float]:
+    """Variance over images, from (seeds, groups) values.
 
-    Where a few images hold most of the objects, they decide the variance: the heavier
-    the tails, the fewer degrees of freedom.
+    Returns:
+        tuple[float, float, float]: Variance of the mean over seeds; covariance of two
+        seeds; degrees of freedom. Where a few images hold most of the objects, they
+        decide the variance: the heavier the tails, the fewer degrees of freedom.
     """
-    groups = len(values)
-    variance = (groups - 1) * float(values.var())
-    excess = max(float(stats.kurtosis(values)), 0) if variance else 0
-    return variance, 2 / (2 / (groups - 1) + excess / groups)
+    seeds, groups = values.shape
+    moved = values - values.mean(axis=1, keepdims=True)
+    covariance = (groups - 1) / groups * moved @ moved.T
+    shared = covariance.sum() - np.trace(covariance)
+    shared = max(shared / (seeds * (seeds - 1)), 0) if seeds > 1 else covariance[0, 0]
+    mean = moved.mean(axis=0)
+    excess = max(stats.kurtosis(mean), 0) if mean.any() else 0
+    freedom = 2 / (2 / (groups - 1) + excess / groups)
+    return float(covariance.mean()), float(shared), float(freedom)

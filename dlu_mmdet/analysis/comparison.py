@@ -358,7 +358,7 @@ def _verdict(found: Mapping) -> str:
     if len(found['seeds']) == 1:
         return 'one seed'
     if found['low'] is None:
-        return 'equal seeds'
+        return 'identical seeds'
     return 'exploratory'
 
 

@@ -9,6 +9,7 @@ from conftest import CONFIGS, HALVES, UNGUIDED, needs_later_torch
 from mmcv.cnn import build_upsample_layer
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.model import BaseModule
 from torch import nn
 from torch.func import functional_call
 
@@ -307,6 +308,47 @@ def test_freqfusion_starts_as_smoothing():
     assert 0 < (module(x, guide) - expected).abs().mean() < 0.05
 
 
+@pytest.mark.parametrize(
+    'offset_init, mean', [('normal', 0.013), ('xavier', 0.65)], ids=['normal', 'xavier']
+)
+def test_freqfusions_two_starts_reach_as_far_as_the_docs_say(offset_init, mean):
+    """Source pixels; the authors' file gave 0.013 and 0.66 before and after Xavier."""
+    torch.manual_seed(0)
+    module = build(dict(type='freqfusion', offset_init=offset_init), 256)
+    x, guide = maps((16, 20), (32, 40), 256, 256, n=1, dtype=torch.float32)
+    with torch.no_grad():
+        _, _, hr, lr = module._filters(x, guide)
+        offsets = module._offsets(hr, lr)
+    assert offsets.abs().mean().item() == pytest.approx(mean, rel=0.05)
+    # the kernels' start is the same
+    for encoder in (module.lowpass_encoder, module.highpass_encoder):
+        assert 0.0009 < encoder.weight.std() < 0.0011
+    for conv in (module.hr_offset, module.lr_offset, module.hr_scope, module.lr_scope):
+        fan = conv.weight[0].numel() + conv.weight[:, 0].numel()
+        uniform = 0.99 * (6 / fan) ** 0.5 < conv.weight.max() <= (6 / fan) ** 0.5
+        assert uniform == (offset_init == 'xavier') and not conv.bias.any()
+
+
+def test_the_default_starts_are_not_those_of_the_authors_detectors():
+    """The docs say so, and which arguments give theirs."""
+    gated, plain = (
+        build(dict(type='fade', **args)) for args in ({}, {'gating': False})
+    )
+    assert hasattr(gated, 'gate') and not hasattr(plain, 'gate')
+    assert build(dict(type='freqfusion', groups=2)).offset_init == 'normal'
+
+
+def test_sapas_parameters_are_named_as_in_its_files():
+    """Form B's loads as it is; of form G the query of the guide is qy there."""
+    linear = {f'{name}.{kind}' for name in ('q', 'k') for kind in ('weight', 'bias')}
+    norms = {f'norm_{level}.{kind}' for level in 'xy' for kind in ('weight', 'bias')}
+    gated = {f'{name}.{kind}' for name in ('qx', 'gate') for kind in ('weight', 'bias')}
+    assert set(build(dict(type='sapa')).state_dict()) == linear | norms
+    assert (
+        set(build(dict(type='sapa', form='G')).state_dict()) == linear | norms | gated
+    )
+
+
 @pytest.mark.parametrize('neck_class', [UpsampleFPN, UnifiedFPN])
 def test_a_neck_leaves_the_start_alone(neck_class):
     """Its rule for convolutions is Xavier, which would throw the samples about."""
@@ -316,6 +358,31 @@ def test_a_neck_leaves_the_start_alone(neck_class):
     for module in neck.upsample_modules:
         assert 0.0008 < module.lr_offset.weight.std() < 0.0012
         assert not module.hr_scope.weight.any()
+    neck = neck_class(
+        [8, 16], 64, 2, upsample_cfg=dict(type='freqfusion', offset_init='xavier')
+    )
+    neck.init_weights()
+    assert all(0.04 < m.lr_offset.weight.std() for m in neck.upsample_modules)
+    assert all(m.lowpass_encoder.weight.std() < 0.0012 for m in neck.upsample_modules)
+
+
+def test_a_rule_for_convolutions_reaches_upsamplers_in_a_plain_list():
+    """As in the authors' FPN_UPSAMPLE, whose DySample and SAPA start with Xavier."""
+
+    class Neck(BaseModule):
+        def __init__(self):
+            super().__init__(
+                dict(type='Xavier', layer='Conv2d', distribution='uniform')
+            )
+            cfgs = dict(type='dysample'), dict(type='carafe')
+            self.upsample_modules = nn.ModuleList(build(cfg, 64) for cfg in cfgs)
+
+    neck = Neck()
+    dysample, carafe_pack = neck.upsample_modules
+    assert dysample.offset.weight.std() < 0.0012
+    neck.init_weights()
+    assert dysample.offset.weight.std() > 0.05
+    assert carafe_pack.content_encoder.weight.std() > 0.02
 
 
 @pytest.mark.parametrize(
@@ -327,11 +394,21 @@ def test_a_neck_leaves_the_start_alone(neck_class):
         # the README of poppinace/sapa: six in SegFormer-B1, three in Faster R-CNN
         (dict(type='sapa'), 6, 0.1e6, 0.1e6),
         (dict(type='sapa'), 3, 0.05e6, 0.01e6),
+        (dict(type='carafe'), 3, 0.22e6, 0.01e6),
+        # the README of tiny-smart/sapa: four in Faster R-CNN, so P6 is among them
+        (dict(type='sapa'), 4, 0.1e6, 0.1e6),
+        (dict(type='fade', gating=False), 4, 0.2e6, 0.1e6),
+        (dict(type='carafe'), 4, 0.3e6, 0.1e6),
+        # the README of Linwei-Chen/FreqFusion: three in Panoptic FPN
+        (dict(type='freqfusion'), 3, 0.3e6, 0.1e6),
     ],
     ids=str,
 )
 def test_parameters_are_the_published_ones(cfg, number, published, unit):
-    """To the digits given; SAPA-G's, given as SAPA-B's, are more by its own file."""
+    """To the digits given; SAPA-G's, given as SAPA-B's, are more by its own file.
+
+    The number of upsamplers tells which pyramid a published AP is of.
+    """
     count = sum(p.numel() for p in build(cfg, 256).parameters())
     assert round(number * count / unit) == round(published / unit)
 
@@ -443,6 +520,11 @@ def test_kernels_in_a_picture_give_the_output(cfg, target):
     'cfg, error, words',
     [
         (dict(type='sapa', form='H'), ValueError, "form .* 'B', 'G', got 'H'"),
+        (
+            dict(type='freqfusion', groups=2, offset_init='zero'),
+            ValueError,
+            "offset_init must be one of 'normal', 'xavier', got 'zero'",
+        ),
         (
             dict(type='sapa', embedding_channels=0),
             ValueError,

@@ -217,7 +217,7 @@ def test_every_kind_takes_an_empty_batch(kind):
         assert torch.equal(parameter.grad, torch.zeros_like(parameter))
 
 
-def test_it_has_the_keys_of_the_authors_checkpoints():
+def test_it_has_the_keys_of_the_authors_file():
     shapes = {k: tuple(v.shape) for k, v in build(dyscope=True).state_dict().items()}
     assert shapes == {
         'offset.weight': (32, 8, 1, 1),

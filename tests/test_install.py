@@ -284,6 +284,38 @@ def test_published_figures_name_their_publisher():
                 assert all('published' in name for name in result['Metrics']), model
 
 
+def test_published_figures_are_those_of_the_docs():
+    """docs/coco.md says of which pyramid each is, and where it is from."""
+    lines = (ROOT / 'docs/coco.md').read_text().splitlines()
+    start = lines.index(
+        '| upsampler | published AP | P6 in the top-down path | source |'
+    )
+    table = {}
+    for line in lines[start + 2 : lines.index('', start)]:
+        name, *rest = (cell.strip() for cell in line.strip('|').split('|'))
+        table[name.lower()] = rest
+    for model in load(ROOT / 'configs/faster_rcnn/metafile.yml')['Models']:
+        upsampler = model['Name'].split('-')[2].split('_')[0]
+        figure, p6, source = table[upsampler]
+        ((label, value),) = model['Results'][0]['Metrics'].items()
+        assert figure == str(value) and p6.startswith('yes')
+        publisher = label.split(', ')[1].split("'")[0].replace('MMDetection', 'mmdet')
+        assert publisher in source
+
+
+@pytest.mark.parametrize(
+    'neck, millions', [('UnifiedFPN', 46.84), ('UpsampleFPN', 41.53)]
+)
+def test_the_two_pyramids_have_the_published_parameters(neck, millions):
+    """By which docs/coco.md tells what a published figure is of."""
+    cfg = read_config('dlu_mmdet::faster_rcnn/faster-rcnn_r50_fpn-nearest_1x_coco.py')
+    cfg.model.neck.type = neck
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model = MODELS.build(cfg.model)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert round(trained / 1e6, 2) == millions
+
+
 @pytest.mark.slow
 def test_a_source_distribution_installs_elsewhere(tmp_path, small):
     """What is missing from it is missed by those who have no checkout."""

@@ -140,6 +140,31 @@ def test_offset_gradient_at_lattice_points_and_borders(ops):
     assert offsets.grad[0, 1, 0].tolist() == [0, 0, 0, 0]
 
 
+def test_the_authors_derivative_at_zero_depends_on_rounding():
+    """Ours is the right-hand one at every pixel, as the docstring says."""
+    w = 84
+    kernels = torch.arange(w, dtype=torch.float32) ** 2
+    right = (kernels[2:] - kernels[1:-1]).tolist()
+    # positions from -1 to 1, as the authors have them for grid_sample
+    offsets = torch.zeros(w, requires_grad=True)
+    x = torch.linspace(-1, 1, w) + offsets / (w - 1) * 2
+    sampled = F.grid_sample(
+        kernels.expand(1, 1, 2, w),
+        torch.stack([x, torch.zeros(w)], -1)[None, None],
+        padding_mode='border',
+        align_corners=True,
+    )
+    (theirs,) = torch.autograd.grad(sampled.sum(), offsets)
+    same = [round(a) == b for a, b in zip(theirs[1:-1].tolist(), right)]
+    assert any(same) and not all(same)
+    offsets = torch.zeros(1, 2, 1, w, requires_grad=True)
+    out = reference.dlu(
+        torch.ones(1, 1, 1, w), kernels.view(1, 1, 1, w), offsets, 1, 1, 1
+    )
+    (ours,) = torch.autograd.grad(out.sum(), offsets)
+    assert ours[0, 0, 0, 1:-1].tolist() == right
+
+
 @BACKENDS
 @pytest.mark.parametrize('bad', [float('nan'), float('inf'), -float('inf')])
 def test_a_bad_offset_spoils_its_own_pixel_only(bad, ops):

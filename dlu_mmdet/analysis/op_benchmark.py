@@ -160,7 +160,7 @@ def unfold_dlu(
 
 
 def mmcv_carafe() -> Callable[..., Tensor] | None:
-    """mmcv's CARAFE, which runs on CUDA alone; None where it is not to be had."""
+    """mmcv's CARAFE, which has no CPU version; None where mmcv is missing."""
     try:
         from mmcv.ops import carafe
     except ImportError:

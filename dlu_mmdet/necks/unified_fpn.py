@@ -15,7 +15,7 @@ class UnifiedFPN(TopDownMixin, FPN_CARAFE):
 
     P6 is a lateral too, a 3x3 convolution of stride 2 on C5, so five outputs
     take four upsamplers. State_dict keys are those of mmdet's ``FPN_CARAFE``
-    and, with DLU, of the authors' checkpoints; ``FPN_CARAFE`` itself refuses
+    and, with DLU, of its authors' ``UNIFIED_FPN``; ``FPN_CARAFE`` itself refuses
     any upsampler outside a fixed list.
 
     Args:

@@ -42,7 +42,9 @@ def dlu(
                        k~[(a + r) K + (b + r)] * x[c, y + a, x + b]
 
     Taps outside the map count 0. Where clamping is active the gradient of the
-    offset is 0; at a lattice point it is the right-hand derivative. A
+    offset is 0; at a lattice point, as at offset 0, it is the right-hand derivative.
+    The authors' code scales positions to [-1, 1] for ``grid_sample``, which scales them
+    back, so rounding decides there from which side its derivative is. A
     non-finite offset makes its own output pixel NaN.
 
     Source: `Lighten CARAFE <https://arxiv.org/abs/2410.22139>`_, section 3.

@@ -16,8 +16,8 @@ from .pixel_shuffle import pixel_shuffle
 class CARAFEPack(_CARAFEPack):
     """mmcv's CARAFEPack over this package's operator.
 
-    Parameters, state_dict and results are mmcv's; mmcv's own operator exists
-    for CUDA only.
+    Parameters, state_dict and results are mmcv's; mmcv's own operator has no CPU
+    version.
 
     Source: `CARAFE <https://arxiv.org/abs/1905.02188>`_, section 3.
 
@@ -78,7 +78,7 @@ class CARAFEPack(_CARAFEPack):
 # force: under mmcv's own name, so that configs made for it run on a CPU too
 @mmengine.MODELS.register_module('carafe', force=True)
 class _AnyDeviceCARAFEPack(CARAFEPack):
-    """mmcv's own operator where it runs, this package's elsewhere."""
+    """mmcv's own operator on CUDA, this package's elsewhere."""
 
     def feature_reassemble(self, x: Tensor, mask: Tensor) -> Tensor:
         """Reassemble x (N, C, H, W) with masks (N, G*K*K, s*H, s*W)."""

@@ -25,7 +25,8 @@ class DLUPack(nn.Module):
     channels.
 
     Source: `Lighten CARAFE <https://arxiv.org/abs/2410.22139>`_, section 3.
-    The attribute names are the keys of the authors' checkpoints.
+    The attribute names are those of ``custom/ops/dlu.py`` in the authors' repository
+    (Fu0511/Dynamic-Lightweight-Upsampling), and so are the state_dict's keys.
 
     Args:
         channels (int): Number of feature channels C.

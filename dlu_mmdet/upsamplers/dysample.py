@@ -68,7 +68,8 @@ class DySample(nn.Module):
     ``dysample.py`` of tiny-smart/dysample: the order of the offsets' channels
     (axis, group, sub-pixel; x first), a ``scope`` without bias, the start, and
     the same 0.25 and 0.5 at every ratio. ``offset`` and ``scope`` are that
-    file's keys; its constant ``init_pos`` is computed here.
+    file's keys; its constant ``init_pos`` is computed here. In the authors' detectors
+    (tiny-smart/detection-with-upsamplers) the file of that name has a ``scope.bias``.
 
     Args:
         channels (int): Number of feature channels C.

@@ -27,11 +27,15 @@ class FADE(GuidedUpsampler):
 
     Source: `FADE <https://arxiv.org/abs/2207.10392>`_ and its `extension
     <https://arxiv.org/abs/2407.13500>`_, to which the lite form belongs: its
-    convolution is depthwise and d = K*K. Formulas, biases and the start, Xavier
-    uniform everywhere, are those of ``FADE_L2H.py`` of poppinace/fade, which equals
-    ``FADE_H2L.py`` there. The same authors' detectors (``configs/dynamic_upsampling``
-    of tiny-smart/detection-with-upsamplers) know it with the gate and without,
-    ``gating=False``, since an FPN adds the encoder's features anyway.
+    convolution is depthwise and d = K*K. Formulas, biases, the gate by default and the
+    start, Xavier uniform everywhere, are those of ``FADE_L2H.py`` of poppinace/fade.
+    ``FADE_H2L.py`` there takes square maps alone, computes the same, and starts the
+    kernels' convolution with Xavier normal.
+
+    The same authors' detectors have no gate: neither FADE config in
+    ``configs/dynamic_upsampling`` of tiny-smart/detection-with-upsamplers sets one, and
+    ``build_upsampler.py`` there defaults to none. ``gating=False`` gives theirs; an FPN
+    adds the encoder's features anyway.
 
     Args:
         channels (int): Number of feature channels C.
@@ -42,7 +46,8 @@ class FADE(GuidedUpsampler):
             odd. Defaults to 3.
         compressed_channels (int, optional): Channels d that it reads. Defaults to
             None, which is 64, or K*K in the lite form, which allows no other.
-        gating (bool): Whether there is a gate. Defaults to True.
+        gating (bool): Whether there is a gate; False in the authors' detectors.
+            Defaults to True.
         lite (bool): Whether it is FADE-Lite. Defaults to False.
 
     Raises:

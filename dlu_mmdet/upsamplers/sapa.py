@@ -29,12 +29,19 @@ class SAPA(GuidedUpsampler):
     d, form G the gated one. Taps outside the map score 0 and take part in the softmax;
     the features there are 0.
 
-    Source: `SAPA <https://arxiv.org/abs/2209.12866>`_. Layer normalisation over the
-    channels, biases, a P_x' of its own that reads X unnormalised, the border and the
-    start are as in ``SAPA.py`` (form B) and ``SAPAExp.py`` (its 'gate') of
-    poppinace/sapa. d = 32 is what gives the parameters of the README there, and the
-    default of ``sapa_base.py`` in tiny-smart/sapa; the names of the parameters are
-    those of the files. SAPA-I of that README, without parameters, is in none of them.
+    Source: `SAPA <https://arxiv.org/abs/2209.12866>`_. Layer normalization over the
+    channels, biases, a P_x' of its own that reads X unnormalized, the border and the
+    start are as in ``SAPA.py`` (form B) and ``SAPAExp.py`` (its 'gate', form G) of
+    poppinace/sapa. The logs of the authors' segmentation runs there print these two
+    modules, with d = 32 and K = 5: ``segformer/20231123_000946.log`` has form B,
+    ``20231124_100502.log`` form G. The files default to d = 64. The keys are theirs,
+    except form G's ``q``, which is ``qy`` in ``SAPAExp.py``. None of the files has
+    SAPA-I of the README, which has no parameters.
+
+    The authors' detectors have another module: ``sapa_base.py`` of tiny-smart/sapa and
+    of tiny-smart/detection-with-upsamplers, with d = 32, group normalization in 32
+    groups and as many parameters as form B. SAPA-D, ``sapa_deform.py`` there, is not
+    here.
 
     Args:
         channels (int): Number of feature channels C.

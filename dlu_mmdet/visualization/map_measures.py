@@ -3,7 +3,7 @@
 Everything is on the grid of the network's input, of which the image is the upper
 left (h, w) and the rest padding. Pixel (y, x) covers [x, x + 1] x [y, y + 1].
 
-- The energy-based pointing game (Score-CAM, arXiv 1910.01279, section 4.2): how much
+- The energy-based pointing game (Score-CAM, arXiv 1910.01279, section 4.3): how much
   of the map is inside the object.
 - Deletion and insertion (RISE, arXiv 1806.07421): what becomes of the score while
   pixels are replaced in the order of the map.

@@ -109,8 +109,7 @@ def test_backward_is_the_derivative_of_the_loop(case, ops):
 
 @BACKENDS
 def test_agrees_with_grid_sample(ops):
-    """The authors sample with grid_sample; their checkpoints must mean the
-    same here."""
+    """The authors sample with grid_sample; their weights must mean the same here."""
     n, c, h, w, k, s = 2, 4, 5, 7, 5, 2
     x, kernels, offsets = make_dlu(n, c, h, w, k, 1, s)
     ys, xs = torch.meshgrid(torch.arange(h * 1.0), torch.arange(w * 1.0), indexing='ij')

@@ -159,7 +159,7 @@ def test_parameters_are_the_papers(scale, dlu, carafe):
     assert (count('dlu'), count('carafe')) == (dlu, carafe)
 
 
-def test_dlu_has_the_keys_of_the_authors_checkpoints():
+def test_dlu_has_the_keys_of_the_authors_file():
     module = build_upsampler(dict(type='dlu', up_group=2), 16)
     shapes = {k: tuple(v.shape) for k, v in module.state_dict().items()}
     assert shapes == {

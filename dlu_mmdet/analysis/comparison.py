@@ -49,8 +49,6 @@ PUBLISHED = {
     ('FasterRCNN', 'freqfusion'): (39.4, 'FreqFusion'),
     ('MaskRCNN', 'carafe'): (39.3, 'mmdet'),
 }
-#: Test images below which intervals are too narrow: see docs/statistics.md.
-FEW_IMAGES = 100
 #: Those necks are the pyramid of these figures.
 PUBLISHED_NECKS = ('FPN', 'FPN_CARAFE', 'UpsampleFPN', 'UnifiedFPN', 'UNIFIED_FPN')
 PUBLISHED_NOTE = (
@@ -406,11 +404,6 @@ def difference_note(summary: dict) -> str:
         text += (
             f' With {seeds} {"seed" if seeds == 1 else "seeds"} a difference of 0.05 '
             'is mostly missed; use five or more (docs/statistics.md).'
-        )
-    if summary['num_images'] < FEW_IMAGES:
-        text += (
-            f' With fewer than {FEW_IMAGES} test images the intervals hold less often '
-            'than they say (docs/statistics.md).'
         )
     return text
 

@@ -266,7 +266,7 @@ def find(tool: str) -> str:
     places += map(str, Path('/opt/nvidia').glob('nsight-compute/*'))
     found = shutil.which(tool, path=os.pathsep.join(places))
     if not found:
-        raise CannotRun(f'{tool} is in none of {", ".join(places)}')
+        raise CannotRun(f'{tool} is neither in PATH nor in the CUDA toolkit')
     return found
 
 
@@ -597,22 +597,23 @@ def run_all(check: Check, steps: Sequence[Step]) -> int:
 
 def counted_calls(device: str, dtype: str) -> None:
     """DLU forward and backward in each layout, after a call that loads the code."""
-    from dlu_mmdet.analysis.op_benchmark import contenders
+    from dlu_mmdet.analysis.op_benchmark import backends, contenders
 
     batch, size = (8, (100, 168)) if device == 'cuda' else (1, (3, 4))
+    names = [f'dlu, {name}' for name in backends(device)]
     for layout in (torch.contiguous_format, torch.channels_last):
         listed = contenders(batch, size, device, getattr(torch, dtype), layout)
-        (dlu,) = (c for c in listed if c.name == 'dlu, fused')
-        inputs = [tensor.requires_grad_() for tensor in dlu.inputs]
-        grad = torch.ones_like(dlu.run(*inputs))
-        torch.autograd.grad(dlu.run(*inputs), inputs, grad)
-        if device == 'cuda':
-            torch.cuda.synchronize()
-            torch.cuda.profiler.start()
-        torch.autograd.grad(dlu.run(*inputs), inputs, grad)
-        if device == 'cuda':
-            torch.cuda.synchronize()
-            torch.cuda.profiler.stop()
+        for dlu in (c for c in listed if c.name in names):
+            inputs = [tensor.detach().requires_grad_() for tensor in dlu.inputs]
+            grad = torch.ones_like(dlu.run(*inputs))
+            torch.autograd.grad(dlu.run(*inputs), inputs, grad)
+            if device == 'cuda':
+                torch.cuda.synchronize()
+                torch.cuda.profiler.start()
+            torch.autograd.grad(dlu.run(*inputs), inputs, grad)
+            if device == 'cuda':
+                torch.cuda.synchronize()
+                torch.cuda.profiler.stop()
 
 
 def profiled_calls(device: str, dtype: str) -> None:

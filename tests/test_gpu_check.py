@@ -174,6 +174,23 @@ def test_a_step_that_fails_or_hangs_does_not_end_the_run(check, capsys):
     assert statuses == ['out of time', 'failed', 'ok']
 
 
+def test_wrong_values_do_not_end_the_run_and_no_library_is_built(on_gpu, monkeypatch):
+    monkeypatch.setattr('torch.cuda.get_device_capability', lambda device: (9, 0))
+    on_gpu.outputs = [(1, 'largest error on cuda is 3.000 of the tolerance')]
+    step = on_gpu.step(make_step(gpu_check.operators))
+    assert step.status == 'failed' and 'is 3.000 of' in step.sentence
+    on_gpu.need_operators()
+    missing = (1, 'the compiled operators do not load for cuda')
+    on_gpu.outputs = [missing, (0, ''), (0, 'largest error on cuda is 0.100 of it')]
+    step = on_gpu.step(make_step(gpu_check.operators))
+    assert step.status == 'ok' and 'is 0.100 of' in step.sentence
+    assert 'build_ext' in on_gpu.commands[2]
+    on_gpu.outputs = [missing, (1, "fatal error: 'cuda.h': No such file")]
+    assert on_gpu.step(make_step(gpu_check.operators)).status == 'failed'
+    with pytest.raises(gpu_check.CannotRun):
+        on_gpu.need_operators()
+
+
 # ---- what the tools print ------------------------------------------------------------
 
 SPACE = '_ZN9dlu_mmdet49_GLOBAL__N__f218306d_10_forward_cu_f55d61f2_12394'

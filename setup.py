@@ -1,4 +1,5 @@
 import os
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -46,9 +47,9 @@ def operators() -> dict:
 
     Two libraries. That of the CPU needs a C++ compiler alone and serves every torch and
     Python. That of CUDA is built where torch can be imported (--no-build-isolation), is
-    a CUDA build, and nvcc is there; FORCE_CUDA=1 insists on it and TORCH_CUDA_ARCH_LIST
-    names the GPUs. DLU_MMDET_NO_EXT=1, or no compiler: the package runs on its plain
-    PyTorch operators.
+    a CUDA build, and a CUDA toolkit is found; FORCE_CUDA=1 insists on it and
+    TORCH_CUDA_ARCH_LIST names the GPUs. DLU_MMDET_NO_EXT=1, or no compiler: the package
+    runs on its plain PyTorch operators.
     """
     if os.environ.get('DLU_MMDET_NO_EXT') == '1':
         return {}
@@ -59,12 +60,21 @@ def operators() -> dict:
         torch = cpp_extension = None
 
     force_cuda = os.environ.get('FORCE_CUDA') == '1'
-    has_cuda = bool(torch and torch.version.cuda and cpp_extension.CUDA_HOME)
-    if force_cuda and not has_cuda:
+    toolkit = None
+    if torch and torch.version.cuda:
+        code = runpy.run_path(str(ROOT / 'dlu_mmdet' / 'cuda_toolkit.py'))
+        try:
+            toolkit, cudart = code['find_toolkit']()
+        except FileNotFoundError as error:
+            if force_cuda:
+                raise RuntimeError(f'FORCE_CUDA=1: {error}') from None
+            print(f'dlu_mmdet: operators for the CPU only: {error}', file=sys.stderr)
+        else:
+            cpp_extension.CUDA_HOME = str(toolkit)
+    elif force_cuda:
         raise RuntimeError(
-            'FORCE_CUDA=1 needs --no-build-isolation, a CUDA build of torch, got '
-            f'{torch and torch.__version__}, and nvcc, got CUDA_HOME='
-            f'{cpp_extension and cpp_extension.CUDA_HOME}'
+            'FORCE_CUDA=1 needs --no-build-isolation and a CUDA build of torch, got '
+            f'torch {torch and torch.__version__}'
         )
 
     # torch's compiles several files at once
@@ -108,7 +118,7 @@ def operators() -> dict:
             py_limited_api=True,
         )
     ]
-    if has_cuda:
+    if toolkit:
         # what is built for one torch does not load under another: one file for each
         tag = '_'.join(('torch', *torch.__version__.split('.')[:2]))
         cuda = f'dlu_mmdet._C_cuda_{tag}'
@@ -123,6 +133,7 @@ def operators() -> dict:
                 cuda,
                 sources('csrc/cuda/*.cu'),
                 depends=headers,
+                library_dirs=[str(cudart)],
                 extra_compile_args=dict(cxx=flags, nvcc=['-O3']),
             )
         )

@@ -1,10 +1,10 @@
 """Run the operators of an unpacked wheel on whatever Python and torch run this.
 
     python -m zipfile -e dlu_mmdet-*.whl unpacked
-    another/python tests/one_wheel.py unpacked
+    another/python tests/one_wheel.py unpacked [cuda]
 
-Needs torch alone, not the stack: forward and gradients of the compiled operators are
-held to the plain PyTorch ones, in every dtype.
+The folder may be a checkout too. Needs torch alone, not the stack: forward and
+gradients of the compiled operators are held to the plain PyTorch ones, in every dtype.
 """
 
 import sys
@@ -21,20 +21,22 @@ TOLERANCES = {
 }
 
 
-def main(folder: str) -> None:
+def main(folder: str, device: str = 'cpu') -> None:
     package = types.ModuleType('dlu_mmdet')
     package.__path__ = [str(Path(folder) / 'dlu_mmdet')]
     sys.modules['dlu_mmdet'] = package
     from dlu_mmdet.ops import carafe, dlu, library, reference
 
-    if not library.is_available('cpu'):
-        raise SystemExit('the compiled operators do not load')
+    devices = [name for name in ('cpu', 'cuda') if library.is_available(name)]
+    if device not in devices:
+        raise SystemExit(f'the compiled operators do not load for {device}')
     torch.manual_seed(0)
-    worst = 0.0
+    errors = []
     for dtype, tolerance in TOLERANCES.items():
 
         def make(channels: int, h: int, w: int, dtype: torch.dtype = dtype):
-            return torch.randn(2, channels, h, w).to(dtype).requires_grad_()
+            value = torch.randn(2, channels, h, w)
+            return value.to(device, dtype).requires_grad_()
 
         features = make(8, 9, 13)
         for op, inputs in (
@@ -50,14 +52,16 @@ def main(folder: str) -> None:
             )
             for got, wanted in pairs:
                 got, wanted = got.detach().double(), wanted.detach().double()
-                error = ((got - wanted).abs().max() / wanted.abs().max()).item()
-                worst = max(worst, error / tolerance)
+                error = (got - wanted).abs().max() / wanted.abs().max()
+                errors.append(error.item() / tolerance)
+    worst = torch.tensor(errors).max()  # NaN if one is NaN
     print(
-        f'Python {sys.version.split()[0]}, torch {torch.__version__}, loops '
-        f'{library.cpu_loops()}: largest error is {worst:.3f} of the tolerance'
+        f'Python {sys.version.split()[0]}, torch {torch.__version__}, operators for '
+        f'{" and ".join(devices)}, loops {library.cpu_loops()}: largest error on '
+        f'{device} is {worst:.3f} of the tolerance'
     )
-    sys.exit(worst >= 1)
+    sys.exit(not worst < 1)
 
 
 if __name__ == '__main__':
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -20,6 +20,7 @@ from mmengine.registry import DefaultScope
 
 import dlu_mmdet
 from dlu_mmdet.collect_env import collect_env
+from dlu_mmdet.cuda_toolkit import find_toolkit
 from dlu_mmdet.engine import read_config
 from dlu_mmdet.ops import library
 from dlu_mmdet.stacks import quiet
@@ -84,8 +85,7 @@ def test_what_python_39_lacks_is_found(source):
 
 BUILD = """
 import runpy, sys, torch
-from torch.utils import cpp_extension
-torch.version.cuda, cpp_extension.CUDA_HOME = '13.0', sys.argv[1]
+torch.version.cuda = '13.0'
 sys.argv = ['setup.py', 'build_ext', '--inplace']
 runpy.run_path('setup.py', run_name='__main__')
 """
@@ -102,27 +102,56 @@ def sources(tmp_path):
     """A checkout with one short source for each device, and a toolkit."""
     shutil.copy(ROOT / 'setup.py', tmp_path)
     shutil.copytree(ROOT / 'requirements', tmp_path / 'requirements')
-    for folder in ('csrc/cpu', 'csrc/cuda', 'dlu_mmdet', 'cuda/bin'):
+    for folder in ('csrc/cpu', 'csrc/cuda', 'dlu_mmdet'):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / 'dlu_mmdet' / '__init__.py').touch()
+    shutil.copy(ROOT / 'dlu_mmdet' / 'cuda_toolkit.py', tmp_path / 'dlu_mmdet')
     (tmp_path / 'csrc' / 'cpu' / 'x.cpp').write_text('int one() { return 1; }\n')
     (tmp_path / 'csrc' / 'cuda' / 'x.cu').write_text('int two() { return 2; }\n')
     return tmp_path
 
 
-def build(sources, release, answer, **environment):
-    """Run setup.py beside an nvcc of that release and that answer."""
-    nvcc = sources / 'cuda' / 'bin' / 'nvcc'
-    nvcc.write_text(
-        f'#!/bin/sh\n[ "$1" = --version ] && echo "release {release}, V{release}" && '
-        f'exit 0\n{answer}\n'
+def write_script(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\n{text}\n')
+    path.chmod(0o755)
+    return path
+
+
+def make_toolkit(home, release='13.0', answer='exit 1', cudart='lib64/libcudart.so'):
+    """A folder with an nvcc that names it, and a libcudart."""
+    write_script(
+        home / 'bin' / 'nvcc',
+        f'[ "$1" = --version ] && echo "release {release}, V{release}" && exit 0\n'
+        f'[ "$1" = --dryrun ] && echo "#\\$ TOP={home}/bin/.." && exit 0\n{answer}',
     )
-    nvcc.chmod(0o755)
-    environment = {'TORCH_CUDA_ARCH_LIST': '9.0', 'MAX_JOBS': '1', **environment}
+    (home / cudart).parent.mkdir(parents=True, exist_ok=True)
+    (home / cudart).touch()
+
+
+def without_cuda_home():
+    return {k: v for k, v in os.environ.items() if k not in ('CUDA_HOME', 'CUDA_PATH')}
+
+
+def build(sources, release, answer, **environment):
+    """Run setup.py beside a toolkit of that release, whose nvcc gives that answer.
+
+    The nvcc in PATH is a script that calls it.
+    """
+    make_toolkit(sources / 'cuda', release, answer)
+    wrapper = write_script(
+        sources / 'wrapper' / 'bin' / 'nvcc', f'exec {sources}/cuda/bin/nvcc "$@"'
+    )
+    environment = {
+        'TORCH_CUDA_ARCH_LIST': '9.0',
+        'MAX_JOBS': '1',
+        'PATH': f'{wrapper.parent}:{os.environ["PATH"]}',
+        **environment,
+    }
     return subprocess.run(
-        [sys.executable, '-c', BUILD, str(sources / 'cuda')],
+        [sys.executable, '-c', BUILD],
         cwd=sources,
-        env={**os.environ, **environment},
+        env={**without_cuda_home(), **environment},
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -138,12 +167,51 @@ def test_cuda_that_does_not_fit_costs_only_cuda(sources, nvcc):
     assert not list(sources.glob('dlu_mmdet/_C_cuda_*'))
     assert 'compiled for the CPU only' in built.stdout
     assert 'install the CUDA toolkit 13.0' in built.stdout
+    # torch takes the folder of the script in PATH for the toolkit
+    assert f'{sources}/wrapper/bin/nvcc' not in built.stdout
 
 
 @pytest.mark.parametrize('nvcc', ['another release', 'compile error'])
 def test_cuda_that_is_insisted_on_fails(sources, nvcc):
     """A cluster's image would be built without its operators."""
     assert build(sources, *NVCC[nvcc], FORCE_CUDA='1').returncode != 0
+
+
+def test_what_cannot_be_linked_is_not_compiled(sources):
+    """The link comes last, minutes after the first file."""
+    built = build(sources, '13.0', 'exit 1', CUDA_HOME=f'{sources}/wrapper')
+    assert built.returncode == 0 and 'for the CPU only: found no CUDA' in built.stdout
+    built = build(
+        sources, '13.0', 'exit 1', CUDA_HOME=f'{sources}/wrapper', FORCE_CUDA='1'
+    )
+    assert built.returncode != 0 and 'nvcc -' not in built.stdout
+    message = built.stdout.strip().splitlines()[-1]
+    assert f'found no CUDA toolkit in {sources}/wrapper;' in message
+    assert 'libcudart.so' in message and 'set CUDA_HOME' in message
+
+
+@pytest.mark.parametrize(
+    'cudart', ['lib64', 'lib', 'targets/x86_64-linux/lib', 'lib/x86_64-linux-gnu']
+)
+def test_the_toolkit_is_found_in_any_layout(tmp_path, monkeypatch, cudart):
+    named, asked, script = (tmp_path / name for name in ('named', 'asked', 'script'))
+    make_toolkit(named, cudart=f'{cudart}/libcudart.so')
+    make_toolkit(asked, cudart=f'{cudart}/libcudart.so')
+    write_script(script / 'bin' / 'nvcc', f'exec {asked}/bin/nvcc "$@"')
+    for name in ('CUDA_HOME', 'CUDA_PATH'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('PATH', f'{script}/bin:{os.environ["PATH"]}')
+    assert find_toolkit() == (asked, asked / cudart)
+    # a distribution's nvcc names a folder without libraries, which lie beside it
+    (asked / cudart / 'libcudart.so').rename(script / 'libcudart.so')
+    (script / cudart).mkdir(parents=True)
+    (script / 'libcudart.so').rename(script / cudart / 'libcudart.so')
+    assert find_toolkit() == (script, script / cudart)
+    monkeypatch.setenv('CUDA_HOME', str(named))
+    assert find_toolkit() == (named, named / cudart)
+    monkeypatch.setenv('CUDA_HOME', str(asked))
+    with pytest.raises(FileNotFoundError, match=f'in {asked}; .* set CUDA_HOME'):
+        find_toolkit()
 
 
 def test_no_compiler_leaves_a_package_without_operators(sources):

@@ -46,6 +46,8 @@ CASES = [
     (1, 70, 12, 37, 5, 1, 2),
     (2, 129, 5, 18, 3, 1, 2),
     (1, 4, 33, 16, 5, 2, 3),
+    (1, 8, 4, 6, 9, 4, 3),
+    (1, 2, 5, 3, 15, 2, 2),
 ]
 # unit roundoff of the dtype, with room for sums of a hundred terms
 TOLERANCE = {
@@ -55,6 +57,14 @@ TOLERANCE = {
     torch.bfloat16: 3e-2,
 }
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """New memory is NaN (torch 2.2 and later), so what is not written is seen."""
+    torch.set_deterministic_debug_mode('warn')
+    yield
+    torch.set_deterministic_debug_mode('default')
 
 
 def dlu_pack(*args, **kwargs):
@@ -585,6 +595,7 @@ def test_eight_bits_are_refused(device, index):
 @pytest.mark.parametrize('device', DEVICES)
 def test_sizes_beyond_int_are_refused(device):
     """Cut to int, W = 2^32 + 5 would be 5 columns."""
+    torch.set_deterministic_debug_mode('default')  # nobody fills 17 GB with NaN
     one = torch.zeros(1, 1, 1, 1, device=device)
     wide = [one.expand(1, c, 1, 2**32 + 5) for c in (1, 1, 2)]
     with pytest.raises(ValueError, match=r'less than 2\^31, got 4294967301'):
@@ -603,5 +614,8 @@ def test_lazy_copies_stay_lazy(device):
     inputs = [torch.randn(1, c, 3, 4, device=device) for c in (2, 9, 8)]
     lazy = [torch._lazy_clone(tensor) for tensor in inputs]
     out = torch.ops.dlu_mmdet.dlu(*lazy, 3, 1, 2)
-    assert all(torch._C._is_cow_tensor(tensor) for tensor in lazy)
+    # the CPU's operators take addresses, and Tensor.data_ptr makes the copy
+    in_python = device == 'cpu' and library.cpu_loops()
+    if not in_python or hasattr(torch.Tensor, 'const_data_ptr'):
+        assert all(torch._C._is_cow_tensor(tensor) for tensor in lazy)
     assert torch.equal(out, torch.ops.dlu_mmdet.dlu(*inputs, 3, 1, 2))

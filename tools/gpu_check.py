@@ -1,14 +1,19 @@
-"""Everything that a first run on a GPU has to tell: python tools/gpu_check.py.
+"""A first run on a GPU, in one command: python tools/gpu_check.py [--archive FILE].
 
-Builds the operators for this machine's torch, holds them to the reference, times them
-beside what they replace, reads the GPU's counters and looks for races and stray
-accesses. Needs torch, nvcc, pytest and hypothesis; no mmcv, mmdet or network. Steps
-have a time limit each and all of them one together; what is known is written at once,
-so that a run cut off loses nothing. A step that cannot run here says why, and the
-next one starts.
+Compares the operators with the reference, uses them as training does, times them
+beside what they replace, reads the GPU's counters, and runs the memory and race
+checkers. Needs torch, pytest and hypothesis; takes nvcc, ncu, compute-sanitizer, xdist
+and mmcv where they are installed, and neither mmdet nor a network.
 
-Writes to ``--out``: report.md and report.json, a log of each step, tables as .md and
-.json. Status 1 if a step failed or was cut off.
+Each step has a time limit, and all have one together. A step that fails or hangs does
+not stop the others. Its result is printed, written to ``--out`` and packed into
+``--archive`` at once, so a run that is killed keeps what it has. What is printed fits
+into 12,000 characters; ``--out`` has the rest.
+
+    python tools/gpu_check.py --build-only --arch sm_90   # build for a GPU elsewhere
+    python tools/gpu_check.py --rehearse                  # the same steps on the CPU
+
+The exit status is 1 if a step failed or ran out of time.
 """
 
 from __future__ import annotations
@@ -18,392 +23,478 @@ import csv
 import datetime
 import importlib.util
 import io
+import itertools
 import json
 import os
 import platform
 import re
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import tempfile
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-TESTS = ROOT / 'tests' / 'test_ops_fused.py'
-METRICS = {
-    'gpu__time_duration.sum': 'time',
-    'dram__bytes.sum': 'DRAM bytes',
-    'dram__throughput.avg.pct_of_peak_sustained_elapsed': 'of DRAM peak',
-    'smsp__inst_executed.sum': 'warp instructions',
-    'smsp__issue_active.avg.pct_of_peak_sustained_active': 'issue slots',
-    'l1tex__data_pipe_lsu_wavefronts_mem_shared.sum': 'shared passes',
-    'l1tex__data_bank_conflicts_pipe_lsu.sum': 'bank conflicts',
-    'sm__warps_active.avg.pct_of_peak_sustained_active': 'occupancy',
-}
-# once each, at the size that docs/benchmarks.md counts on paper
-CALLS = """
-import torch
-from dlu_mmdet.ops import library
-n, c, h, w, k, s = 8, 256, 100, 168, 5, 2
-x = torch.randn(n, c, h, w, device='cuda', dtype=torch.{dtype})
-kernels = torch.randn(n, k * k, h, w, device='cuda').softmax(1).to(x.dtype)
-offsets = torch.randn(n, 2 * s * s, h, w, device='cuda').to(x.dtype)
-inputs = [t.requires_grad_() for t in (x, kernels, offsets)]
-out = library.dlu(*inputs, k, 1, s)
-torch.autograd.grad(out, inputs, torch.randn_like(out))
-torch.cuda.synchronize()
-"""
-# every operator at sizes below and above those of a block, for the sanitizers
-SMALL = """
-import torch
-from dlu_mmdet.ops import library
-layouts = torch.contiguous_format, torch.channels_last
-calls = 0
-for n, c, h, w, k, g, s in (
-    (1, 1, 1, 1, 1, 1, 1), (2, 3, 5, 3, 3, 1, 2), (1, 12, 1, 9, 3, 4, 3),
-    (1, 70, 12, 37, 5, 1, 2), (1, 6, 4, 17, 7, 2, 4), (1, 3, 9, 33, 9, 1, 2),
-):
-    for dtype in (torch.float32, torch.bfloat16):
-        for layout in layouts:
-            def make(*shape):
-                value = torch.randn(shape).to(dtype).to(memory_format=layout)
-                return value.cuda().requires_grad_()
-            x, kernels = make(n, c, h, w), make(n, g * k * k, h, w)
-            offsets = make(n, g * 2 * s * s, h, w)
-            masks = make(n, g * k * k, h * s, w * s)
-            grad = make(n, c, h * s, w * s).detach()
-            for op, inputs in (
-                (library.dlu, (x, kernels, offsets)), (library.carafe, (x, masks)),
-            ):
-                torch.autograd.grad(op(*inputs, k, g, s), inputs, grad)
-                calls += 1
-torch.cuda.synchronize()
-print(calls, 'calls, forward and backward')
-"""
+FILE = Path(__file__).resolve()
+ROOT = FILE.parents[1]
+# the package itself imports mmdet
+find_toolkit = runpy.run_path(str(ROOT / 'dlu_mmdet/cuda_toolkit.py'))['find_toolkit']
+# the size that docs/benchmarks.md counts
+COUNTED = 'N 8, C 256, 100 x 168, K 5, G 1, s 2'
+MULTIPLY_ADDS = 8 * 256 * 100 * 168 * 4 * 25 / 32  # of whole warps
+# ncu's name, ours, unit of the column, and what a value is multiplied by
+METRICS = (
+    ('gpu__time_duration.sum', 'ms', '.3f', 1e-6),
+    ('dram__bytes.sum', 'DRAM MB', '.0f', 1e-6),
+    ('dram__throughput.avg.pct_of_peak_sustained_elapsed', '% of DRAM', '.0f', 1),
+    ('smsp__inst_executed.sum', 'instr. per 100 FMA', '.0f', 100 / MULTIPLY_ADDS),
+    ('smsp__issue_active.avg.pct_of_peak_sustained_active', '% issue', '.0f', 1),
+    (
+        'l1tex__data_pipe_lsu_wavefronts_mem_shared.sum',
+        'shared passes per FMA',
+        '.2f',
+        1 / MULTIPLY_ADDS,
+    ),
+    ('l1tex__data_bank_conflicts_pipe_lsu.sum', 'bank conflicts', '.0f', 1),
+    ('sm__warps_active.avg.pct_of_peak_sustained_active', '% occupancy', '.0f', 1),
+)
+# a process group, or before Python 3.11 a session, that can be killed as a whole
+NEW_GROUP = {'start_new_session': True}
+if sys.version_info >= (3, 11):
+    NEW_GROUP = {'process_group': 0}
 
 
 class CannotRun(Exception):
-    """Why a step has nothing to do on this machine, in one sentence."""
+    """Why a step has nothing to do here, in one sentence."""
 
 
-def is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ImportError:
-        return False
+class Failed(Exception):
+    """What a step found wrong, in one sentence."""
 
 
 @dataclass
 class Step:
-    """What became of a step.
+    """A step, its limits and its result.
 
     Attributes:
         name (str): Also that of its log.
-        status (str): 'ok', 'failed', 'cut off', or 'cannot run'.
-        seconds (float): That it took.
-        sentence (str): Its result.
-        files (list[str]): What it wrote, in the folder of the report.
-        table (str): Markdown, for the report.
+        action (Callable): Takes the Check and the Step; returns ``sentence``.
+        seconds (float): Limit; then, what it took.
+        characters (int): Limit of what is printed.
+        status (str): 'ok', 'failed', 'out of time' or 'cannot run'.
+        sentence (str): The result.
+        table (str): Markdown.
     """
 
     name: str
+    action: Callable[[Check, Step], str]
+    seconds: float
+    characters: int
     status: str = 'ok'
-    seconds: float = 0.0
     sentence: str = ''
-    files: list[str] = field(default_factory=list)
     table: str = ''
+    end: float = 0.0
+
+    def __str__(self) -> str:
+        title = f'## {self.name}: {self.status}, {self.seconds:.0f} s'
+        table = f'\n{self.table}\n' if self.table else ''
+        return f'{title}\n{self.sentence}\n{table}'
+
+    def clipped(self) -> str:
+        """The first lines, as many as may be printed."""
+        text, note = str(self), '[... more in report.md]\n'
+        if len(text) <= self.characters:
+            return text
+        kept = text[: self.characters - len(note) - 1]
+        return f'{kept.rpartition(chr(10))[0]}\n{note}'
 
 
 class Check:
-    """The steps of a run and what they share.
+    """Runs steps and reports each as it ends.
 
     Args:
-        out (Path): Folder of the report.
-        seconds (float): For all steps together.
-        rounds (int): Of the timings.
+        out (Path): Folder for report.md and a log of each step.
+        seconds (float): Limit of all steps together.
+        device (str): 'cuda', or 'cpu' in a rehearsal, which may take longer.
+        archive (Path, optional): A .tar.gz of ``out``, written again after each step.
     """
 
-    def __init__(self, out: Path, seconds: float, rounds: int = 10) -> None:
-        self.out, self.rounds = out, rounds
+    def __init__(
+        self, out: Path, seconds: float, device: str, archive: Path | None = None
+    ) -> None:
+        self.out, self.device, self.archive = out, device, archive
+        self.rehearses = device == 'cpu'
         self.end = time.monotonic() + seconds
-        self.steps: list[Step] = []
+        self.loads = True  # the library of the operators
+        self.finished: list[Step] = []
+        self.running: set[subprocess.Popen] = set()
+        self._lock = threading.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix='gpu_check')
         self.alone = Path(self._folder.name)
         out.mkdir(parents=True, exist_ok=True)
-        self._isolate()
-
-    def _isolate(self) -> None:
-        """A package that holds the operators and imports no mmdet."""
+        (out / 'report.md').unlink(missing_ok=True)
+        if archive:
+            archive.parent.mkdir(parents=True, exist_ok=True)
+        # a package that holds the operators and imports no mmdet
         package = self.alone / 'dlu_mmdet'
         package.mkdir()
-        (package / '__init__.py').write_text('"""The operators alone."""\n')
+        (package / '__init__.py').touch()
         for name in ('ops', 'analysis', 'torch_compat.py'):
             (package / name).symlink_to(ROOT / 'dlu_mmdet' / name)
-        self.link_extension()
+        self.link_libraries()
 
-    def link_extension(self) -> None:
+    def link_libraries(self) -> None:
         """Take what is built; the names say for which torch and Python."""
         for built in (ROOT / 'dlu_mmdet').glob('_C*.so'):
             link = self.alone / 'dlu_mmdet' / built.name
             link.unlink(missing_ok=True)
             link.symlink_to(built)
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """Of every command; the package of the operators comes first."""
-        paths = [str(self.alone), os.environ.get('PYTHONPATH', '')]
-        return {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))}
-
-    def need_gpu(self) -> None:
-        if not torch.cuda.is_available():
-            raise CannotRun('torch sees no GPU')
-
-    def need_tool(self, name: str) -> str:
-        places = os.pathsep.join([os.environ.get('PATH', ''), '/usr/local/cuda/bin'])
-        found = shutil.which(name, path=places)
-        if not found:
-            raise CannotRun(f'{name} is neither in PATH nor in /usr/local/cuda/bin')
-        return found
-
     def run(
         self,
         step: Step,
-        limit: float,
-        command: list[object],
-        folder: Path | None = None,
+        command: Sequence[object],
+        ok: Sequence[int] = (0,),
+        cwd: Path | None = None,
         **environment: str,
     ) -> str:
-        """Run a command, its output into the log of the step; returns the output.
+        """Run a command within the limits of the step; returns its output.
 
-        A command that lasts longer than ``limit`` seconds, or than is left for the
-        run, is ended with all that it started.
+        Raises:
+            CalledProcessError: If its status is none of ``ok``.
+            TimeoutExpired: If it was killed, with all that it started.
         """
+        left = min(step.end, self.end) - time.monotonic()
+        if left < 1:
+            raise subprocess.TimeoutExpired(command, 0)
+        paths = filter(None, [str(self.alone), os.environ.get('PYTHONPATH')])
+        environment['PYTHONPATH'] = os.pathsep.join(paths)
+        if self.rehearses:
+            environment['CUDA_VISIBLE_DEVICES'] = ''
         log = self.out / f'{step.name}.log'
-        if log.name not in step.files:
-            step.files.append(log.name)
-        left = min(limit, self.end - time.monotonic())
-        if left < 5:
-            raise subprocess.TimeoutExpired(command, max(left, 0))
-        before = len(log.read_text()) if log.exists() else 0
         with log.open('a') as file:
-            file.write('$ ' + ' '.join(map(str, command)) + '\n')
+            file.write(f'$ {" ".join(map(str, command))}\n')
             file.flush()
+            before = file.tell()
             process = subprocess.Popen(
                 [str(part) for part in command],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                cwd=folder or self.alone,
-                env={**self.environment, **environment},
-                start_new_session=True,
+                cwd=cwd or self.alone,
+                env={**os.environ, **environment},
+                **NEW_GROUP,
             )
+            self.running.add(process)
             try:
                 status = process.wait(left)
-            except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                raise
-        output = log.read_text()[before:]
-        if status:
+            finally:
+                self.running.discard(process)
+                if process.returncode is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+        output = log.read_bytes()[before:].decode(errors='replace')
+        if status not in ok:
             raise subprocess.CalledProcessError(status, command, output)
         return output
 
-    def step(self, name: str, action: Callable[[Step], str]) -> Step:
-        """Run a step; whatever happens in it, the report is written."""
-        step = Step(name)
-        (self.out / f'{name}.log').unlink(missing_ok=True)
+    def step(self, step: Step) -> Step:
+        """Run a step and report it, whatever happens in it."""
         began = time.monotonic()
-        print(f'{name} ...', flush=True)
+        step.end = began + step.seconds * (10 if self.rehearses else 1)
+        (self.out / f'{step.name}.log').unlink(missing_ok=True)
         try:
-            step.sentence = action(step)
+            step.sentence = step.action(self, step)
         except CannotRun as reason:
             step.status, step.sentence = 'cannot run', str(reason)
-        except subprocess.TimeoutExpired as error:
-            step.status = 'cut off'
-            step.sentence = (
-                f'it took longer than it had ({error.timeout:.0f} s at most)'
-            )
+        except Failed as reason:
+            step.status, step.sentence = 'failed', str(reason)
+        except subprocess.TimeoutExpired:
+            step.status = 'out of time'
+            step.sentence = step.sentence or 'nothing came before its limit'
         except subprocess.CalledProcessError as error:
-            lines = [line for line in error.output.splitlines() if line.strip()]
             step.status = 'failed'
-            step.sentence = f'status {error.returncode}: {" ".join(lines[-1:])[:300]}'
+            step.sentence = f'status {error.returncode}: {last_line(error.output)}'
         except Exception as error:
             step.status = 'failed'
-            step.sentence = f'{type(error).__name__}: {error}'[:300]
-        step.seconds = round(time.monotonic() - began, 1)
-        self.steps.append(step)
-        self.write()
-        print(
-            f'{name}: {step.status}, {step.seconds:.0f} s. {step.sentence}', flush=True
-        )
+            step.sentence = f'{type(error).__name__}: {error}'
+        step.seconds = time.monotonic() - began
+        with self._lock:
+            self.finished.append(step)
+            with (self.out / 'report.md').open('a') as file:
+                file.write(f'{step}\n')
+            print(step.clipped(), flush=True)
+            self._pack()
         return step
 
-    def write(self) -> None:
-        """report.md and report.json, as far as the run has come."""
-        lines = [
-            f'# GPU check of {datetime.date.today()}',
-            '',
-            '| step | status | seconds | result |',
-            '|---|---|--:|---|',
-        ]
-        for step in self.steps:
-            sentence = step.sentence.replace('|', '/')
-            lines.append(
-                f'| {step.name} | {step.status} | {step.seconds:.0f} | {sentence} |'
-            )
-        for step in self.steps:
-            if step.table:
-                lines += ['', f'## {step.name}', '', step.table]
-        (self.out / 'report.md').write_text('\n'.join(lines) + '\n')
-        report = [asdict(step) for step in self.steps]
-        (self.out / 'report.json').write_text(json.dumps(report, indent=1))
+    def _pack(self) -> None:
+        if not self.archive:
+            return
+        part = self.archive.with_name(f'{self.archive.name}.part')
+        try:
+            with tarfile.open(part, 'w:gz') as tar:
+                tar.add(self.out, arcname=self.out.name)
+            part.replace(self.archive)
+        except OSError as error:  # what is printed is worth having alone
+            print(f'{self.archive}: {error}', file=sys.stderr)
 
-    def python(self, *arguments: object) -> list[object]:
-        return [sys.executable, *arguments]
+    def kill(self, *_: object) -> None:
+        """End at once, as a signal asks, with all that was started."""
+        for process in self.running.copy():
+            # it may end by itself, or the thread that started it may wait for it
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.killpg(process.pid, signal.SIGKILL)
+                os.waitpid(process.pid, 0)
+        self._pack()
+        os._exit(1)
 
-    def pytest(self, select: str, *arguments: object) -> list[object]:
-        """The operators' tests; tests/conftest.py needs mmdet, so it is left out."""
-        return self.python(
-            *('-m', 'pytest', TESTS, '--noconftest', '-c', ROOT / 'pyproject.toml'),
-            *('--rootdir', ROOT, '-p', 'no:cacheprovider', '-k', select, *arguments),
-        )
+    def need_operators(self) -> None:
+        if not self.loads:
+            raise CannotRun('the operators do not load; see the step operators')
 
 
-# ---- steps ---------------------------------------------------------------------
+def find(tool: str) -> str:
+    """Path of a program of the CUDA toolkit or of Nsight Compute."""
+    places = [os.environ.get('PATH', ''), '/usr/local/cuda/bin']
+    try:
+        places.append(str(find_toolkit()[0] / 'bin'))
+    except FileNotFoundError:
+        pass
+    places += map(str, Path('/opt/nvidia').glob('nsight-compute/*'))
+    found = shutil.which(tool, path=os.pathsep.join(places))
+    if not found:
+        raise CannotRun(f'{tool} is neither in PATH nor in the CUDA toolkit')
+    return found
 
 
-def environment(check: Check, step: Step) -> str:
+def is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def last_line(text: str) -> str:
+    """Of an output, the line that says most about a failure."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ['']
+    errors = [line for line in lines if re.search(r'\w*Error\b|==ERROR==', line)]
+    return (errors or lines)[-1][:300]
+
+
+def workload(check: Check, name: str, *arguments: str) -> list[object]:
+    """A command that runs one of WORKLOADS."""
+    return [sys.executable, FILE, '--workload', name, check.device, *arguments]
+
+
+# ---- steps -------------------------------------------------------------------------
+
+
+def facts(check: Check, step: Step) -> str:
     """What this machine is."""
-    facts = {
+    found = {
         'date': f'{datetime.datetime.now():%Y-%m-%d %H:%M}',
         'python': platform.python_version(),
         'torch': torch.__version__,
-        'CPU cores': str(os.cpu_count()),
+        'CPU cores': os.cpu_count(),
     }
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        facts['GPU'] = (
-            f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB, compute '
-            f'capability {properties.major}.{properties.minor}'
-        )
-    for name, pattern in (('nvcc', r'V[\d.]+'), ('ncu', r'Version [\d.]+')):
+    try:
+        found['CUDA toolkit'], found['libcudart'] = find_toolkit()
+    except FileNotFoundError as error:
+        found['CUDA toolkit'] = error
+    query = 'name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw'
+    for name, *options in (
+        ('nvidia-smi', f'--query-gpu={query}', '--format=csv,noheader'),
+        ('nvcc', '--version'),
+        ('ncu', '--version'),
+        ('compute-sanitizer', '--version'),
+    ):
         try:
-            text = subprocess.run(
-                [check.need_tool(name), '--version'], capture_output=True, text=True
-            ).stdout
-            facts[name] = (re.findall(pattern, text) or ['?'])[-1]
-        except CannotRun:
-            facts[name] = 'absent'
-    for name in ('mmcv', 'mmdet', 'pytest', 'hypothesis'):
-        facts[name] = 'present' if is_installed(name) else 'absent'
-    step.table = '\n'.join(f'- {name}: {value}' for name, value in facts.items())
-    (check.out / 'environment.json').write_text(json.dumps(facts, indent=1))
-    step.files.append('environment.json')
-    return facts.get('GPU', 'no GPU')
+            output = check.run(step, [find(name), *options])
+            versions = re.findall(r'[Vv]ersion \S+|V[\d.]+', output)
+            found[name] = versions[-1] if versions else output.strip()[:120]
+        except (CannotRun, subprocess.CalledProcessError):
+            found[name] = 'absent'
+    modules = ('pytest', 'xdist', 'hypothesis', 'triton', 'mmcv', 'mmdet')
+    found['modules'] = ', '.join(filter(is_installed, modules))
+    step.table = '\n'.join(f'- {name}: {value}' for name, value in found.items())
+    if check.rehearses:
+        return 'a rehearsal on the CPU'
+    properties = torch.cuda.get_device_properties(0)
+    return (
+        f'{properties.name}, {properties.total_memory / 2**30:.0f} GiB, compute '
+        f'capability {properties.major}.{properties.minor}, '
+        f'{properties.multi_processor_count} processors'
+    )
 
 
-def build(check: Check, step: Step) -> str:
-    """The extension, for this torch and this GPU."""
-    check.need_gpu()
-    check.need_tool('nvcc')
-    major, minor = torch.cuda.get_device_capability(0)
+def build(check: Check, step: Step, *options: object, arch: str = '') -> str:
+    """Compile the operators; options are those of build_ext."""
+    arch = arch or '{}.{}'.format(*torch.cuda.get_device_capability(0))
     output = check.run(
         step,
-        240,
-        check.python('setup.py', 'build_ext', '--inplace'),
-        ROOT,
+        [sys.executable, 'setup.py', 'build_ext', *options],
+        cwd=ROOT,
         FORCE_CUDA='1',
-        TORCH_CUDA_ARCH_LIST=f'{major}.{minor}',
+        TORCH_CUDA_ARCH_LIST=arch,
         MAX_JOBS=str(os.cpu_count()),
     )
-    check.link_extension()
+    check.link_libraries()
     warnings = len(re.findall(r'\bwarning\b', output))
-    return f'built for compute capability {major}.{minor}, {warnings} warnings'
+    return f'built for compute capability {arch}, {warnings} warnings'
 
 
-def need_tests() -> None:
-    for name in ('pytest', 'hypothesis'):
-        if not is_installed(name):
-            raise CannotRun(f'{name} is not installed')
-
-
-def need_operators(check: Check, step: Step, device: str) -> None:
-    """Whether the extension loads and has kernels for the device."""
-    code = f'from dlu_mmdet.ops import library; print(library.is_available({device!r}))'
-    if not check.run(step, 60, check.python('-c', code)).rstrip().endswith('True'):
-        raise CannotRun(f'the extension is not built for {device}')
-
-
-def parity(check: Check, step: Step) -> str:
-    """Forward and gradients against the reference, in every dtype and layout."""
-    need_tests()
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
-    need_operators(check, step, device)
-    select = f'{device} and not sources or wild'
-    output = check.run(step, 150, check.pytest(select, '-x', '--durations=0'))
-    found = re.findall(r'(\d+ passed.*?) in ', output)
-    return f'on {device}: {found[-1] if found else "no test ran"}'
-
-
-def benchmark(check: Check, step: Step, dtype: str, layout: str) -> str:
-    """Times of one dtype and layout, at three sizes and two batches."""
-    check.need_gpu()
-    need_operators(check, step, 'cuda')
-    name = f'{step.name}.json'
-    (check.out / name).unlink(missing_ok=True)
+def operators(check: Check, step: Step) -> str:
+    """Load what is built and compare calls; build first where it does not load."""
+    command = [sys.executable, ROOT / 'tests' / 'one_wheel.py', ROOT, check.device]
     try:
-        check.run(
-            step,
-            60,
-            check.python(
-                ROOT / 'tools' / 'benchmark.py',
-                *('--device', 'cuda', '--dtype', dtype, '--layout', layout),
-                *('--batch', 8, 1, '--rounds', check.rounds, '--no-detector'),
-                *('--out', '', '--json', check.out / name),
-            ),
-        )
+        return last_line(check.run(step, command))
+    except subprocess.CalledProcessError as error:
+        # wrong values do not keep the other steps from running
+        check.loads = not re.search('do not load|no kernel image', error.output)
+        if check.loads or check.rehearses:
+            raise
+    built = build(check, step, '--inplace')
+    check.loads = True
+    return f'{built}, since none fit. {last_line(check.run(step, command))}'
+
+
+def tests(check: Check, step: Step, file: str, select: str) -> str:
+    """Run tests of the operators; tests/conftest.py needs mmdet, so it is left out."""
+    check.need_operators()
+    command = [
+        *(sys.executable, '-m', 'pytest', ROOT / 'tests' / file, '--noconftest'),
+        *('-c', ROOT / 'pyproject.toml', '--rootdir', ROOT, '-p', 'no:cacheprovider'),
+        *('-o', 'addopts=', '-m', 'not slow', '-k', select, '-v', '-rfE', '--tb=short'),
+        *('--maxfail', 40, *(('-n', 6) if is_installed('xdist') else ())),
+    ]
+    try:
+        # 2 where 40 have failed
+        check.run(step, command, ok=(0, 1, 2), OMP_NUM_THREADS='1')
     finally:
-        text = (check.out / f'{step.name}.log').read_text()
-        step.table = '\n'.join(
-            line for line in text.splitlines() if line.startswith('|')
-        )
-        if (check.out / name).exists():
-            step.files.append(name)
-    kept = json.loads((check.out / name).read_text())
-    lacks = ''
-    if 'mmcv' not in step.table:
-        lacks = '; without mmcv, which is not installed or has no CARAFE for this'
-    return f'{kept["title"]}; copies at {kept["bandwidth"] * 1e-12:.2f} TB/s{lacks}'
+        # also of a run that was killed
+        log = check.out / f'{step.name}.log'
+        lines = log.read_text(errors='replace').splitlines()
+        ended = [line for line in lines if '%]' in line]
+        counts = {
+            word.lower(): sum(word in line for line in ended)
+            for word in ('PASSED', 'FAILED', 'ERROR', 'SKIPPED')
+        }
+        step.sentence = ', '.join(f'{n} {word}' for word, n in counts.items() if n)
+        failed = [line for line in lines if line.startswith(('FAILED ', 'ERROR '))]
+        failed = failed or [x for x in ended if 'FAILED' in x or 'ERROR' in x]
+        step.table = '\n'.join(f'- {line.split("::")[-1][:200]}' for line in failed)
+    if failed or not counts['passed']:
+        raise Failed(step.sentence or last_line('\n'.join(lines)))
+    return step.sentence
+
+
+def timings(check: Check, step: Step, dtype: str, layout: str) -> str:
+    """Times of one dtype and layout, at three sizes and two batches."""
+    check.need_operators()
+    file = check.out / f'{step.name}.json'
+    file.unlink(missing_ok=True)
+    size = ['--batch', 8, 1, '--rounds', 7]
+    if check.rehearses:
+        size = ['--batch', 2, 1, '--rounds', 1, '--sizes', '3x4', '4x5']
+    if layout == 'channels_last':  # the slow ones in one layout
+        size.append('--no-composed')
+    command = [
+        *(sys.executable, ROOT / 'tools' / 'benchmark.py', '--no-detector', *size),
+        *('--device', check.device, '--dtype', dtype, '--layout', layout),
+        *('--out', '', '--json', file),
+    ]
+    try:
+        check.run(step, command)
+    finally:
+        # also of a run that was killed
+        if file.exists():
+            kept = json.loads(file.read_text())
+            step.table = timing_table(kept['rows'])
+            step.sentence = (
+                f'ms, by replays of a CUDA graph where there is one; f+b is with the '
+                f'backward; copies at {kept["bandwidth"] * 1e-9:.0f} GB/s'
+            )
+    return step.sentence
+
+
+def timing_table(rows: Sequence[dict]) -> str:
+    """A line for each contender and direction, a column for each size."""
+    by_line: dict[str, dict[str, dict]] = {}
+    for row in sorted(
+        rows, key=lambda row: (row['direction'], row['batch'], row['size'])
+    ):
+        name = row['name'] + ' f+b' * ('backward' in row['direction'])
+        place = '{}: {} x {}'.format(row['batch'], *row['size'])
+        by_line.setdefault(name, {})[place] = row
+    places = list(dict.fromkeys(place for line in by_line.values() for place in line))
+    heads = ['batch: H x W', f'call {places[0]}', *places, 'extra memory']
+    lines = [f'| {" | ".join(heads)} |', '|---|' + '--:|' * (len(heads) - 1)]
+    for name, line in by_line.items():
+        times = {p: row['replay'] or row['milliseconds'] for p, row in line.items()}
+        called = line.get(places[0], {}).get('milliseconds', float('nan'))
+        cells = [
+            f'{called:.3g}',
+            *(f'{times[p]:.3g}' if p in times else '' for p in places),
+        ]
+        extra = f'{list(line.values())[-1]["extra"]:.0%}'
+        lines.append(f'| {name} | {" | ".join(cells)} | {extra} |')
+    return '\n'.join(lines)
+
+
+def kernel_names() -> list[str]:
+    """Of the kernels in csrc/cuda."""
+    text = ''.join(path.read_text() for path in (ROOT / 'csrc/cuda').glob('*.cu'))
+    return re.findall(r'__global__[^;{]*?\b(\w+)\(Problem\b', text)
+
+
+def short_name(kernel: str) -> str:
+    """The name and template arguments of a kernel, mangled or not.
+
+    Raises:
+        ValueError: If it is not one of this package.
+    """
+    found = re.search(rf'(?<![a-z_])({"|".join(kernel_names())})(?:<(.*?)>\()?', kernel)
+    if not found:
+        raise ValueError(f'{kernel} is no kernel of csrc/cuda')
+    arguments = re.sub(r'c10::|\(\w+\)', '', found[2] or '')
+    return f'{found[1]}<{arguments}>' if arguments else found[1]
 
 
 def counters(check: Check, step: Step, dtype: str) -> str:
-    """What ncu reads of each kernel at the size counted on paper."""
-    check.need_gpu()
-    need_operators(check, step, 'cuda')
-    ncu = check.need_tool('ncu')
-    output = check.run(
-        step,
-        90,
-        [
-            *(ncu, '--csv', '--page', 'raw', '--print-units', 'base'),
-            *('--kernel-name-base', 'mangled', '--kernel-name', 'regex:dlu_mmdet'),
-            *('--metrics', ','.join(METRICS)),
-            *check.python('-c', CALLS.format(dtype=dtype)),
-        ],
-    )
-    rows = read_counters(output)
+    """What ncu reads of each kernel; without it, times by torch's profiler."""
+    check.need_operators()
+    try:
+        if check.rehearses:
+            raise CannotRun('a CPU has no counters')
+        command = [
+            *(find('ncu'), '--csv', '--page', 'raw', '--print-units', 'base'),
+            *('--clock-control', 'none', '--profile-from-start', 'off'),
+            *('--metrics', ','.join(metric for metric, *_ in METRICS)),
+            *workload(check, 'counted', dtype),
+        ]
+        output = check.run(step, command)
+        rows, reason = read_counters(output), last_line(output)
+    except CannotRun as error:
+        rows, reason = [], str(error)
+    except subprocess.CalledProcessError as error:
+        rows, reason = [], last_line(error.output)
+    source = 'counters by ncu'
     if not rows:
-        reason = re.findall(r'==ERROR== (.*)', output)
-        raise CannotRun(f'ncu read nothing: {reason[-1] if reason else "no kernel"}')
+        output = check.run(step, workload(check, 'profiled', dtype))
+        rows = [json.loads(x) for x in output.splitlines() if x.startswith('{')]
+        source = f"times by torch's profiler; ncu: {reason}"
     (check.out / f'{step.name}.json').write_text(json.dumps(rows, indent=1))
-    step.files.append(f'{step.name}.json')
     step.table = counter_table(rows)
-    return f'{len(rows)} kernels, N 8, C 256, 100 x 168, K 5, s 2, {dtype}'
+    if not rows:
+        raise Failed(f'no kernel was seen; {source}')
+    return f'{source}; {"tiny" if check.rehearses else COUNTED}, {dtype}'
 
 
 def read_counters(output: str) -> list[dict]:
@@ -411,123 +502,236 @@ def read_counters(output: str) -> list[dict]:
     lines = [line for line in output.splitlines() if line.startswith('"')]
     rows = []
     for line in csv.DictReader(io.StringIO('\n'.join(lines))):
-        values = {}
-        for metric, name in METRICS.items():
+        row = {}
+        for metric, *_ in METRICS:
             try:
-                values[name] = float(line[metric].replace(',', ''))
+                row[metric] = float(line[metric].replace(',', ''))
             except (KeyError, ValueError):  # the row of units, or not on this GPU
                 continue
-        if values:
-            rows.append({'kernel': line.get('Kernel Name', '?'), **values})
+        if row:
+            rows.append(dict(kernel=line['Kernel Name'], **row))
     return rows
 
 
-def counter_table(rows: list[dict]) -> str:
-    """Markdown; times in ms (ncu gives ns), instructions per 100 multiply-adds."""
-    multiply_adds = 8 * 256 * 100 * 168 * 4 * 25 / 32
-    lines = [
-        '| kernel | ms | DRAM GB/s | of DRAM peak | issue slots | instructions per '
-        '100 FMA | shared passes per FMA | bank conflicts | occupancy |',
-        '|---|--:|--:|--:|--:|--:|--:|--:|--:|',
-    ]
+def counter_table(rows: Sequence[dict]) -> str:
+    """Markdown, a line for each kernel and a column for each metric that was read."""
+    read = [metric for metric in METRICS if any(metric[0] in row for row in rows)]
+    heads = ['kernel', *(head for _, head, *_ in read)]
+    lines = [f'| {" | ".join(heads)} |', '|---|' + '--:|' * len(read)]
     for row in rows:
-        get = row.get
-        nanoseconds = get('time', float('nan'))
-        found = re.search(r'\d+([a-z_]*_kernel\w*?)(?:I|E)', get('kernel'))
-        name = found[1] if found else get('kernel')
-        nan = float('nan')
-        lines.append(
-            f'| {name} | {nanoseconds * 1e-6:.3f} | '
-            f'{get("DRAM bytes", nan) / nanoseconds:.0f} | '
-            f'{get("of DRAM peak", nan):.0f} % | {get("issue slots", nan):.0f} % | '
-            f'{100 * get("warp instructions", nan) / multiply_adds:.0f} | '
-            f'{get("shared passes", nan) / multiply_adds:.2f} | '
-            f'{get("bank conflicts", nan):.0f} | {get("occupancy", nan):.0f} % |'
-        )
+        try:
+            name = short_name(row['kernel'])
+        except ValueError:
+            name = row['kernel'][:60]  # such as torch's, of zeros
+        cells = [
+            f'{row[metric] * scale:{form}}' if metric in row else ''
+            for metric, _, form, scale in read
+        ]
+        lines.append(f'| {name} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
 def sanitizer(check: Check, step: Step, tool: str) -> str:
-    """memcheck or racecheck over small cases of every operator."""
-    check.need_gpu()
-    need_operators(check, step, 'cuda')
-    program = check.need_tool('compute-sanitizer')
+    """memcheck or racecheck over small calls of every operator."""
+    check.need_operators()
+    command = workload(check, 'small')
+    if not check.rehearses:
+        command = [
+            *(find('compute-sanitizer'), '--tool', tool, '--error-exitcode', 99),
+            *('--report-api-errors', 'no', '--print-limit', 20),
+            *('--kernel-name', 'kns=dlu_mmdet', *command),
+        ]
     # torch's allocator keeps what is freed, and hands out more than was asked for
-    output = check.run(
-        step,
-        60,
-        [
-            *(program, '--tool', tool, '--error-exitcode', 99),
-            *('--kernel-name', 'kns=dlu_mmdet'),
-            *check.python('-c', SMALL),
-        ],
-        PYTORCH_NO_CUDA_MEMORY_CACHING='1',
-    )
-    found = re.findall(r'(?:ERROR|RACECHECK) SUMMARY: .*', output)
+    output = check.run(step, command, ok=(0, 99), PYTORCH_NO_CUDA_MEMORY_CACHING='1')
+    said = re.findall(r'\w+ SUMMARY: .*', output)
     calls = re.findall(r'\d+ calls, forward and backward', output)
-    if not found or not calls:
-        raise CannotRun('nothing was checked; its log says why')
-    return f'{found[-1]}; {calls[-1]}'
+    if not calls:
+        raise Failed(f'the calls did not end: {last_line(output)}')
+    if not check.rehearses and not any('SUMMARY: 0 ' in line for line in said):
+        lines = [line for line in output.splitlines() if line.startswith('=====')]
+        step.table = '\n'.join(lines)
+        raise Failed('; '.join(said + calls))
+    return '; '.join(said + calls)
 
 
-def counts(check: Check, step: Step) -> str:
-    """What is counted of the compiled kernels, to stand beside what was measured."""
-    check.need_tool('nvcc')
-    check.need_tool('cuobjdump')
-    name = f'{step.name}.json'
-    output = check.run(
-        step,
-        150,
-        check.python(
-            ROOT / 'tools' / 'cuda_counts.py',
-            *('--blocks', 4, '--cache', check.alone / 'counts'),
-            *('--json', check.out / name),
-        ),
+def rebuild(check: Check, step: Step) -> str:
+    """Whether the sources build here, apart from what the other steps use."""
+    if check.rehearses:
+        raise CannotRun('left out of a rehearsal; --build-only builds')
+    folder = check.alone / 'build'
+    return build(check, step, '--build-lib', folder, '--build-temp', folder / 'temp')
+
+
+def plan(device: str) -> list[Step]:
+    """The steps, the most valuable first: the last get what time is left."""
+    select = 'cuda' if device == 'cuda' else ''
+    parity = f'{device} and not sources or wild'
+    time_ = [
+        partial(timings, dtype=dtype, layout=layout)
+        for layout in ('nchw', 'channels_last')
+        for dtype in ('float32', 'bfloat16')
+    ]
+    count = [partial(counters, dtype=dtype) for dtype in ('float32', 'bfloat16')]
+    rows = [
+        ('facts', facts, 20, 800),
+        ('operators', operators, 240, 400),
+        ('parity', partial(tests, file='test_ops_fused.py', select=parity), 75, 1300),
+        ('use', partial(tests, file='test_ops_in_use.py', select=select), 75, 1300),
+        ('timings-float32-nchw', time_[0], 40, 1900),
+        ('timings-bfloat16-nchw', time_[1], 40, 1900),
+        ('timings-float32-channels_last', time_[2], 40, 1000),
+        ('timings-bfloat16-channels_last', time_[3], 40, 1000),
+        ('counters-float32', count[0], 45, 700),
+        ('counters-bfloat16', count[1], 45, 700),
+        # nothing is timed any more: the compiler may have the CPU
+        ('rebuild', rebuild, 240, 200),
+        ('memcheck', partial(sanitizer, tool='memcheck'), 120, 300),
+        ('racecheck', partial(sanitizer, tool='racecheck'), 120, 300),
+    ]
+    return [Step(*row) for row in rows]
+
+
+def run_all(check: Check, steps: Sequence[Step]) -> int:
+    """Run the steps; returns the exit status."""
+    with ThreadPoolExecutor() as beside:
+        for step in steps:
+            if step.name == 'rebuild':
+                beside.submit(check.step, step)
+            else:
+                check.step(step)
+    return int(any(s.status in ('failed', 'out of time') for s in check.finished))
+
+
+# ---- what the steps start ----------------------------------------------------------
+
+
+def counted_calls(device: str, dtype: str) -> None:
+    """DLU forward and backward in each layout, after a call that loads the code."""
+    from dlu_mmdet.analysis.op_benchmark import backends, contenders
+
+    batch, size = (8, (100, 168)) if device == 'cuda' else (1, (3, 4))
+    names = [f'dlu, {name}' for name in backends(device)]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        listed = contenders(batch, size, device, getattr(torch, dtype), layout)
+        for dlu in (c for c in listed if c.name in names):
+            inputs = [tensor.detach().requires_grad_() for tensor in dlu.inputs]
+            grad = torch.ones_like(dlu.run(*inputs))
+            torch.autograd.grad(dlu.run(*inputs), inputs, grad)
+            if device == 'cuda':
+                torch.cuda.synchronize()
+                torch.cuda.profiler.start()
+            torch.autograd.grad(dlu.run(*inputs), inputs, grad)
+            if device == 'cuda':
+                torch.cuda.synchronize()
+                torch.cuda.profiler.stop()
+
+
+def profiled_calls(device: str, dtype: str) -> None:
+    """The same under torch's profiler; prints the time of each kernel."""
+    with torch.profiler.profile() as profile:
+        counted_calls(device, dtype)
+    times: dict[str, list[float]] = {}
+    for event in profile.events():
+        ours = event.name.startswith('dlu_mmdet::')
+        if device == 'cuda':
+            on_gpu = event.device_type == torch.autograd.DeviceType.CUDA
+            ours = on_gpu and any(name in event.name for name in kernel_names())
+        if ours:
+            times.setdefault(event.name, []).append(event.time_range.elapsed_us())
+    for name, taken in times.items():
+        print(json.dumps({'kernel': name, METRICS[0][0]: 1e3 * min(taken)}))
+
+
+def small_calls(device: str) -> None:
+    """Every operator at the sizes of the tests, for the checkers."""
+    sys.path.append(str(ROOT / 'tests'))
+    from test_ops_fused import CASES, LAYOUTS, make
+
+    from dlu_mmdet.ops import library
+
+    calls = 0
+    for case, layout in itertools.product(CASES, LAYOUTS):
+        for dtype, op in itertools.product(('float32', 'bfloat16'), ('dlu', 'carafe')):
+            made = make(*case, getattr(torch, dtype), device, layout, op)
+            inputs, grad, sizes = made
+            out = getattr(library, op)(*inputs, *sizes)
+            torch.autograd.grad(out, inputs, grad)
+            calls += 1
+    if device == 'cuda':
+        torch.cuda.synchronize()
+    print(calls, 'calls, forward and backward')
+
+
+WORKLOADS = dict(counted=counted_calls, profiled=profiled_calls, small=small_calls)
+
+
+# ---- command line ------------------------------------------------------------------
+
+
+def build_only(check: Check, step: Step, arch: str) -> str:
+    """Build in place for a GPU that may be elsewhere, load, list the files to carry."""
+    began = time.time()
+    built = build(check, step, '--inplace', '--force', arch=arch)
+    loaded = operators(check, step)
+    if 'cuda' not in loaded:
+        raise Failed(f'{built}, but the library does not load: {loaded}')
+    step.table = '\n'.join(
+        f'{path.relative_to(ROOT)}  {path.stat().st_size / 2**20:.1f} MiB'
+        for path in sorted(ROOT.glob('dlu_mmdet/_C*.so'))
+        if path.stat().st_mtime >= began
     )
-    step.files.append(name)
-    lines = output.splitlines()
-    step.table = '\n'.join(line for line in lines if line.startswith('|'))
-    return next(line for line in lines if line.startswith('N '))
+    return f'{built}. {loaded}'
+
+
+def read_arch(text: str) -> str:
+    """9.0 for sm_90, 90 or 9.0."""
+    found = re.fullmatch(r'(?:sm_)?(\d+)\.?(\d)([af]?)', text)
+    if not found:
+        raise argparse.ArgumentTypeError(f'a GPU is 9.0 or sm_90, got {text!r}')
+    return '{}.{}{}'.format(*found.groups())
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, default=Path('work_dirs/gpu_check'))
+    parser.add_argument('--archive', type=Path, help='file for a .tar.gz of --out')
     parser.add_argument(
-        '--seconds', type=float, default=570, help='for all steps together'
+        '--seconds', type=float, default=540, help='limit of all steps together'
     )
-    parser.add_argument('--rounds', type=int, default=10, help='of the timings')
+    names = [step.name for step in plan('cuda')]
+    parser.add_argument(
+        '--only', nargs='+', choices=names, default=names, help='the steps to run'
+    )
+    parser.add_argument(
+        '--rehearse', action='store_true', help='run the steps on the CPU, tiny'
+    )
+    parser.add_argument(
+        '--build-only', action='store_true', help='build for --arch; needs no GPU'
+    )
+    parser.add_argument('--arch', type=read_arch, default='9.0', help='such as sm_90')
+    parser.add_argument('--workload', nargs='+', help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> int:
     args = parse_args()
-    check = Check(args.out.resolve(), args.seconds, args.rounds)
-    for name, action in (
-        ('environment', environment),
-        ('build', build),
-        ('parity', parity),
-    ):
-        check.step(name, lambda step, action=action: action(check, step))
-    for dtype, layout in (
-        ('float32', 'nchw'),
-        ('bfloat16', 'nchw'),
-        ('float32', 'channels_last'),
-        ('bfloat16', 'channels_last'),
-    ):
-        check.step(
-            f'benchmark-{dtype}-{layout}',
-            lambda step, d=dtype, m=layout: benchmark(check, step, d, m),
-        )
-        if layout == 'nchw':
-            check.step(
-                f'counters-{dtype}', lambda step, d=dtype: counters(check, step, d)
-            )
-    for tool in ('memcheck', 'racecheck'):
-        check.step(tool, lambda step, tool=tool: sanitizer(check, step, tool))
-    check.step('counts', lambda step: counts(check, step))
-    print(f'report: {check.out / "report.md"}')
-    return int(any(step.status in ('failed', 'cut off') for step in check.steps))
+    if args.workload:
+        name, *arguments = args.workload
+        WORKLOADS[name](*arguments)
+        return 0
+    on_cpu = args.rehearse or args.build_only
+    if not on_cpu and not torch.cuda.is_available():
+        sys.exit('torch sees no GPU here; --rehearse runs the same steps on the CPU')
+    device = 'cpu' if on_cpu else 'cuda'
+    steps = [step for step in plan(device) if step.name in args.only]
+    if args.build_only:
+        steps = [Step('build', partial(build_only, arch=args.arch), 3600, 2000)]
+    archive = args.archive and args.archive.resolve()
+    seconds = args.seconds * (10 if on_cpu else 1)
+    check = Check(args.out.resolve(), seconds, device, archive)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, check.kill)
+    return run_all(check, steps)
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +93,8 @@ class Row:
         bandwidth (float): Bytes read and written once, by the forward and once more
             by the backward, per second at the least time, as a fraction of the
             bandwidth of a copy.
+        replay (float, optional): Median of replays as a CUDA graph, in milliseconds:
+            without the time to dispatch. None without a GPU, or if capture failed.
     """
 
     batch: int
@@ -105,6 +108,7 @@ class Row:
     extra: float
     gflops: float
     bandwidth: float
+    replay: float | None
 
 
 def sample_kernels(kernels: Tensor, offsets: Tensor, scale_factor: int) -> Tensor:
@@ -159,6 +163,11 @@ def unfold_dlu(
     return out.reshape(n, c, h * s, w * s)
 
 
+def backends(device_type: str) -> dict[str, ModuleType]:
+    """The compiled operators of a device by name; add another backend here."""
+    return {'fused': library} if library.is_available(device_type) else {}
+
+
 def mmcv_carafe() -> Callable[..., Tensor] | None:
     """mmcv's CARAFE, which has no CPU version; None where mmcv is missing."""
     try:
@@ -198,6 +207,9 @@ def contenders(
     kernels = make(batch, k * k, h, w).softmax(1)
     masks = make(batch, k * k, s * h, s * w).softmax(1)
     offsets = make(batch, 2 * s * s, h, w)
+    grid = F.affine_grid(
+        torch.eye(2, 3).expand(batch, 2, 3), [batch, c, s * h, s * w], False
+    ).to(device, dtype)
     flops = 2 * s * s * k * k * c * h * w * batch
     sampling = 8 * s * s * k * k * h * w * batch
     sizes = (k, 1, s)
@@ -212,15 +224,24 @@ def contenders(
             0,
         ),
         Contender('nearest', lambda x: F.interpolate(x, scale_factor=s), (x,), 0),
+        Contender(
+            'grid_sample',
+            lambda x, grid: F.grid_sample(x, grid, align_corners=False),
+            (x, grid),
+            0,
+        ),
     ]
-    if library.is_available(x.device.type):
+    for name, ops in backends(x.device.type).items():
         listed += [
             Contender(
-                'dlu, fused', lambda *t: library.dlu(*t, *sizes), dlu_inputs, dlu_flops
+                f'dlu, {name}',
+                lambda *t, ops=ops: ops.dlu(*t, *sizes),
+                dlu_inputs,
+                dlu_flops,
             ),
             Contender(
-                'carafe, fused',
-                lambda *t: library.carafe(*t, *sizes),
+                f'carafe, {name}',
+                lambda *t, ops=ops: ops.carafe(*t, *sizes),
                 (x, masks),
                 flops,
             ),
@@ -297,6 +318,48 @@ def interleaved(
             taken.append(_seconds(action, calls, device))
     kept = [taken[1:] or taken for taken in times]
     return [(statistics.median(taken), min(taken)) for taken in kept]
+
+
+def capture(action: Callable[[], object]) -> tuple[torch.cuda.CUDAGraph, object]:
+    """Record the launches of an action as a CUDA graph.
+
+    Args:
+        action (Callable): Run three times to warm up, and once to record.
+
+    Returns:
+        tuple[CUDAGraph, object]: The graph, and the result that a replay fills.
+
+    Raises:
+        RuntimeError: If the action does what a graph cannot hold.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            action()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = action()
+    return graph, result
+
+
+def _replays(
+    actions: Sequence[Callable[[], object]], rounds: int, device: torch.device
+) -> list[float | None]:
+    """Milliseconds of each action as a graph, None where there is none."""
+    if device.type != 'cuda':
+        return [None] * len(actions)
+    times: list[float | None] = []
+    for action in actions:
+        try:
+            # one at a time: a graph keeps its memory
+            graph, _ = capture(action)
+            ((median, _),) = interleaved([graph.replay], rounds, device)
+            times.append(median * 1e3)
+        except RuntimeError:
+            times.append(None)
+    return times
 
 
 def copy_bandwidth(device: torch.device, rounds: int) -> float:
@@ -383,44 +446,38 @@ def measure(
     if not composed:
         listed = [c for c in listed if c.name not in COMPOSED]
     rows = []
+
+    def add(direction, actions, peaks, returned, moved, times):
+        """A row a contender; ``returned`` and ``moved`` are bytes."""
+        replays = _replays(actions, rounds, where)
+        seconds = interleaved(actions, rounds, where)
+        for index, (contender, taken) in enumerate(zip(listed, seconds)):
+            rows.append(
+                Row(
+                    batch,
+                    size,
+                    direction,
+                    contender.name,
+                    *_times(taken, seconds[0]),
+                    peaks[index] / returned[index] - 1,
+                    times * contender.flops / taken[1] * 1e-9,
+                    moved[index] / taken[1] / bandwidth,
+                    replays[index],
+                )
+            )
+
+    read = [sum(t.nbytes for t in c.inputs) for c in listed]
+    outputs = [c.inputs[0].nbytes * SCALE**2 for c in listed]
     with torch.no_grad():
         actions = [lambda c=c: c.run(*c.inputs) for c in listed]
         peaks = [peak_memory(action, where) for action in actions]
-        seconds = interleaved(actions, rounds, where)
-    for contender, peak, taken in zip(listed, peaks, seconds):
-        out_bytes = contender.inputs[0].nbytes * SCALE**2
-        moved = out_bytes + sum(t.nbytes for t in contender.inputs)
-        rows.append(
-            Row(
-                batch,
-                size,
-                'forward',
-                contender.name,
-                *_times(taken, seconds[0]),
-                peak / out_bytes - 1,
-                contender.flops / taken[1] * 1e-9,
-                moved / taken[1] / bandwidth,
-            )
-        )
+        moved = [a + b for a, b in zip(read, outputs)]
+        add('forward', actions, peaks, outputs, moved, 1)
     pairs = [_differentiate(contender) for contender in listed]
     peaks = [peak_memory(backward, where) for _, backward in pairs]
-    seconds = interleaved([both for both, _ in pairs], rounds, where)
-    for contender, peak, taken in zip(listed, peaks, seconds):
-        grad_bytes = sum(t.nbytes for t in contender.inputs)
-        out_bytes = contender.inputs[0].nbytes * SCALE**2
-        moved = 2 * out_bytes + 3 * grad_bytes  # inputs are read twice
-        rows.append(
-            Row(
-                batch,
-                size,
-                'forward + backward',
-                contender.name,
-                *_times(taken, seconds[0]),
-                peak / grad_bytes - 1,
-                3 * contender.flops / taken[1] * 1e-9,
-                moved / taken[1] / bandwidth,
-            )
-        )
+    # inputs are read twice
+    moved = [3 * a + 2 * b for a, b in zip(read, outputs)]
+    add('forward + backward', [both for both, _ in pairs], peaks, read, moved, 3)
     return rows
 
 
@@ -600,9 +657,14 @@ def _named_table(
 
 HEADER = (
     '| batch | source map | direction | upsampler | median ms | to bilinear | '
-    'least ms | to bilinear | extra memory | GFLOP/s | of copy bandwidth |\n'
-    '|--:|---|---|---|--:|--:|--:|--:|--:|--:|--:|'
+    'least ms | to bilinear | extra memory | GFLOP/s | of copy bandwidth | graph ms |\n'
+    '|--:|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|'
 )
+
+
+def to_milliseconds(value: float) -> str:
+    """A time for a table; a kernel takes a few microseconds."""
+    return f'{value:.3f}' if value < 1 else f'{value:.2f}'
 
 
 def to_markdown(rows: Sequence[Row]) -> str:
@@ -610,11 +672,12 @@ def to_markdown(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         gflops = f'{row.gflops:.1f}' if row.gflops else ''
+        replay = '' if row.replay is None else to_milliseconds(row.replay)
         lines.append(
             f'| {row.batch} | {row.size[0]} x {row.size[1]} | {row.direction} | '
-            f'{row.name} | {row.milliseconds:.2f} | {row.ratio:.2f} | '
-            f'{row.least:.2f} | {row.least_ratio:.2f} | {row.extra:.1%} | '
-            f'{gflops} | {row.bandwidth:.0%} |'
+            f'{row.name} | {to_milliseconds(row.milliseconds)} | {row.ratio:.2f} | '
+            f'{to_milliseconds(row.least)} | {row.least_ratio:.2f} | {row.extra:.1%} | '
+            f'{gflops} | {row.bandwidth:.0%} | {replay} |'
         )
     return '\n'.join(lines)
 

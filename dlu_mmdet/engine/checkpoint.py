@@ -32,6 +32,7 @@ import torch
 import yaml
 from mmdet.datasets import OpenImagesChallengeDataset
 from mmdet.registry import DATASETS, MODELS
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.dist import barrier
 from mmengine.fileio import (
@@ -47,6 +48,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import HOOKS, init_default_scope
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
+from mmengine.structures import InstanceData
 from torch import nn
 
 from ..datasets.checks import misplaced, sources
@@ -56,9 +58,9 @@ from .configs import config_stem, read_config, set_upsampler
 from .options import merge_options
 
 try:
-    from numpy._core import multiarray
+    from numpy._core import multiarray, numeric
 except ImportError:  # numpy 1
-    from numpy.core import multiarray
+    from numpy.core import multiarray, numeric
 
 
 def _history_buffer_attribute(owner: object, name: str) -> object:
@@ -73,19 +75,22 @@ _history_buffer_attribute.__module__ = builtins.__name__
 _history_buffer_attribute.__name__ = getattr.__name__
 _history_buffer_attribute.__qualname__ = getattr.__qualname__
 
-#: What mmengine's message hub stores besides tensors and plain containers.
+#: What mmengine's message hub, and files of proposals, store besides tensors and plain
+#: containers.
 SAFE_TYPES = [
     HistoryBuffer,
     _history_buffer_attribute,
+    InstanceData,
+    DetDataSample,
     np.ndarray,
     np.dtype,
     multiarray._reconstruct,
     multiarray.scalar,
     *(type(np.dtype(t)) for t in '?bBhHiIlLqQefdUS'),
-    # checkpoints written under the other major version of numpy
+    # files written under the other major version of numpy
     *(
-        (f, f'numpy.{core}.multiarray.{f.__name__}')
-        for f in (multiarray._reconstruct, multiarray.scalar)
+        (f, f'numpy.{core}.{f.__module__.rpartition(".")[2]}.{f.__name__}')
+        for f in (multiarray._reconstruct, multiarray.scalar, numeric._frombuffer)
         for core in ('core', '_core')
     ),
 ]
@@ -126,18 +131,21 @@ def _load(
         loaded = load_weights(file, map_location)
     # whatever a file that is not as torch writes it leads its readers to
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        refused = [line.strip() for line in reason if 'GLOBAL' in line]
-        if isinstance(error, pickle.UnpicklingError) and refused:
+        found = re.search(r'WeightsUnpickler error:\s+(.+)', str(error))
+        reason = (found.group(1) if found else str(error)).strip().partition('\n')[0]
+        asked = re.search(r'GLOBAL ([\w.]+)', str(error))
+        if isinstance(error, pickle.UnpicklingError) and (
+            asked or re.search('not allowed|unrecognized|[Cc]an only', reason)
+        ):
             raise ValueError(
-                f'checkpoint {name} is refused, since loading it could run code: '
-                f'{refused[0]} If its source is trusted, keep only the '
-                f'weights and what they were trained on: '
+                f'checkpoint {name} is refused, since loading it could run code: it '
+                f'holds {asked.group(1) if asked else reason}. If its source is '
+                f'trusted, keep only the weights and what they were trained on: '
                 f'torch.save(dict(state_dict=..., meta=...), file).'
             ) from error
         raise ValueError(
             f'checkpoint {name} cannot be read: it is truncated or no '
-            f'checkpoint ({reason[0]}). Use an earlier one or copy it again.'
+            f'checkpoint ({reason}). Use an earlier one or copy it again.'
         ) from error
     if isinstance(loaded, dict) and isinstance(loaded.get('meta'), dict):
         # mmengine, which does not write it, would run this text when it resumes
@@ -761,6 +769,9 @@ def load_detector(
 ) -> nn.Module:
     """Load a trained detector for inference.
 
+    From here on this process loads checkpoints without running code, see
+    :func:`use_safe_loaders`.
+
     Args:
         config (str | PathLike | Config): The config it was trained with, as
             :func:`~dlu_mmdet.engine.configs.read_config` takes it.
@@ -783,6 +794,8 @@ def load_detector(
             config names the classes.
     """
     check_device(device)
+    # the config of a distilled detector names its teacher's checkpoint
+    use_safe_loaders()
     if not isinstance(config, Config):
         config = read_config(config)
     config = Config(config.to_dict()) if upsampler else config.copy()

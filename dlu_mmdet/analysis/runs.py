@@ -767,13 +767,17 @@ def _read_predictions(path: Path, num_classes: int) -> list[dict]:
     try:
         with path.open('rb') as file:
             samples = load_pickle(file)
+        if not isinstance(samples, list):
+            raise ValueError(f'it holds a {type(samples).__name__}')
         for sample in samples:
             found = sample['pred_instances']
-            boxes, labels = found['bboxes'], found['labels']
-            if boxes.shape != (len(labels), 4) or len(found['scores']) != len(labels):
-                raise ValueError(
-                    f'image {sample["img_id"]} has other scores than boxes'
-                )
+            boxes, scores, labels = (
+                found[key].numpy() for key in ('bboxes', 'scores', 'labels')
+            )
+            if boxes.shape != (len(labels), 4) or scores.shape != labels.shape:
+                raise ValueError(f'image {sample["img_id"]} lacks boxes or scores')
+            if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+                raise ValueError(f'image {sample["img_id"]} has other classes')
     # whatever a file that mmdet does not write leads its readers to
     except Exception as error:
         raise RuntimeError(

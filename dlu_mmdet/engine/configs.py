@@ -89,6 +89,8 @@ def read_dumped_config(path: str | os.PathLike) -> Config:
                 raise ValueError(f'line {statement.lineno} is no setting')
             (name,) = statement.targets
             settings[name.id] = ast.literal_eval(_DictCalls().visit(statement.value))
+        if not settings:
+            raise ValueError('it has no settings')
         return Config(settings, filename=str(path))
     # whatever a text that mmengine does not write leads its readers to
     except Exception as error:

@@ -356,23 +356,21 @@ def _read_finished(folder: Path, plan: Mapping, trust: bool) -> Iterator[Run]:
             work_dir = folder / stem / f'seed{seed}'
             written = work_dir.with_suffix('.py')
             if (work_dir / 'result.json').exists():
-                cfg = (read_config if trust else read_dumped_config)(written)
-                if not trust:
-                    _check_unrun(cfg, written)
+                cfg = read_config(written) if trust else _read_unrun(written)
                 run = Run(stem, str(written), stem, cfg, seed, work_dir)
                 yield replace(run, name=_read_result(run)['upsampler'])
 
 
-def _check_unrun(cfg: Config, written: Path) -> None:
-    """Refuse a config of which a report would build what could run code."""
+def _read_unrun(written: Path) -> Config:
+    """Read a config without running it, of which a report can build the model."""
     try:
+        cfg = read_dumped_config(written)
         dataset = cfg.test_dataloader.dataset
         check_foreign(cfg.model, 'model', written)
         check_foreign(dataset, 'test_dataloader.dataset', written, built=False)
     except (AttributeError, ValueError) as error:
-        raise ValueError(
-            f'{error}; if {written} is your own, --trust runs it as a config'
-        ) from error
+        raise ValueError(f'{error}; where it is your own, --trust runs it') from error
+    return cfg
 
 
 def _read_result(run: Run) -> dict:

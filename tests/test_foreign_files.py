@@ -1,5 +1,6 @@
 """Files of others: checkpoints, pickles and configs run no code of theirs."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -12,13 +13,15 @@ import mmengine
 import numpy as np
 import pytest
 import torch
-from conftest import SHAPES_DLU
+from conftest import SHAPES_DLU, load_tool
 from mmdet.datasets import OpenImagesChallengeDataset
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.fileio import BaseStorageBackend, backends
 from mmengine.fileio.handlers import file_handlers
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.structures import InstanceData
@@ -86,7 +89,7 @@ def test_checkpoint_that_runs_code(tmp_path, monkeypatch, code, zipped):
     else:
         with open('evil.pth', 'wb') as file:
             pickle.dump(state, file, protocol=2)
-    with pytest.raises(ValueError, match=r'evil\.pth .* is refused.*could run code'):
+    with pytest.raises(ValueError, match=r'evil\.pth is refused.*could run code'):
         load_checkpoint('evil.pth', 'cpu')
     assert not (tmp_path / 'ran').exists()
 
@@ -159,6 +162,30 @@ def test_no_kind_of_address_runs_code(evil, monkeypatch, request, tool):
         load('open-mmlab://evli', 'cpu')
 
 
+@pytest.mark.parametrize(
+    'name', ['train', 'test', 'visualize', 'explain', 'export', 'compare', 'summarize']
+)
+def test_every_tool_that_reads_configs_is_safe(monkeypatch, name, loaders):
+    """Else it runs what a pre-trained backbone or a teacher's checkpoint holds."""
+    own = CheckpointLoader.__dict__['_get_checkpoint_loader']
+    monkeypatch.setattr(CheckpointLoader, '_get_checkpoint_loader', None)
+    monkeypatch.setattr(sys, 'argv', [name, '--help'])
+    with contextlib.suppress(SystemExit):
+        load_tool(name).main()
+    assert CheckpointLoader.__dict__['_get_checkpoint_loader'].__func__ is own.__func__
+
+
+def test_pretrained_weights_run_no_code(evil, config, monkeypatch, loaders):
+    """As a config names them, which the model loads itself."""
+    address = addresses(evil, monkeypatch)['open-mmlab://']
+    config.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=address)
+    init_default_scope('mmdet')
+    model = MODELS.build(config.model)
+    with pytest.raises(ValueError, match='refused'):
+        model.init_weights()
+    assert not os.path.exists('ran')
+
+
 def test_every_kind_of_address_loads(tmp_path, monkeypatch, loaders):
     """Else what is safe is of no use."""
     monkeypatch.chdir(tmp_path)
@@ -203,7 +230,7 @@ def test_damaged_pickles_get_a_sentence(tmp_path, size):
         for content in (whole[:size], whole[:size] + bytes(100), bytes(size)):
             path.write_bytes(content)
             with pytest.raises(
-                ValueError, match=f'{name}.pth .* (cannot be read|is refused)'
+                ValueError, match=f'{name}.pth .*(cannot be read|is refused)'
             ):
                 load_checkpoint(path)
 

@@ -120,11 +120,13 @@ def load_from_local(
             f'checkpoint {filename} does not exist; check the '
             f'path, or train one with tools/train.py'
         )
-    return _load(path, f'{path} ({path.stat().st_size} bytes)', map_location)
+    return _load(path, path, map_location)
 
 
 def _load(
-    file: Path | BinaryIO, name: str, map_location: str | torch.device | None
+    file: Path | io.BytesIO,
+    name: str | os.PathLike,
+    map_location: str | torch.device | None,
 ) -> dict:
     """Load a checkpoint that an error calls by ``name``."""
     try:
@@ -132,7 +134,9 @@ def _load(
     # whatever a file that is not as torch writes it leads its readers to
     except Exception as error:
         found = re.search(r'WeightsUnpickler error:\s+(.+)', str(error))
-        reason = (found.group(1) if found else str(error)).strip().partition('\n')[0]
+        reason = (found.group(1) if found else str(error)).strip()
+        # what follows is advice to load it all the same
+        reason = re.split(r'\n|\. ', reason)[0]
         asked = re.search(r'GLOBAL ([\w.]+)', str(error))
         if isinstance(error, pickle.UnpicklingError) and (
             asked or re.search('not allowed|unrecognized|[Cc]an only', reason)
@@ -143,8 +147,9 @@ def _load(
                 f'trusted, keep only the weights and what they were trained on: '
                 f'torch.save(dict(state_dict=..., meta=...), file).'
             ) from error
+        size = file.stat().st_size if isinstance(file, Path) else len(file.getvalue())
         raise ValueError(
-            f'checkpoint {name} cannot be read: it is truncated or no '
+            f'checkpoint {name} ({size} bytes) cannot be read: it is truncated or no '
             f'checkpoint ({reason}). Use an earlier one or copy it again.'
         ) from error
     if isinstance(loaded, dict) and isinstance(loaded.get('meta'), dict):

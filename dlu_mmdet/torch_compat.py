@@ -7,11 +7,13 @@ here does the work with what torch 2.1 has.
 from __future__ import annotations
 
 import codecs
+import io
 import os
 import pickle
+import tarfile
 import types
-import zipfile
 from collections.abc import Callable, Sequence
+from typing import BinaryIO
 
 import torch
 from torch import nn
@@ -19,6 +21,7 @@ from torch.torch_version import TorchVersion
 from torch.utils import flop_counter
 
 AT_LEAST_24 = torch.__version__ >= TorchVersion('2.4')
+AT_LEAST_26 = torch.__version__ >= TorchVersion('2.6')
 # torch.export says that it is at work since torch 2.7
 EXPORTS = hasattr(torch.compiler, 'is_exporting')
 is_exporting = torch.compiler.is_exporting if EXPORTS else lambda: False
@@ -124,9 +127,11 @@ def allow_types(types_: Sequence[object]) -> None:
 def _tell_torch() -> None:
     """Hand the types to torch, where it has a place for them."""
     if AT_LEAST_24:
-        pairs = torch.__version__ >= TorchVersion('2.6')
         torch.serialization.add_safe_globals(
-            [(entry, name) if pairs else entry for name, entry in _ALLOWED.items()]
+            [
+                (entry, name) if AT_LEAST_26 else entry
+                for name, entry in _ALLOWED.items()
+            ]
         )
 
 
@@ -138,15 +143,17 @@ def _named(entry: object) -> tuple[str, object]:
 
 
 def load_weights(
-    path: str | os.PathLike, map_location: str | torch.device | None = None
+    file: str | os.PathLike | BinaryIO,
+    map_location: str | torch.device | None = None,
 ) -> object:
     """``torch.load`` with ``weights_only``: no code of the file's own runs.
 
     Before torch 2.4 that takes no types of one's own, hence an unpickler that finds
-    torch's and those of :func:`allow_types` and nothing else.
+    torch's and those of :func:`allow_types` and nothing else. Before torch 2.6 it lets
+    two kinds of archives past its list (CVE-2025-32434), which are refused here.
 
     Args:
-        path (str | PathLike): The checkpoint.
+        file (str | PathLike | BinaryIO): The checkpoint, by path or open.
         map_location (str | torch.device, optional): As ``torch.load``.
 
     Returns:
@@ -158,25 +165,66 @@ def load_weights(
     """
     # a loader of mmengine's takes back what it has allowed, and what others had
     _tell_torch()
+    if not AT_LEAST_26:
+        _refuse_archives(file)
     if AT_LEAST_24:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            if any(name.endswith('/constants.pkl') for name in file.namelist()):
-                raise RuntimeError('it is a TorchScript archive')
+        return torch.load(file, map_location=map_location, weights_only=True)
     module = types.SimpleNamespace(
         __name__=__name__,
         Unpickler=_Unpickler,
         load=lambda file, **kwargs: _Unpickler(file, **kwargs).load(),
     )
     return torch.load(
-        path, map_location=map_location, pickle_module=module, weights_only=False
+        file, map_location=map_location, pickle_module=module, weights_only=False
     )
 
 
-# what torch's own list has gained since; numpy's scalars are made of encoded text
+def _refuse_archives(file: str | os.PathLike | BinaryIO) -> None:
+    """Refuse what ``torch.load`` hands to other readers: TorchScript, and tar files.
+
+    Raises:
+        RuntimeError: If the file is one of these.
+    """
+    with torch.serialization._open_file_like(file, 'rb') as opened:
+        start = opened.tell()
+        if torch.serialization._is_zipfile(opened):
+            # torch's own reader: another could see other records in the same file
+            with torch.serialization._open_zipfile_reader(opened) as archive:
+                refused = torch.serialization._is_torchscript_zip(archive)
+        else:
+            opened.seek(start)
+            try:
+                tarfile.open(fileobj=opened, mode='r:').close()
+                refused = True
+            except tarfile.TarError:
+                refused = False
+        opened.seek(start)
+    if refused:
+        raise RuntimeError('it is a TorchScript or tar archive')
+
+
+def load_pickle(file: BinaryIO, **kwargs: object) -> object:
+    """``pickle.load`` of tensors, arrays and plain values: runs no code of the file.
+
+    Args:
+        file (BinaryIO): Open for reading.
+        **kwargs: As ``pickle.load``.
+
+    Returns:
+        object: What it holds.
+
+    Raises:
+        UnpicklingError: If it holds other objects than a checkpoint may.
+    """
+    return _Unpickler(file, **kwargs).load()
+
+
+# what torch's own list has gained since; numpy's scalars are made of encoded text.
+# Outside of a checkpoint a tensor is a checkpoint of its own, which torch would load
+# without a list
 _LATER_KNOWN = {
     '_codecs.encode': codecs.encode,
+    'torch.storage._load_from_bytes': lambda b: load_weights(io.BytesIO(b)),
     **{str(dtype): dtype for dtype in (torch.bool, torch.uint8, torch.bfloat16)},
 }
 

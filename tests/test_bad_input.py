@@ -2,12 +2,10 @@
 
 import json
 import os
-import pickle
 import re
 import shutil
 
 import pytest
-import torch
 from conftest import SHAPES_DLU, as_arguments, run
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
@@ -107,37 +105,6 @@ def test_truncated_checkpoint(trained, tmp_path):
         file.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r'cut\.pth.*truncated'):
             load_checkpoint(file, 'cpu')
-
-
-class Code:
-    def __init__(self, call, *args):
-        self.reduced = call, args
-
-    def __reduce__(self):
-        return self.reduced
-
-
-@pytest.mark.parametrize(
-    'code',
-    [
-        Code(os.system, 'touch ran'),
-        Code(getattr, Config, 'fromfile'),
-        Code(getattr, HistoryBuffer, '__subclasses__'),
-        Code(eval, '1'),
-    ],
-)
-@pytest.mark.parametrize('zipped', [True, False])
-def test_checkpoint_that_runs_code(tmp_path, monkeypatch, code, zipped):
-    monkeypatch.chdir(tmp_path)
-    state = dict(state_dict={}, message_hub=code)
-    if zipped:
-        torch.save(state, 'evil.pth')
-    else:
-        with open('evil.pth', 'wb') as file:
-            pickle.dump(state, file, protocol=2)
-    with pytest.raises(ValueError, match=r'evil\.pth'):
-        load_checkpoint('evil.pth', 'cpu')
-    assert not (tmp_path / 'ran').exists()
 
 
 def test_a_training_checkpoint_loads_with_its_history(trained):

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -810,6 +811,99 @@ def test_join(compared, tmp_path):
     )
     with pytest.raises(ValueError, match='other settings(.|\n)*max_epochs: 2 and 3'):
         runs.join([*parts, other])
+
+
+def test_a_comparison_of_others_runs_no_code(
+    compared, elsewhere, tmp_path, monkeypatch, capsys
+):
+    """Else whoever sends a folder runs what they like on this machine."""
+    monkeypatch.chdir(tmp_path)
+    folder, command = elsewhere
+    stem = next(folder.glob('*nearest*'))
+    (stem / 'seed0' / 'matches.npz').unlink()
+
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, ('ran',)
+
+    predictions = stem / 'seed0' / 'predictions.pkl'
+    kept = predictions.read_bytes()
+    predictions.write_bytes(pickle.dumps([Code()]))
+    command[command.index(folder)] = folder
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(FileNotFoundError, match=r'matches\.npz is not there'):
+        compare(*command, '--report-only')
+    assert 'could run code' in capsys.readouterr().err
+    # labels of other classes, and no tensors
+    for content in ([dict(img_id=1, pred_instances={})], {}, [[1]], None):
+        predictions.write_bytes(pickle.dumps(content))
+        with pytest.raises(RuntimeError, match=r'predictions\.pkl is cut off, or'):
+            runs._read_predictions(predictions, 6)
+    found = dict(bboxes=torch.zeros(1, 4), scores=torch.ones(1))
+    found['labels'] = torch.tensor([5])
+    predictions.write_bytes(pickle.dumps([dict(img_id=1, pred_instances=found)]))
+    assert runs._read_predictions(predictions, 6)
+    with pytest.raises(RuntimeError, match='other classes'):
+        runs._read_predictions(predictions, 5)
+    predictions.write_bytes(kept)
+    assert len(runs._read_predictions(predictions, 6)) == 8
+
+    config = stem / 'seed0.py'
+    text = config.read_text()
+    for added in (
+        'import os\nos.mkdir("ran")\n',
+        "custom_imports = dict(imports=['antigravity'])\nmodel.update(type='X')\n",
+        'model = dict(type="os.mkdir", path="ran")\n',
+        'model = dict(type="A", test_cfg=dict(type="nms", x="__import__(1)"))\n',
+        "test_dataloader = dict(dataset=dict(type='antigravity.X'))\n",
+    ):
+        config.write_text(text + added)
+        with pytest.raises(ValueError, match='code.*--trust|no plain word.*--trust'):
+            compare('--join', folder, '--work-dir', tmp_path / 'joined')
+    config.write_text(text + "custom_imports = dict(imports=['antigravity'])\n")
+    assert len(runs.join([folder])) == 2 and 'antigravity' not in sys.modules
+    assert not (ROOT / 'ran').exists() and not (tmp_path / 'ran').exists()
+    # of one's own they may
+    config.write_text(text + 'import os\nos.environ["JOINED"] = "1"\ndel os\n')
+    monkeypatch.setenv('JOINED', '0')
+    assert len(runs.join([folder], trust=True)) == 2 and os.environ['JOINED'] == '1'
+    with pytest.raises(SystemExit):
+        compare(*command, '--trust')
+    assert '--trust is for --join' in capsys.readouterr().err
+
+
+def test_damaged_files_of_a_comparison(elsewhere):
+    """After a power cut: a sentence that names the file, and what to do."""
+    folder, command = elsewhere
+    run = next(folder.glob('*nearest*/seed0'))
+    plan, result, config = (
+        folder / 'plan.json',
+        run / 'result.json',
+        run.with_suffix('.py'),
+    )
+    matches = run / 'matches.npz'
+    errors = {
+        plan: r'plan\.json is damaged .*write \{"configs": \["faster-.*"seeds": \[0\]',
+        result: r'result\.json is damaged .*remove it',
+        matches: r'matches\.npz is damaged.*remove it',
+        config: r'seed0\.py (is damaged|cannot be read as data)',
+    }
+    whole = {path: path.read_bytes() for path in errors}
+    for content in (b'', bytes(40), b'\xff\xfe', b'[1]', whole[matches][:-30]):
+        for path in errors:
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match=errors[path]):
+                runs.join([folder])
+                Evaluation.load(matches)
+            path.write_bytes(whole[path])
+    np.savez(matches, **{**np.load(matches), 'image': np.zeros(0, int)})
+    with pytest.raises(ValueError, match='damaged.* do not fit together'):
+        Evaluation.load(matches)
+    for path in errors:
+        path.write_bytes(bytes(40))
+        with pytest.raises(ValueError, match=errors[path]):
+            compare(*command, '--report-only')
+        path.write_bytes(whole[path])
 
 
 def test_what_cannot_be_joined_is_refused(compared, elsewhere, tmp_path, capsys):

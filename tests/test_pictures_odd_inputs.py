@@ -1,5 +1,6 @@
 """Pictures of odd images, names and checkpoints: right, or refused with a reason."""
 
+import hashlib
 import http.server
 import io
 import json
@@ -31,7 +32,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.checkpoint import checkpoint as imported_checkpoint
 
-from dlu_mmdet.engine import check_writable, load_detector
+from dlu_mmdet.engine import check_writable, checkpoint, load_checkpoint, load_detector
 from dlu_mmdet.visualization import fonts
 from dlu_mmdet.visualization.cam import LayerScore, collect_evidence
 from dlu_mmdet.visualization.detections import draw_detections
@@ -553,18 +554,68 @@ def test_checkpoints_by_url(model, server):
     (folder / 'text.pth').write_text('not one')
     with pytest.raises(ValueError, match=f'{address}/text.pth'):
         load_detector(model.cfg, f'{address}/text.pth')
-    with pytest.raises(ValueError, match='openmmlab://nothing'):
+    with pytest.raises(ValueError, match="no model of the name 'nothing'"):
         load_detector(model.cfg, 'openmmlab://nothing')
 
 
-def test_hashed_names_are_fetched_once(model, server, tmp_path):
-    """If it fails, every call downloads the model zoo's checkpoint again."""
+def test_hashed_names_are_fetched_once(model, server, tmp_path, monkeypatch, capsys):
+    """If it fails, every call downloads the model zoo's checkpoint again, or half of
+    one stays in the cache."""
     folder, address = server
-    file = folder / 'model-0123abcd.pth'
-    torch.save(model.state_dict(), file)
-    load_detector(model.cfg, f'{address}/{file.name}')
-    file.unlink()
-    load_detector(model.cfg, f'{address}/{file.name}')
+    content = io.BytesIO()
+    torch.save(model.state_dict(), content)
+    content = content.getvalue()
+    name = f'model-{hashlib.sha256(content).hexdigest()[:8]}.pth'
+    cached = tmp_path / 'torch' / 'hub' / 'checkpoints' / name
+    # cut off on the way, at the first try
+    (folder / name).write_bytes(content[:-100])
+    with pytest.raises(ValueError, match=rf'{name} arrived damaged.*put .* {cached}'):
+        load_detector(model.cfg, f'{address}/{name}')
+    assert not list(cached.parent.iterdir())
+    (folder / name).write_bytes(content)
+    load_detector(model.cfg, f'{address}/{name}')
+    (folder / name).unlink()
+    load_detector(model.cfg, f'{address}/{name}')
+    # left by another program
+    cached.write_bytes(content[:-100])
+    with pytest.raises(FileNotFoundError, match=f'{cached} is damaged: its SHA-256'):
+        load_detector(model.cfg, f'{address}/{name}')
+    (folder / name).write_bytes(content)
+    capsys.readouterr()
+    load_detector(model.cfg, f'{address}/{name}')
+    assert f'{cached} is damaged' in capsys.readouterr().err
+    assert cached.read_bytes() == content
+    # a date is no hash, and is another file's next time
+    for number in (1, 2):
+        torch.save([number], folder / 'model-20240131.pth')
+        assert load_checkpoint(f'{address}/model-20240131.pth') == [number]
+    assert [path.name for path in cached.parent.iterdir()] == [name]
+
+
+def test_one_process_of_a_machine_fetches(server, monkeypatch):
+    """If it fails, eight processes download one file at a time."""
+    folder, address = server
+    torch.save([1], folder / 'new.pth')
+    digest = hashlib.sha256((folder / 'new.pth').read_bytes()).hexdigest()[:8]
+    (folder / 'new.pth').rename(folder / f'new-{digest}.pth')
+    order = []
+    download = torch.hub.download_url_to_file
+    monkeypatch.setattr(checkpoint, 'barrier', lambda: order.append('barrier'))
+    monkeypatch.setattr(
+        torch.hub,
+        'download_url_to_file',
+        lambda *args, **kwargs: order.append('fetched') or download(*args, **kwargs),
+    )
+    for rank, expected in (('0', ['fetched', 'barrier']), ('1', ['barrier'])):
+        monkeypatch.setenv('LOCAL_RANK', rank)
+        assert load_checkpoint(f'{address}/new-{digest}.pth') == [1]
+        assert order == expected
+        order.clear()
+    # those that wait hear of it and fail alike
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    with pytest.raises(FileNotFoundError, match='404'):
+        load_checkpoint(f'{address}/gone-{digest}.pth')
+    assert order == ['fetched', 'barrier']
 
 
 @pytest.mark.parametrize('wrapped', [False, True])

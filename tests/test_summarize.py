@@ -1,10 +1,11 @@
 """Results of several data sets in one table."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
-from conftest import load_tool
+from conftest import SHAPES_DLU, load_tool
 from PIL import Image
 from scipy import stats
 
@@ -167,3 +168,35 @@ def test_two_folders_of_one_name(folders, monkeypatch):
     monkeypatch.setattr('sys.argv', ['summarize.py', *map(str, folders[:1] * 2)])
     with pytest.raises(ValueError, match='two folders are called shapes; .* rename'):
         load_tool('summarize').main()
+
+
+def test_results_of_others_run_no_code(folders, tmp_path, monkeypatch):
+    """Else --costs builds an upsampler of their choice, by its path."""
+    monkeypatch.chdir(tmp_path)
+    repo = tmp_path / 'repo'
+    repo.mkdir()
+    (repo / 'hubconf.py').write_text('import os\nos.mkdir("ran")\n')
+    for cfg in (
+        dict(type='torch.hub.load', repo_or_dir='repo', model='x', source='local'),
+        dict(type='antigravity.X'),
+        dict(type='dlu', mode='__import__("os").mkdir("ran")'),
+    ):
+        for path in folders[0].glob('dlu/*/result.json'):
+            content = json.loads(path.read_text())
+            path.write_text(json.dumps({**content, 'upsample_cfg': cfg}))
+        across = Across({'shapes': read_results(folders[0])}, 'bilinear')
+        for found in across.sets['shapes'].values():
+            found.setdefault('upsample_cfg', dict(type='bilinear'))
+        with pytest.raises(ValueError, match='dlu: upsample_cfg.* could run code'):
+            load_tool('summarize').measure(across, SHAPES_DLU)
+    assert not (tmp_path / 'ran').exists() and 'antigravity' not in sys.modules
+
+
+def test_a_damaged_result_is_not_left_out(folders):
+    """A power cut leaves zeros; without a word a seed would be missing."""
+    path = next(folders[0].glob('dlu/*/result.json'))
+    for name in ('result.json', 'dlu0.json'):
+        path = path.rename(path.with_name(name))
+        path.write_bytes(bytes(60))
+        with pytest.raises(ValueError, match=rf'{name} is damaged'):
+            read_results(folders[0])

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,12 @@ def test_the_latest_checkpoint_is_a_whole_one(tmp_path):
     os.utime(tmp_path / 'epoch_2.pth', (0, 0))
     last.write_text('/was/here/once/epoch_1.pth')
     assert latest_checkpoint(tmp_path) == tmp_path / 'epoch_1.pth'
+    # the folder that this one was copied from
+    original = tmp_path / 'original'
+    original.mkdir()
+    shutil.copy(tmp_path / 'epoch_1.pth', original)
+    last.write_text(f'{original}/epoch_1.pth\r\n')
+    assert latest_checkpoint(tmp_path) == tmp_path / 'epoch_1.pth'
     last.write_text('')
     os.utime(tmp_path / 'epoch_3.pth', (3, 3))
     os.utime(tmp_path / 'epoch_2.pth', (2, 2))
@@ -175,6 +182,61 @@ def test_resume_passes_over_half_a_checkpoint(tmp_path, capsys):
     resume_latest(cfg)
     assert (cfg.resume, cfg.load_from) == (True, str(tmp_path / 'epoch_1.pth'))
     assert 'goes on from' in capsys.readouterr().out
+    # zeros in the middle, which torch would load as weights
+    torch.save(dict(weight=torch.ones(1000)), tmp_path / 'epoch_3.pth')
+    content = bytearray((tmp_path / 'epoch_3.pth').read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+    (tmp_path / 'epoch_3.pth').write_bytes(content)
+    resume_latest(cfg)
+    assert cfg.load_from == str(tmp_path / 'epoch_1.pth')
+    assert 'damaged and skipped: epoch_3.pth' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('content', 'said'),
+    [
+        (b'', 'is damaged'),
+        (bytes(40), 'is damaged'),
+        (b'epoch_2.pth' + bytes(20), 'is damaged'),
+        (b'\xff\xfeepoch', 'is damaged'),
+        (None, 'is damaged'),
+        (b'epoch_2', 'names epoch_2, which is no whole checkpoint of this folder'),
+        (b'/nowhere/epoch_9.pth', 'names /nowhere/epoch_9.pth, which is no whole'),
+        (b'/dev/zero', 'names /dev/zero, which is no whole'),
+        (b'x' * 5000, 'which is no whole checkpoint'),
+        (b'..', 'names .., which is no whole'),
+        ('ELSEWHERE', 'epoch_7.pth, which is no whole checkpoint of this folder'),
+        (b'epoch_2.pth\r\n', ''),
+        ('\ufeffepoch_2.pth'.encode(), ''),
+    ],
+)
+def test_resume_without_a_whole_last_checkpoint(tmp_path, capsys, content, said):
+    """After a power cut a file system may leave zeros, and whole checkpoints too."""
+    work_dir = tmp_path / 'work'
+    work_dir.mkdir()
+    for time_, name in enumerate(('epoch_1', 'iter_500', 'epoch_2', 'best_AP_epoch_2')):
+        torch.save({}, work_dir / f'{name}.pth')
+        os.utime(work_dir / f'{name}.pth', (time_, time_))
+    (work_dir / 'epoch_3.pth').write_bytes(bytes(1000))
+    if content == 'ELSEWHERE':
+        torch.save({}, tmp_path / 'epoch_7.pth')
+        content = os.fsencode(tmp_path / 'epoch_7.pth')
+    if content is None:
+        (work_dir / 'last_checkpoint').mkdir()
+    else:
+        (work_dir / 'last_checkpoint').write_bytes(content)
+    cfg = Config(dict(work_dir=str(work_dir)))
+    resume_latest(cfg)
+    assert (cfg.resume, cfg.load_from) == (True, str(work_dir / 'epoch_2.pth'))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert 'epoch_2.pth; truncated and skipped: epoch_3.pth' in line
+    assert said in line and (said or 'last_checkpoint' not in line)
+    # where training was told to save its checkpoints elsewhere
+    for path in work_dir.glob('*.pth'):
+        path.unlink()
+    found = latest_checkpoint(work_dir)
+    assert found == (tmp_path / 'epoch_7.pth' if 'epoch_7' in said else None)
 
 
 def test_two_processes_on_cpu(small, tmp_path):
@@ -253,9 +315,8 @@ def tell():
 
 @pytest.mark.slow
 def test_coco_config_on_real_photos(coco_root, tmp_path):
-    """The COCO config as it is, but for the data and the image size. Its
-    ImageNet weights cannot be assumed here: random ones take their place
-    where the download would have left them."""
+    """The COCO config as it is, but for the data, the image size and the ImageNet
+    weights, which cannot be assumed here: random ones take their place."""
     resnet = Config.fromfile(
         CONFIGS / 'faster_rcnn' / 'faster-rcnn_r50_fpn-dlu_1x_coco.py'
     )
@@ -264,9 +325,7 @@ def test_coco_config_on_real_photos(coco_root, tmp_path):
     backbone = resnet.model.backbone
     backbone.pop('type')
     backbone.init_cfg = None
-    cache = tmp_path / 'hub' / 'checkpoints'
-    cache.mkdir(parents=True)
-    torch.save(ResNet(**backbone).state_dict(), cache / 'resnet50-0676ba61.pth')
+    torch.save(ResNet(**backbone).state_dict(), tmp_path / 'resnet50.pth')
     options = data_options(
         coco_root,
         'instances_train2017_8.json',
@@ -274,6 +333,7 @@ def test_coco_config_on_real_photos(coco_root, tmp_path):
         'train2017/',
         'train2017/',
     )
+    options['model.backbone.init_cfg.checkpoint'] = tmp_path / 'resnet50.pth'
     for split, index in (('train', 2), ('val', 1), ('test', 1)):
         options[f'{split}_dataloader.dataset.pipeline.{index}.scale'] = '(256,256)'
     output = run(
@@ -282,7 +342,6 @@ def test_coco_config_on_real_photos(coco_root, tmp_path):
         '--work-dir',
         tmp_path / 'work',
         *as_arguments({**options, 'train_cfg.max_epochs': 1}),
-        env={**os.environ, 'TORCH_HOME': str(tmp_path)},
     ).stdout
     assert losses(tmp_path / 'work')
     assert 'Evaluating bbox' in output

@@ -22,6 +22,7 @@ from dlu_mmdet.engine import (
     add_training_arguments,
     print_anything,
     upsampler_argument,
+    use_safe_loaders,
 )
 
 TOOLS = Path(__file__).resolve().parent
@@ -129,6 +130,13 @@ def parse_args() -> argparse.Namespace:
         'comparisons with equal data and flags, in --work-dir',
     )
     parser.add_argument(
+        '--trust',
+        action='store_true',
+        help='with --join: the configs of DIR are your own and may run, as any config '
+        'does; needed where they import modules of yours (default: they are read as '
+        'data)',
+    )
+    parser.add_argument(
         '--dry-run',
         action='store_true',
         help='time a few iterations, print what would run and for how long',
@@ -136,9 +144,11 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if bool(args.configs) == bool(args.join):
         parser.error('give CONFIG..., or --join DIR... in its place')
+    if args.trust and not args.join:
+        parser.error('--trust is for --join; leave it out')
     if args.join:
         # the folders say what they hold
-        taken = {'join', 'work_dir', 'baseline', 'resamples', 'report_only'}
+        taken = {'join', 'work_dir', 'baseline', 'resamples', 'report_only', 'trust'}
         unused = [
             f'--{key.replace("_", "-")}'
             for key, value in vars(args).items()
@@ -339,7 +349,7 @@ def join(args: argparse.Namespace) -> int:
             f'--work-dir {args.work_dir} holds a comparison of its own, whose report '
             f'would be lost; name another folder for that of --join'
         )
-    planned = runs.join(args.join)
+    planned = runs.join(args.join, args.trust)
     check_baseline(planned, args.baseline)
     report_all(planned, args)
     return 0
@@ -374,6 +384,7 @@ def check_baseline(planned: list[runs.Run], baseline: str | None) -> None:
 
 def main() -> int:
     print_anything()
+    use_safe_loaders()
     args = parse_args()
     in_slurm = args.launcher == 'slurm'
     if args.processes is None:

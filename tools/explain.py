@@ -32,6 +32,7 @@ from dlu_mmdet.engine import (
     load_detectors,
     print_anything,
     replacing,
+    use_safe_loaders,
 )
 from dlu_mmdet.visualization.cam import (
     METHODS,
@@ -695,6 +696,7 @@ def print_table(rows: Sequence[dict], measures: Sequence[str], out: str | None) 
 
 def main() -> None:
     print_anything()
+    use_safe_loaders()
     args = parse_args()
     pairs = [(args.config, args.checkpoint), *args.also]
     models = load_detectors(pairs, args.device, args.cfg_options, args.upsampler)

@@ -24,6 +24,7 @@ from dlu_mmdet.engine import (
     export_onnx,
     load_detector,
     print_anything,
+    use_safe_loaders,
 )
 
 
@@ -69,6 +70,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     print_anything()
+    use_safe_loaders()
     args = parse_args()
     check_packages()
     check_out(args.out)

@@ -12,7 +12,13 @@ from dlu_mmdet.analysis.comparison import cost_table, measure_costs
 from dlu_mmdet.analysis.report import plot_accuracy
 from dlu_mmdet.analysis.runs import Run, write
 from dlu_mmdet.analysis.tables import to_markdown
-from dlu_mmdet.engine import print_anything, read_config, set_upsampler
+from dlu_mmdet.engine import (
+    check_foreign,
+    print_anything,
+    read_config,
+    set_upsampler,
+    use_safe_loaders,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,6 +61,8 @@ def measure(across: Across, config: str) -> dict:
     planned = []
     for row in rows:
         cfg = read_config(config)
+        # what the config imports is registered now, and nothing else may run
+        check_foreign(row['upsample_cfg'], 'upsample_cfg', f'result of {row["name"]}')
         set_upsampler(cfg, row['upsample_cfg'])
         planned.append(Run(row['name'], config, row['name'], cfg, 0, Path()))
     costs = measure_costs(planned)
@@ -69,6 +77,7 @@ def picture(figure: Figure, path: Path) -> None:
 
 def main() -> int:
     print_anything()
+    use_safe_loaders()
     args = parse_args()
     names = [folder.resolve().name for folder in args.folders]
     repeated = sorted({name for name in names if names.count(name) > 1})

@@ -14,6 +14,7 @@ from dlu_mmdet.engine import (
     leave_together,
     load_config,
     print_anything,
+    use_safe_loaders,
 )
 from dlu_mmdet.visualization import DetVisualizationHook
 
@@ -102,6 +103,7 @@ def enable_tta(cfg: Config) -> None:
 @record
 def main() -> None:
     print_anything()
+    use_safe_loaders()
     args = parse_args()
     cfg = load_config(args)
     cfg.load_from = args.checkpoint

@@ -14,6 +14,7 @@ from dlu_mmdet.engine import (
     lost_processes,
     print_anything,
     resume_latest,
+    use_safe_loaders,
 )
 
 
@@ -36,6 +37,7 @@ def parse_args() -> argparse.Namespace:
 @record
 def main() -> None:
     print_anything()
+    use_safe_loaders()
     args = parse_args()
     cfg = load_config(args)
     if args.amp:

@@ -23,6 +23,7 @@ from dlu_mmdet.engine import (
     check_writable,
     load_detectors,
     print_anything,
+    use_safe_loaders,
 )
 from dlu_mmdet.visualization import detections, features, kernels
 from dlu_mmdet.visualization.detector_score import detect
@@ -446,6 +447,7 @@ def show_features(args: argparse.Namespace) -> None:
 
 def main() -> None:
     print_anything()
+    use_safe_loaders()
     args = parse_args()
     args.run(args)
 

@@ -32,7 +32,7 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
 
     Raises:
         FileNotFoundError: If there is no folder, or no result in it.
-        ValueError: If two files hold the same upsampler and seed.
+        ValueError: If two files hold the same upsampler and seed, or one is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -45,7 +45,12 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
     for file in sorted(folder.rglob('*.json')):
         try:
             content = json.loads(file.read_text(encoding='utf-8'))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            if file.name == 'result.json' or b'\0' in file.read_bytes():
+                raise ValueError(
+                    f'{file} is damaged ({error}); copy it again, or remove it and '
+                    f'let compare.py --report-only make it anew'
+                ) from error
             # mmengine's scalars.json has an object a line
             continue
         if not isinstance(content, dict) or not {'upsampler', 'seed', 'AP'} <= {

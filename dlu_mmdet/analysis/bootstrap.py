@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -124,16 +125,40 @@ class Evaluation:
             objects=objects,
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write it to an .npz file."""
+    def save(self, path: str | Path | BinaryIO) -> None:
+        """Write it to an .npz file, by path or open."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
         np.savez_compressed(path, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """Read what :meth:`save` wrote."""
-        with np.load(path, allow_pickle=False) as arrays:
-            return cls(**{field.name: arrays[field.name] for field in fields(cls)})
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is damaged, or something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                found = cls(**{field.name: arrays[field.name] for field in fields(cls)})
+            (areas, categories, _), (_, _, detections) = (
+                found.objects.shape,
+                found.hit.shape,
+            )
+            shapes = found.start.shape, found.image.shape, found.ignored.shape
+            if shapes != ((categories + 1,), (detections,), found.hit.shape) or (
+                len(found.hit) != areas or found.start[-1] != detections
+            ):
+                raise ValueError('its arrays do not fit together')
+        except FileNotFoundError:
+            raise
+        # whatever a file of something else leads numpy to
+        except Exception as error:
+            raise ValueError(
+                f'{path} is damaged, or is not what a comparison writes ({error}); '
+                f'remove it, and compare.py --report-only makes it anew'
+            ) from error
+        return found
 
     @property
     def num_images(self) -> int:

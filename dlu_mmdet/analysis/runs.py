@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import math
 import os
-import pickle
 import re
 import shlex
 import subprocess
@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-import mmengine
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -30,17 +29,21 @@ from ..datasets.annotations import COCO
 from ..datasets.checks import coco_evaluators, sources
 from ..engine import (
     build_runner,
+    check_foreign,
     config_stem,
     enable_amp,
     latest_checkpoint,
     merge_options,
     read_config,
+    read_dumped_config,
+    read_json,
     replacing,
     set_data,
     set_upsampler,
     upsampler_label,
 )
 from ..necks import upsampler_cfg, upsampler_name
+from ..torch_compat import load_pickle
 from .bootstrap import METRICS, Evaluation
 
 #: What must be equal for two numbers to be comparable.
@@ -259,22 +262,24 @@ def plan(
                 Path(work_dir, entry.stem, f'seed{seed}'),
             )
             written = run.config
-            if written.exists() and (
-                written.read_text(encoding='utf-8') != cfg.pretty_text
-            ):
+            if written.exists() and written.read_bytes() != cfg.pretty_text.encode():
                 raise ValueError(
-                    f'{run.work_dir} belongs to another version of {entry.source}; '
-                    f'remove it, or name another --work-dir'
+                    f'{run.work_dir} belongs to another version of {entry.source}, or '
+                    f'{written} is damaged; remove both, or name another --work-dir'
                 )
             runs.append(run)
     return runs
 
 
-def join(folders: Sequence[str | Path]) -> list[Run]:
+def join(folders: Sequence[str | Path], trust: bool = False) -> list[Run]:
     """List the finished runs of several comparisons, as if they were one.
+
+    Their files are read as data, and nothing in them is run or imported.
 
     Args:
         folders (Sequence[str | Path]): Of comparisons, from wherever they ran.
+        trust (bool): Whether their configs may run, as any config does, for what they
+            import. Defaults to False.
 
     Returns:
         list[Run]: The runs that have a result, seed by seed.
@@ -282,7 +287,8 @@ def join(folders: Sequence[str | Path]) -> list[Run]:
     Raises:
         FileNotFoundError: If a folder holds no comparison or no finished run.
         ValueError: If the comparisons differ in data, evaluators or flags, have the
-            same config with other settings, or hold a run twice.
+            same config with other settings, or hold a run twice; if a file is damaged,
+            or a config that is not trusted could run code.
     """
     _refuse_repeated(folders, '--join')
     plans = {Path(folder): _read_plan(Path(folder)) for folder in folders}
@@ -299,7 +305,7 @@ def join(folders: Sequence[str | Path]) -> list[Run]:
     runs: dict[tuple[int, str], Run] = {}
     known: dict[str, Entry] = {}
     for folder, own in plans.items():
-        found = list(_read_finished(folder, own))
+        found = list(_read_finished(folder, own, trust))
         if not found:
             raise FileNotFoundError(
                 f'{folder} holds no finished run; finish its comparison first'
@@ -328,21 +334,53 @@ def _read_plan(folder: Path) -> dict:
             f'{folder} holds no comparison (no plan.json); name a --work-dir of '
             f'tools/compare.py'
         )
-    return json.loads(file.read_text(encoding='utf-8'))
+    there = [p.with_suffix('') for p in folder.glob('*/seed*.py')]
+    seeds = {p.name[4:] for p in there}
+    content = dict(
+        configs=sorted({p.parent.name for p in there}),
+        seeds=sorted(int(seed) for seed in seeds if seed.isdecimal()),
+    )
+    remedy = f'for what is in the folder write {json.dumps(content)} into it'
+    plan = read_json(file, ('configs', 'seeds'), remedy)
+    for key, kind in (('configs', str), ('seeds', int)):
+        values = plan[key]
+        if not isinstance(values, list) or not all(isinstance(v, kind) for v in values):
+            raise ValueError(f'{file} is damaged ({key} {values!r}); {remedy}')
+    return plan
 
 
-def _read_finished(folder: Path, plan: Mapping) -> Iterator[Run]:
+def _read_finished(folder: Path, plan: Mapping, trust: bool) -> Iterator[Run]:
     """The finished runs of a comparison, from its folder alone."""
     for seed in plan['seeds']:
         for stem in plan['configs']:
             work_dir = folder / stem / f'seed{seed}'
             written = work_dir.with_suffix('.py')
             if (work_dir / 'result.json').exists():
-                run = Run(
-                    stem, str(written), stem, read_config(written), seed, work_dir
-                )
-                result = json.loads(run.result_file.read_text(encoding='utf-8'))
-                yield replace(run, name=result['upsampler'])
+                cfg = read_config(written) if trust else _read_unrun(written)
+                run = Run(stem, str(written), stem, cfg, seed, work_dir)
+                yield replace(run, name=_read_result(run)['upsampler'])
+
+
+def _read_unrun(written: Path) -> Config:
+    """Read a config without running it, of which a report can build the model."""
+    try:
+        cfg = read_dumped_config(written)
+        dataset = cfg.test_dataloader.dataset
+        check_foreign(cfg.model, 'model', written)
+        check_foreign(dataset, 'test_dataloader.dataset', written, built=False)
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f'{error}; where it is your own, --trust runs it') from error
+    return cfg
+
+
+def _read_result(run: Run) -> dict:
+    """What :func:`execute` found of a finished run."""
+    keys = ('config', 'upsampler', 'seed', 'loss', 'validation', *METRICS)
+    remedy = (
+        'copy it again, or remove it and give the command of its comparison with '
+        '--report-only, which makes it from predictions.pkl'
+    )
+    return read_json(run.result_file, keys, remedy)
 
 
 def _names(upsamplers: Mapping[str, str | None]) -> dict[str, str]:
@@ -475,7 +513,7 @@ def _check_work_dir(
     file = work_dir / 'plan.json'
     own = dict(configs=list(stems), seeds=list(seeds))
     if file.exists():
-        noted = json.loads(file.read_text(encoding='utf-8'))
+        noted = _read_plan(work_dir)
         training = noted.pop('training', launch.training)
         noted.pop('options', None)  # a run that has begun checks its whole config
         if training != launch.training:
@@ -530,6 +568,9 @@ def write(path: Path, content: str | bytes) -> None:
     content = content.encode() if isinstance(content, str) else content
     with replacing(path) as partial:
         partial.write_bytes(content)
+        # else a power cut may leave the new name with zeros
+        with partial.open('rb') as file:
+            os.fsync(file.fileno())
 
 
 class Children:
@@ -683,31 +724,27 @@ def evaluate_anew(run: Run) -> bool:
         bool: Whether there was anything to do.
 
     Raises:
-        RuntimeError: If the predictions are cut off, or another process works in the
-            folder.
+        RuntimeError: If the predictions are damaged or could run code, or another
+            process works in the folder.
     """
     whole = run.result_file.exists() and run.matches_file.exists()
     if whole or not run.predictions.exists():
         return False
     with held(run.work_dir):
-        try:
-            result = _collect(run)
-        except (EOFError, pickle.UnpicklingError) as error:
-            raise RuntimeError(
-                f'{run.predictions} is cut off ({error}); remove it, and compare '
-                f'without --report-only tests anew'
-            ) from error
-        write(run.result_file, json.dumps(result, indent=2))
+        write(run.result_file, json.dumps(_collect(run), indent=2))
     return True
 
 
 def _scalars(run: Run) -> Iterator[dict]:
     """What mmengine logged while training and validating, over all starts."""
     for file in sorted(run.work_dir.glob('*/vis_data/scalars.json')):
-        for line in file.read_text(encoding='utf-8').splitlines():
+        text = file.read_text(encoding='utf-8', errors='replace')
+        for line in text.splitlines():
             # the line that a killed process was writing is cut off
             with contextlib.suppress(json.JSONDecodeError):
-                yield json.loads(line)
+                entry = json.loads(line)
+                if isinstance(entry, dict):
+                    yield entry
 
 
 def _mask_metrics(run: Run) -> dict[str, float | None]:
@@ -715,12 +752,37 @@ def _mask_metrics(run: Run) -> dict[str, float | None]:
     keys = [f'coco/segm_mAP{end}' for end in ('', '_50', '_75', '_s', '_m', '_l')]
     metrics = {}
     for file in sorted(run.work_dir.glob('*/*.json')):
-        tested = json.loads(file.read_text(encoding='utf-8'))
+        tested = read_json(file, (), 'remove it, the file of a test')
         if keys[0] in tested:
             # -1 where there is no object to find
             values = [None if tested[key] < 0 else tested[key] for key in keys]
             metrics = {f'mask_{n}': v for n, v in zip(METRICS, values)}
     return metrics
+
+
+def _read_predictions(path: Path, num_classes: int) -> list[dict]:
+    """What ``tools/test.py --out`` wrote, as data: no code of the file runs."""
+    try:
+        with path.open('rb') as file:
+            samples = load_pickle(file)
+        if not isinstance(samples, list):
+            raise ValueError(f'it holds a {type(samples).__name__}')
+        for sample in samples:
+            found = sample['pred_instances']
+            boxes, scores, labels = (
+                found[key].numpy() for key in ('bboxes', 'scores', 'labels')
+            )
+            if boxes.shape != (len(labels), 4) or scores.shape != labels.shape:
+                raise ValueError(f'image {sample["img_id"]} lacks boxes or scores')
+            if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+                raise ValueError(f'image {sample["img_id"]} has other classes')
+    # whatever a file that mmdet does not write leads its readers to
+    except Exception as error:
+        raise RuntimeError(
+            f'{path} is cut off, or is no list of predictions and could run code '
+            f'({error}); remove it, and compare without --report-only tests anew'
+        ) from error
+    return samples
 
 
 def _collect(run: Run) -> dict:
@@ -733,8 +795,11 @@ def _collect(run: Run) -> dict:
             validation[entry['step']] = entry['coco/bbox_mAP']
     steps = sorted(training)
     times = [training[step]['time'] for step in steps]
-    evaluation = evaluate(run.cfg, mmengine.load(run.predictions))
-    evaluation.save(run.matches_file)
+    samples = _read_predictions(run.predictions, len(_classes(run.cfg)))
+    evaluation = evaluate(run.cfg, samples)
+    buffer = io.BytesIO()
+    evaluation.save(buffer)
+    write(run.matches_file, buffer.getvalue())
     return dict(
         config=run.source,
         upsampler=run.name,
@@ -850,7 +915,7 @@ def results(runs: Sequence[Run]) -> list[dict]:
     """Results of the finished runs among these."""
     return [
         # what a config is called depends on what it is compared with
-        {**json.loads(run.result_file.read_text(encoding='utf-8')), 'name': run.name}
+        {**_read_result(run), 'name': run.name}
         for run in runs
         if run.result_file.exists()
     ]

@@ -21,7 +21,14 @@ from .cli import (
     load_config,
     upsampler_argument,
 )
-from .configs import config_stem, read_config, set_upsampler, upsampler_label
+from .configs import (
+    check_foreign,
+    config_stem,
+    read_config,
+    read_dumped_config,
+    set_upsampler,
+    upsampler_label,
+)
 from .export import (
     PARTS,
     check_out,
@@ -31,7 +38,7 @@ from .export import (
     export_onnx,
     trace,
 )
-from .files import check_writable, print_anything, replacing
+from .files import check_writable, print_anything, read_json, replacing
 from .options import merge_options
 from .own_data import set_data
 from .runner import build_runner, leave_together, lost_processes
@@ -46,6 +53,7 @@ __all__ = [
     'add_upsampler',
     'build_runner',
     'check_classes',
+    'check_foreign',
     'config_stem',
     'check_out',
     'check_packages',
@@ -65,6 +73,8 @@ __all__ = [
     'merge_options',
     'print_anything',
     'read_config',
+    'read_dumped_config',
+    'read_json',
     'replacing',
     'resume_latest',
     'set_data',

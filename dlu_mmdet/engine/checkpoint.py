@@ -2,46 +2,65 @@
 
 Training stores more than tensors (mmengine's message hub), which ``torch.load`` with
 ``weights_only`` refuses; importing this module allows exactly those types. mmengine's
-own loaders stay as they are until :func:`use_safe_loaders`, which the runner calls.
+own loaders stay as they are until :func:`use_safe_loaders`, which the tools call.
 """
 
 from __future__ import annotations
 
 import builtins
+import difflib
+import hashlib
+import importlib.util
+import io
 import os
 import pickle
 import re
 import sys
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from http.client import HTTPException
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 import numpy as np
 import torch
+import yaml
+from mmdet.datasets import OpenImagesChallengeDataset
 from mmdet.registry import DATASETS, MODELS
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
-from mmengine.hooks import Hook
+from mmengine.dist import barrier
+from mmengine.fileio import (
+    PickleHandler,
+    YamlHandler,
+    get_file_backend,
+    get_local_path,
+    register_handler,
+)
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseTTAModel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import HOOKS, init_default_scope
 from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as mmengine_checkpoint
+from mmengine.structures import InstanceData
 from torch import nn
 
 from ..datasets.checks import misplaced, sources
 from ..necks import upsampler_name
-from ..torch_compat import allow_types, load_weights
+from ..torch_compat import allow_types, load_pickle, load_weights
 from .configs import config_stem, read_config, set_upsampler
 from .options import merge_options
 
 try:
-    from numpy._core import multiarray
+    from numpy._core import multiarray, numeric
 except ImportError:  # numpy 1
-    from numpy.core import multiarray
+    from numpy.core import multiarray, numeric
 
 
 def _history_buffer_attribute(owner: object, name: str) -> object:
@@ -56,19 +75,22 @@ _history_buffer_attribute.__module__ = builtins.__name__
 _history_buffer_attribute.__name__ = getattr.__name__
 _history_buffer_attribute.__qualname__ = getattr.__qualname__
 
-#: What mmengine's message hub stores besides tensors and plain containers.
+#: What mmengine's message hub, and files of proposals, store besides tensors and plain
+#: containers.
 SAFE_TYPES = [
     HistoryBuffer,
     _history_buffer_attribute,
+    InstanceData,
+    DetDataSample,
     np.ndarray,
     np.dtype,
     multiarray._reconstruct,
     multiarray.scalar,
     *(type(np.dtype(t)) for t in '?bBhHiIlLqQefdUS'),
-    # checkpoints written under the other major version of numpy
+    # files written under the other major version of numpy
     *(
-        (f, f'numpy.{core}.multiarray.{f.__name__}')
-        for f in (multiarray._reconstruct, multiarray.scalar)
+        (f, f'numpy.{core}.{f.__module__.rpartition(".")[2]}.{f.__name__}')
+        for f in (multiarray._reconstruct, multiarray.scalar, numeric._frombuffer)
         for core in ('core', '_core')
     ),
 ]
@@ -95,26 +117,45 @@ def load_from_local(
     path = Path(filename).expanduser()
     if not path.is_file():
         raise FileNotFoundError(
-            f'checkpoint {path} does not exist; check the '
+            f'checkpoint {filename} does not exist; check the '
             f'path, or train one with tools/train.py'
         )
+    return _load(path, path, map_location)
+
+
+def _load(
+    file: Path | io.BytesIO,
+    name: str | os.PathLike,
+    map_location: str | torch.device | None,
+) -> dict:
+    """Load a checkpoint that an error calls by ``name``."""
     try:
-        return load_weights(path, map_location)
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()
-        detail = next((line for line in reason if 'GLOBAL' in line), reason[0])
+        loaded = load_weights(file, map_location)
+    # whatever a file that is not as torch writes it leads its readers to
+    except Exception as error:
+        found = re.search(r'WeightsUnpickler error:\s+(.+)', str(error))
+        reason = (found.group(1) if found else str(error)).strip()
+        # what follows is advice to load it all the same
+        reason = re.split(r'\n|\. ', reason)[0]
+        asked = re.search(r'GLOBAL ([\w.]+)', str(error))
+        if isinstance(error, pickle.UnpicklingError) and (
+            asked or re.search('not allowed|unrecognized|[Cc]an only', reason)
+        ):
+            raise ValueError(
+                f'checkpoint {name} is refused, since loading it could run code: it '
+                f'holds {asked.group(1) if asked else reason}. If its source is '
+                f'trusted, keep only the weights and what they were trained on: '
+                f'torch.save(dict(state_dict=..., meta=...), file).'
+            ) from error
+        size = file.stat().st_size if isinstance(file, Path) else len(file.getvalue())
         raise ValueError(
-            f'checkpoint {path} is refused, since loading it could run code: '
-            f'{detail.strip()} If its source is trusted, keep only the '
-            f'weights and what they were trained on: '
-            f'torch.save(dict(state_dict=..., meta=...), file).'
+            f'checkpoint {name} ({size} bytes) cannot be read: it is truncated or no '
+            f'checkpoint ({reason}). Use an earlier one or copy it again.'
         ) from error
-    except (RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f'checkpoint {path} ({path.stat().st_size} bytes) cannot be read: '
-            f'it is truncated or no checkpoint ({error}). Use an earlier one '
-            f'or copy it again.'
-        ) from error
+    if isinstance(loaded, dict) and isinstance(loaded.get('meta'), dict):
+        # mmengine, which does not write it, would run this text when it resumes
+        loaded['meta'].pop('config', None)
+    return loaded
 
 
 def load_from_file_url(
@@ -142,8 +183,8 @@ def load_from_url(
     """Fetch a checkpoint; load it as a local one, without running code.
 
     torch.hub's cache goes by the file name alone, so only a name with a hash in it,
-    as in MMDetection's model zoo, is kept there: ``epoch_12.pth`` of one URL is not
-    that of another.
+    as in MMDetection's model zoo, is kept there, and only a file that has this hash:
+    ``epoch_12.pth`` of one URL is not that of another.
 
     Args:
         filename (str): The URL.
@@ -154,24 +195,25 @@ def load_from_url(
 
     Raises:
         FileNotFoundError: If it cannot be fetched.
-        ValueError: As :func:`load_from_local`.
+        ValueError: As :func:`load_from_local`, or if the file has another hash than
+            its name.
     """
-    name = Path(unquote(urlsplit(filename).path)).name or 'checkpoint'
+    name = Path(unquote(urlsplit(filename).path)).name
+    if found := _HASH.search(name):
+        path = Path(torch.hub.get_dir(), 'checkpoints', name)
+        # one process of a machine fetches, and the others find the file
+        first = int(os.environ.get('LOCAL_RANK', 0)) == 0
+        if not first:
+            barrier()
+        try:
+            _fetch(filename, path, found.group(1))
+        finally:
+            if first:
+                barrier()
+        return load_from_local(path, map_location)
     with TemporaryDirectory() as folder:
-        path = Path(folder, name)
-        if re.search(r'-[0-9a-f]{8,}\.', name):
-            path = Path(torch.hub.get_dir(), 'checkpoints', name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
-            try:
-                torch.hub.download_url_to_file(
-                    filename, str(path), progress=sys.stderr.isatty()
-                )
-            except (OSError, HTTPException) as error:
-                raise FileNotFoundError(
-                    f'checkpoint {filename} cannot be fetched ({error}); check the '
-                    f'address and the connection, or give a local file'
-                ) from error
+        path = Path(folder, 'checkpoint.pth')
+        _download(filename, path)
         try:
             return load_from_local(path, map_location)
         except ValueError as error:
@@ -179,19 +221,243 @@ def load_from_url(
             raise ValueError(str(error).replace(str(path), filename)) from error
 
 
-#: What takes the place of mmengine's loaders, by prefix.
+# the SHA-256 in a name, at least its first 8 digits, and not a date
+_HASH = re.compile(r'-(?!(?:19|20)\d{6}\.)([0-9a-f]{8,64})\.[\w.]+$')
+
+
+def _fetch(url: str, path: Path, digest: str) -> None:
+    """Download a file into torch.hub's cache, unless it is there with its hash."""
+    damaged = ''
+    if path.is_file():
+        found = _sha256(path)
+        if found.startswith(digest):
+            return
+        # a download that was cut off, by whatever program
+        damaged = (
+            f'{path} is damaged: its SHA-256 begins with {found[: len(digest)]}, not '
+            f'with {digest}'
+        )
+        print(f'{damaged}; it is fetched again', file=sys.stderr, flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hint = f'or put the file at {path}'
+    if damaged:
+        hint = f'or replace the file: {damaged}'
+    _download(url, path, digest, hint)
+
+
+def _download(url: str, path: Path, digest: str = '', hint: str = '') -> None:
+    """Download a file, whole or not at all.
+
+    Raises:
+        FileNotFoundError: If it cannot be fetched.
+        ValueError: If its hash does not begin with ``digest``.
+    """
+    hint = hint or 'or give a local file'
+    try:
+        # its partial file is beside the path, and is removed if this fails
+        torch.hub.download_url_to_file(
+            url, str(path), digest or None, progress=sys.stderr.isatty()
+        )
+    except (OSError, HTTPException) as error:
+        raise FileNotFoundError(
+            f'checkpoint {url} cannot be fetched ({error}); check the address and the '
+            f'connection, {hint}'
+        ) from error
+    except RuntimeError as error:
+        # the only one that it raises
+        raise ValueError(
+            f'checkpoint {url} arrived damaged or is another file ({error}), so '
+            f'nothing is kept of it; try again, {hint}'
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+#: ImageNet weights of ``torchvision://NAME``, for when torchvision is absent.
+TORCHVISION_WEIGHTS = dict(
+    resnet18='resnet18-f37072fd',
+    resnet34='resnet34-b627a593',
+    resnet50='resnet50-0676ba61',
+    resnet101='resnet101-63fe2227',
+    resnet152='resnet152-394f9c45',
+)
+
+
+def _zoo(scheme: str) -> dict[str, str]:
+    """Addresses of a model zoo by the names of its models."""
+    if scheme == 'mmcls':
+        return mmengine_checkpoint.get_mmcls_models()
+    if scheme in ('modelzoo', 'torchvision'):
+        if importlib.util.find_spec('torchvision'):
+            return mmengine_checkpoint.get_torchvision_models()
+        at = 'https://download.pytorch.org/models'
+        return {k: f'{at}/{v}.pth' for k, v in TORCHVISION_WEIGHTS.items()}
+    known = dict(mmengine_checkpoint.get_external_models())
+    renamed = mmengine_checkpoint.get_deprecated_model_names()
+    known.update({old: known[new] for old, new in renamed.items() if new in known})
+    return known
+
+
+def load_from_zoo(
+    filename: str, map_location: str | torch.device | None = None
+) -> dict:
+    """Load a checkpoint by the name that a model zoo gives it.
+
+    Args:
+        filename (str): ``torchvision://NAME`` (without torchvision one of
+            :data:`TORCHVISION_WEIGHTS`), ``open-mmlab://NAME`` or ``mmcls://NAME``.
+        map_location (str | torch.device, optional): As ``torch.load``.
+
+    Returns:
+        dict: The checkpoint; of ``mmcls://`` the backbone alone, as mmengine does.
+
+    Raises:
+        ValueError: If there is no such name, or as :func:`load_from_local`.
+        FileNotFoundError: If the file cannot be fetched.
+    """
+    scheme, _, name = filename.partition('://')
+    known = _zoo(scheme)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, cutoff=0.3)
+        raise ValueError(
+            f'checkpoint {filename}: there is no model of the name {name!r}; nearest '
+            f'names: {", ".join(near) or "none"}'
+        )
+    address = known[name]
+    if not address.startswith(('http://', 'https://')):
+        home = mmengine_checkpoint._get_mmengine_home()
+        return load_from_local(Path(home, address), map_location)
+    try:
+        loaded = load_from_url(address, map_location)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f'{filename}: {error}; to train from scratch give --cfg-options '
+            f'model.backbone.init_cfg=None'
+        ) from error
+    if scheme == 'mmcls':
+        return mmengine_checkpoint._process_mmcls_checkpoint(loaded)
+    return loaded
+
+
+def load_from_ceph(
+    filename: str, map_location: str | torch.device | None = None
+) -> dict:
+    """Load a checkpoint from a store of objects, by mmengine's petrel backend.
+
+    Args:
+        filename (str): ``s3://`` or ``petrel://`` and the rest, with or without a
+            cluster in front.
+        map_location (str | torch.device, optional): As ``torch.load``.
+
+    Returns:
+        dict: The checkpoint.
+
+    Raises:
+        ValueError: As :func:`load_from_local`.
+    """
+    backend = get_file_backend(filename, backend_args=dict(backend='petrel'))
+    return _load(io.BytesIO(backend.get(filename)), filename, map_location)
+
+
+def refuse_to_load(
+    filename: str, map_location: str | torch.device | None = None
+) -> None:
+    """Stand in for a loader that could run code.
+
+    Args:
+        filename (str): What was to be loaded.
+        map_location (str | torch.device, optional): Not used.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f'checkpoint {filename} is refused, since the loader of this kind of address '
+        f'could run code of the file; download it, and give the local file'
+    )
+
+
+#: Loaders that run no code, by mmengine's patterns of addresses.
 SAFE_LOADERS = {
     '': load_from_local,
     'file://': load_from_file_url,
-    'http://': load_from_url,
-    'https://': load_from_url,
+    **dict.fromkeys(('http://', 'https://'), load_from_url),
+    **dict.fromkeys(
+        (
+            *('modelzoo://', 'torchvision://'),
+            *('open-mmlab://', 'openmmlab://', 'mmcls://'),
+        ),
+        load_from_zoo,
+    ),
+    **dict.fromkeys((r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), load_from_ceph),
 }
+
+if not importlib.util.find_spec('torchvision'):
+    CheckpointLoader.register_scheme(
+        prefixes=('modelzoo://', 'torchvision://'), loader=load_from_zoo, force=True
+    )
+
+
+def _safe_loader(name: str) -> Callable:
+    """The loader of an address: one of ours, or one that refuses."""
+    # as mmengine looks: patterns, the longest first
+    known = sorted({*CheckpointLoader._schemes, *SAFE_LOADERS}, reverse=True)
+    pattern = next(pattern for pattern in known if re.match(pattern, name))
+    return SAFE_LOADERS.get(pattern, refuse_to_load)
+
+
+class _SafePickles(PickleHandler):
+    """Reads .pkl files of tensors, arrays and plain values, such as proposals."""
+
+    def load_from_fileobj(self, file: BinaryIO, **kwargs: object) -> object:
+        try:
+            return load_pickle(file, **kwargs)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f'a pickle that the config names is refused, since loading it could '
+                f'run code: {error} It may hold tensors, arrays and plain values'
+            ) from error
+
+
+class _SafeYAML(YamlHandler):
+    """Reads YAML of plain values and tuples, which mmengine writes."""
+
+    def load_from_fileobj(self, file: BinaryIO, **kwargs: object) -> object:
+        return yaml.load(file, Loader=_PlainLoader)
+
+
+class _PlainLoader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
+    """Knows plain values and tuples."""
+
+
+_PlainLoader.add_constructor(
+    'tag:yaml.org,2002:python/tuple',
+    lambda loader, node: tuple(loader.construct_sequence(node, deep=True)),
+)
+
+
+def _read_relations(self: OpenImagesChallengeDataset, path: str) -> np.ndarray:
+    """Which class is which one's parent, (K, K), from a file of OpenImages."""
+    with get_local_path(path, backend_args=self.backend_args) as local:
+        return np.load(local)[1:, 1:]
 
 
 def use_safe_loaders() -> None:
-    """Let whatever this process loads through mmengine run no code."""
-    for prefix, loader in SAFE_LOADERS.items():
-        CheckpointLoader.register_scheme(prefix, loader, force=True)
+    """Let whatever this process loads through mmengine and mmdet run no code.
+
+    That is checkpoints, whatever their address, and the .pkl, .yaml and .np files
+    of data sets. An address that only a loader of the user's own knows is refused.
+    """
+    CheckpointLoader._get_checkpoint_loader = staticmethod(_safe_loader)
+    register_handler(['pkl', 'pickle'])(_SafePickles)
+    register_handler(['yaml', 'yml'])(_SafeYAML)
+    OpenImagesChallengeDataset._get_relation_matrix = _read_relations
 
 
 def load_checkpoint(
@@ -208,14 +474,10 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: As :func:`load_from_local` and :func:`load_from_url`.
-        ValueError: As :func:`load_from_local`.
+        ValueError: As :func:`load_from_local`, or if its address is of a kind that
+            has no loader here.
     """
-    name = str(name)
-    # as mmengine looks: patterns, the longest first
-    known = sorted({*CheckpointLoader._schemes, *SAFE_LOADERS}, reverse=True)
-    prefix = next(pattern for pattern in known if re.match(pattern, name))
-    loader = SAFE_LOADERS.get(prefix, CheckpointLoader.load_checkpoint)
-    return loader(name, map_location)
+    return _safe_loader(str(name))(str(name), map_location)
 
 
 def _checkpoints(work_dir: Path) -> list[Path]:
@@ -227,7 +489,8 @@ def latest_checkpoint(work_dir: str | os.PathLike) -> Path | None:
     """The checkpoint that training in a folder goes on from.
 
     A killed process leaves what it was writing: an empty ``last_checkpoint``, one that
-    names the checkpoint before, or a truncated ``epoch_N.pth``.
+    names the checkpoint before, or a truncated ``epoch_N.pth``. A power cut may leave
+    files of zeros.
 
     Args:
         work_dir (str | PathLike): Folder of a training.
@@ -235,25 +498,69 @@ def latest_checkpoint(work_dir: str | os.PathLike) -> Path | None:
     Returns:
         Path | None: What ``last_checkpoint`` names or, where that is not whole, the
         youngest whole ``epoch_*.pth`` or ``iter_*.pth``; or a later one written since.
+        A file elsewhere that it names counts where the folder has none.
     """
-    work_dir = Path(work_dir)
+    return next(iter(_by_preference(Path(work_dir))), None)
+
+
+def _by_preference(work_dir: Path) -> list[Path]:
+    """Whole checkpoints, the one that training goes on from first."""
+    whole = filter(_is_whole, _checkpoints(work_dir))
+    whole = sorted(whole, key=_age, reverse=True)
+    named = _named_checkpoint(work_dir)
+    if named is None:
+        return whole
+    # the folder may have been moved or copied
+    own = work_dir / named.name
+    if not _is_whole(own):
+        return whole or list(filter(_is_whole, [named]))
+    # an older training in this folder may have left more epochs
+    later = [
+        path
+        for path in whole
+        if path.stat().st_mtime > own.stat().st_mtime
+        and (_kind(path) != _kind(own) or _number(path) > _number(own))
+    ]
+    return list(dict.fromkeys([*later, own, *whole]))
+
+
+def _named_checkpoint(work_dir: Path) -> Path | None:
+    """What ``last_checkpoint`` names, if it is a name."""
     file = work_dir / 'last_checkpoint'
-    name = file.read_text(encoding='utf-8').strip() if file.is_file() else ''
-    # the directory of a zip file comes last: one that has it is whole
-    whole = [path for path in _checkpoints(work_dir) if zipfile.is_zipfile(path)]
-    # the second is for a folder that was moved
-    for named in (Path(name), work_dir / Path(name).name) if name else ():
-        if zipfile.is_zipfile(named):
-            # an older training in this folder may have left more epochs
-            whole = [path for path in whole if _written(path) > _written(named)]
-            whole = [path for path in whole if _number(path) > _number(named)]
-            return max(whole, key=_written, default=named)
-    return max(whole, key=_written, default=None)
+    try:
+        name = file.read_bytes().decode('utf-8-sig').strip() if file.is_file() else ''
+    except (OSError, UnicodeDecodeError):
+        return None
+    return Path(name) if name and '\0' not in name else None
 
 
-def _written(path: Path) -> float:
-    """When a file was written, in seconds."""
-    return path.stat().st_mtime
+def _is_whole(path: Path) -> bool:
+    """Whether a file is a whole zip file: the directory of one comes last."""
+    return os.path.isfile(path) and zipfile.is_zipfile(path)
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether the content of a whole zip file is what was written, by its checksums.
+
+    torch does not look: it would load the zeros that a power cut may leave.
+    """
+    if not getattr(torch.serialization, 'get_crc32_options', lambda: True)():
+        return True
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error):
+        return False
+
+
+def _age(path: Path) -> tuple[float, int]:
+    """By which the youngest checkpoint is the greatest."""
+    return path.stat().st_mtime, _number(path)
+
+
+def _kind(path: Path) -> str:
+    """Whether a checkpoint is called by its epoch or by its iteration."""
+    return path.stem.partition('_')[0]
 
 
 def _number(path: Path) -> int:
@@ -271,10 +578,23 @@ def resume_latest(cfg: Config) -> None:
     Args:
         cfg (Config): Gets ``resume`` and, with a checkpoint, ``load_from``.
     """
-    latest = latest_checkpoint(cfg.work_dir)
-    files = _checkpoints(Path(cfg.work_dir))
-    broken = sorted(path.name for path in files if not zipfile.is_zipfile(path))
-    said = f'; truncated and skipped: {", ".join(broken)}' if broken else ''
+    work_dir = Path(cfg.work_dir)
+    truncated = [p.name for p in _checkpoints(work_dir) if not _is_whole(p)]
+    damaged, latest = [], None
+    for path in _by_preference(work_dir):
+        if _is_intact(path):
+            latest = path
+            break
+        damaged.append(path.name)
+    said = ''
+    for what, names in (('truncated', truncated), ('damaged', damaged)):
+        if names:
+            said += f'; {what} and skipped: {", ".join(sorted(names))}'
+    file, named = work_dir / 'last_checkpoint', _named_checkpoint(work_dir)
+    if named is None and file.exists():
+        said += f'; {file} is damaged'
+    elif named and latest != named and not _is_whole(work_dir / named.name):
+        said += f'; {file} names {named}, which is no whole checkpoint of this folder'
     cfg.resume = latest is not None
     if latest:
         cfg.load_from = str(latest)
@@ -282,65 +602,6 @@ def resume_latest(cfg: Config) -> None:
     else:
         said = f'--resume: no checkpoint in {cfg.work_dir}, training starts anew{said}'
     print(said, flush=True)
-
-
-#: ImageNet weights of ``torchvision://NAME``, for when torchvision is absent.
-TORCHVISION_WEIGHTS = dict(
-    resnet18='resnet18-f37072fd',
-    resnet34='resnet34-b627a593',
-    resnet50='resnet50-0676ba61',
-    resnet101='resnet101-63fe2227',
-    resnet152='resnet152-394f9c45',
-)
-
-
-def load_from_torchvision(
-    filename: str, map_location: str | torch.device | None = None
-) -> dict:
-    """Load ``torchvision://NAME`` without torchvision.
-
-    Args:
-        filename (str): ``torchvision://`` and a name of
-            :data:`TORCHVISION_WEIGHTS`.
-        map_location (str | torch.device, optional): As ``torch.load``.
-
-    Returns:
-        dict: The state_dict.
-
-    Raises:
-        ValueError: If the name is not one of them.
-        FileNotFoundError: If the file is neither cached nor to be had.
-    """
-    name = filename.split('://', 1)[1]
-    if name not in TORCHVISION_WEIGHTS:
-        raise ValueError(
-            f'{filename} is not known here, only '
-            f'{", ".join(TORCHVISION_WEIGHTS)}; others need '
-            f'torchvision'
-        )
-    file = f'{TORCHVISION_WEIGHTS[name]}.pth'
-    cached = Path(torch.hub.get_dir()) / 'checkpoints' / file
-    if cached.is_file():
-        return load_from_local(cached, map_location)
-    url = f'https://download.pytorch.org/models/{file}'
-    try:
-        return load_from_url(url, map_location)
-    except OSError as error:
-        raise FileNotFoundError(
-            f'{filename} cannot be downloaded ({error}). Put {url} at '
-            f'{cached}, or train from scratch with --cfg-options '
-            f'model.backbone.init_cfg=None'
-        ) from error
-
-
-try:
-    import torchvision  # noqa: F401
-except ImportError:
-    CheckpointLoader.register_scheme(
-        prefixes=('modelzoo://', 'torchvision://'),
-        loader=load_from_torchvision,
-        force=True,
-    )
 
 
 def check_state_dict(
@@ -411,6 +672,8 @@ class CheckpointGuardHook(Hook):
         check_state_dict(model, checkpoint.get('state_dict', checkpoint), checkpoint)
         _check_order(runner.cfg, checkpoint.get('meta') or {})
         if runner.cfg.get('resume'):
+            _check_resumable(runner.cfg.load_from, checkpoint)
+            _keep_to_own_folder(runner, checkpoint)
             _tell_kept_settings(runner, checkpoint)
 
 
@@ -428,6 +691,38 @@ def _check_order(cfg: Config, meta: Mapping) -> None:
                 f'would be of other classes; set its metainfo.classes to '
                 f'{tuple(trained)}'
             )
+
+
+def _check_resumable(name: str, checkpoint: Mapping) -> None:
+    """Refuse to go on from weights alone."""
+    missing = [key for key in ('meta', 'message_hub') if not checkpoint.get(key)]
+    if missing:
+        raise ValueError(
+            f'--resume cannot go on from {name}, which has no {", ".join(missing)}; to '
+            f'begin with its weights give --cfg-options load_from={name}, without '
+            f'--resume'
+        )
+
+
+def _keep_to_own_folder(runner, checkpoint: Mapping) -> None:
+    """Let a resumed training remove no files but its own.
+
+    Where a checkpoint is better than the best before, mmengine removes that one, by a
+    path that it reads from the checkpoint: in a copied folder that of the original.
+    """
+    info = checkpoint['message_hub'].get('runtime_info') or {}
+    out_dir = next(
+        (h.out_dir for h in runner.hooks if isinstance(h, CheckpointHook)), None
+    )
+    folder = runner.work_dir
+    if out_dir:
+        folder = os.path.join(out_dir, os.path.basename(folder.rstrip(os.sep)))
+    for key in [key for key in info if key.startswith('best_ckpt')]:
+        name = os.path.basename(str(info[key]))
+        info[key] = os.path.join(folder, name) if name.startswith('best_') else None
+    ids = info.get('keep_ckpt_ids') or []
+    if not all(isinstance(number, int) for number in ids):
+        del info['keep_ckpt_ids']
 
 
 def _tell_kept_settings(runner, checkpoint: dict) -> None:
@@ -479,6 +774,9 @@ def load_detector(
 ) -> nn.Module:
     """Load a trained detector for inference.
 
+    From here on this process loads checkpoints without running code, see
+    :func:`use_safe_loaders`.
+
     Args:
         config (str | PathLike | Config): The config it was trained with, as
             :func:`~dlu_mmdet.engine.configs.read_config` takes it.
@@ -501,18 +799,15 @@ def load_detector(
             config names the classes.
     """
     check_device(device)
+    # the config of a distilled detector names its teacher's checkpoint
+    use_safe_loaders()
     if not isinstance(config, Config):
         config = read_config(config)
     config = Config(config.to_dict()) if upsampler else config.copy()
     if upsampler:
         set_upsampler(config, upsampler)
     merge_options(config, cfg_options or {})
-    try:
-        loaded = load_checkpoint(checkpoint, 'cpu')
-    except KeyError as error:
-        raise ValueError(
-            f'checkpoint {checkpoint}: there is no model of the name {error}'
-        ) from error
+    loaded = load_checkpoint(checkpoint, 'cpu')
     if not isinstance(loaded, Mapping):
         raise ValueError(
             f'checkpoint {checkpoint} holds a {type(loaded).__name__}; it must be a '

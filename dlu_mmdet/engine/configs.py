@@ -5,13 +5,18 @@ from __future__ import annotations
 import ast
 import os
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import mmcv.ops
+import mmdet.registry
+import mmengine.registry
 from mmengine.config import Config
 from mmengine.hub import get_config
+from mmengine.registry import Registry
 
-from ..necks import with_upsampler
-from ..upsamplers import registered_name, upsampler_class
+from ..necks import NECKS, with_upsampler
+from ..upsamplers import UPSAMPLERS, registered_name, upsampler_class
 
 
 def read_config(name: str | os.PathLike) -> Config:
@@ -43,6 +48,117 @@ def read_config(name: str | os.PathLike) -> Config:
             f'config {name} is not in the installed package {package} ({error}); its '
             f'names are PACKAGE::FOLDER/FILE.py, as in its folder configs'
         ) from error
+
+
+class _DictCalls(ast.NodeTransformer):
+    """Turns ``dict(a=1)`` and ``dict({'a': 1})`` into literals."""
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        self.generic_visit(node)
+        keys = [keyword.arg for keyword in node.keywords]
+        if not isinstance(node.func, ast.Name) or node.func.id != 'dict':
+            return node
+        if not node.args and None not in keys:
+            values = [keyword.value for keyword in node.keywords]
+            return ast.Dict(list(map(ast.Constant, keys)), values)
+        if len(node.args) == 1 and not keys and isinstance(node.args[0], ast.Dict):
+            return node.args[0]
+        return node
+
+
+def read_dumped_config(path: str | os.PathLike) -> Config:
+    """Read a config that mmengine dumped as data: nothing in it runs or is imported.
+
+    Args:
+        path (str | PathLike): The file.
+
+    Returns:
+        Config: Its settings.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it is damaged, or holds more than ``name = value`` where the
+            values are literals and calls of ``dict``.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'config {path} does not exist')
+    try:
+        settings = {}
+        for statement in ast.parse(Path(path).read_text(encoding='utf-8')).body:
+            if not isinstance(statement, ast.Assign):
+                raise ValueError(f'line {statement.lineno} is no setting')
+            (name,) = statement.targets
+            settings[name.id] = ast.literal_eval(_DictCalls().visit(statement.value))
+        if not settings:
+            raise ValueError('it has no settings')
+        return Config(settings, filename=str(path))
+    # whatever a text that mmengine does not write leads its readers to
+    except Exception as error:
+        raise ValueError(
+            f'config {path} cannot be read as data: it is damaged, or holds code '
+            f'({error})'
+        ) from error
+
+
+# these hold addresses of weights, which are loaded without running code
+_WEIGHTS = ('init_cfg', 'pretrained', 'teacher_ckpt')
+
+
+def check_foreign(part: Mapping, key: str, source: object, built: bool = True) -> None:
+    """Refuse to build what could run code from somebody else's config.
+
+    mmengine imports and calls whatever a ``type`` names by its path, and some classes
+    evaluate a string, or read the file that it names.
+
+    Args:
+        part (Mapping): Part of a config.
+        key (str): Where it is in the config, for the message.
+        source (object): Whose config it is, for the message.
+        built (bool): Whether the part is built, and not only its types looked up.
+            Defaults to True.
+
+    Raises:
+        ValueError: If a type is registered neither in MMDetection nor here, or a
+            string in what is built is no plain word.
+    """
+    registries = [
+        registry
+        for module in (mmdet.registry, mmengine.registry)
+        for registry in vars(module).values()
+        if isinstance(registry, Registry)
+    ]
+    # some types of layers are looked up there
+    known = set(mmcv.ops.__all__)
+    for registry in (*registries, UPSAMPLERS):
+        for name, cls in registry.module_dict.items():
+            path = f'{cls.__module__}.{getattr(cls, "__qualname__", "")}'
+            known |= {name, f'{registry.scope}.{name}', path}
+    scopes = {registry.scope for registry in registries}
+    for where, value in _strings(part, key):
+        if where.endswith('.type'):
+            fine = value in known or value.removeprefix(f'{NECKS.scope}.') in known
+        elif where.endswith('._scope_'):
+            fine = value in scopes
+        else:
+            word = re.fullmatch(r'[\w.-]*', value) and not os.path.exists(value)
+            fine = word or not built or any(p in _WEIGHTS for p in where.split('.'))
+        if not fine:
+            raise ValueError(
+                f'{source}: {where}={value!r} names nothing that is registered here, '
+                f'and is no plain word, so what is built from it could run code'
+            )
+
+
+def _strings(value: object, key: str) -> Iterator[tuple[str, str]]:
+    """The strings in a part of a config that is built, with their dotted keys."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _strings(inner, f'{key}.{name}')
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            yield from _strings(inner, f'{key}.{index}')
 
 
 def config_stem(name: str | os.PathLike) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,3 +65,30 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike, keys: Sequence[str], remedy: str) -> dict:
+    """Read a JSON object that this package wrote.
+
+    Args:
+        path (str | PathLike): The file.
+        keys (Sequence[str]): What it must have.
+        remedy (str): What to do if it is damaged, for the message.
+
+    Returns:
+        dict: Its content.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it is no JSON object, or a key is missing.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
+        missing = [key for key in keys if key not in content]
+        if missing or not isinstance(content, dict):
+            raise ValueError(f'it has no {", ".join(missing) or "keys"}')
+    except FileNotFoundError:
+        raise
+    except (ValueError, TypeError, OSError, RecursionError) as error:
+        raise ValueError(f'{path} is damaged ({error}); {remedy}') from error
+    return content

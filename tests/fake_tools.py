@@ -2,12 +2,15 @@
 
 It leaves what a comparison reads: the log, scalars, a checkpoint for each epoch,
 predictions. EPOCHS and SECONDS (of an epoch) in the environment say how long it takes;
-FAIL names a run that fails. What it was started with is in started.jsonl.
+FAIL names a run that fails, DIVERGE runs that diverge, STUBBORN those that ignore
+SIGTERM and have a child that does. What it was started with is in started.jsonl.
 """
 
 import json
 import os
 import pickle
+import signal
+import subprocess
 import sys
 import time
 import zipfile
@@ -26,6 +29,9 @@ def make_tools(folder: Path) -> Path:
 
 def main() -> None:
     work_dir = Path(sys.argv[sys.argv.index('--work-dir') + 1])
+    if os.environ.get('STUBBORN', 'none') in str(work_dir):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        subprocess.Popen(['sleep', '60'])
     kept = {k: os.environ.get(k) for k in ('OMP_NUM_THREADS', 'CUDA_VISIBLE_DEVICES')}
     with (work_dir / 'started.jsonl').open('a') as file:
         kept.update(command=sys.argv, time=time.time(), pid=os.getpid())
@@ -35,6 +41,10 @@ def main() -> None:
         return
     if os.environ.get('FAIL', 'none') in str(work_dir):
         sys.exit('this run fails')
+    if any(name in str(work_dir) for name in os.environ.get('DIVERGE', '').split()):
+        found = dict(iteration=31, reason='the loss is nan')
+        (work_dir / 'diverged.json').write_text(json.dumps(found))
+        sys.exit('training diverged')
     epochs, seconds = (float(os.environ.get(k, 1)) for k in ('EPOCHS', 'SECONDS'))
     log = work_dir / f'log{time.time_ns()}' / 'vis_data' / 'scalars.json'
     log.parent.mkdir(parents=True)

@@ -32,6 +32,7 @@ from .export import (
     trace,
 )
 from .files import check_writable, print_anything, replacing
+from .hooks import Diverged, DivergenceHook, ResumeHook, read_divergence
 from .options import merge_options
 from .own_data import set_data
 from .runner import build_runner, leave_together, lost_processes
@@ -39,6 +40,9 @@ from .runner import build_runner, leave_together, lost_processes
 __all__ = [
     'PARTS',
     'CheckpointGuardHook',
+    'Diverged',
+    'DivergenceHook',
+    'ResumeHook',
     'add_cfg_options',
     'add_config_arguments',
     'add_data',
@@ -65,6 +69,7 @@ __all__ = [
     'merge_options',
     'print_anything',
     'read_config',
+    'read_divergence',
     'replacing',
     'resume_latest',
     'set_data',

@@ -27,6 +27,41 @@ def make_tools(folder: Path) -> Path:
     return folder
 
 
+def make_compare(monkeypatch, folder: Path, options: dict):
+    """tools/compare.py with these tools, for a --work-dir in a folder.
+
+    Without checks of detectors, measurements of necks, and pictures. The function
+    returns the exit status.
+    """
+    from conftest import as_arguments, load_tool
+
+    from dlu_mmdet.analysis import comparison, report
+
+    tools = make_tools(folder / 'tools')
+    cost = dict(upsampler_parameters=1, parameters=2, upsampler_flops=3, flops=4)
+    cost.update(neck_ms=5.0, neck_mb=6.0, image_size=[7, 8], device='this')
+    monkeypatch.setattr(comparison, 'rehearse', lambda planned: None)
+    monkeypatch.setattr(
+        comparison,
+        'measure_costs',
+        lambda planned, **_: {run.name: dict(cost) for run in planned},
+    )
+    monkeypatch.setattr(report, 'save', lambda *_: folder / 'report.html')
+    monkeypatch.setenv('SECONDS', '0')
+
+    def compare(*arguments: object) -> int:
+        join = '--join' in arguments
+        work_dir = folder / ('joined' if join else 'work')
+        command = [*arguments, '--work-dir', work_dir, '--resamples', 100]
+        command += [] if join else as_arguments(options)
+        monkeypatch.setattr(sys, 'argv', ['tools/compare.py', *map(str, command)])
+        tool = load_tool('compare')
+        tool.TOOLS = tools
+        return tool.main()
+
+    return compare
+
+
 def main() -> None:
     work_dir = Path(sys.argv[sys.argv.index('--work-dir') + 1])
     if os.environ.get('STUBBORN', 'none') in str(work_dir):

@@ -2,15 +2,14 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
-from conftest import CONFIGS, SHAPES_DLU, as_arguments, data_options, load_tool
-from fake_tools import make_tools
+from conftest import CONFIGS, SHAPES_DLU, data_options
+from fake_tools import make_compare, make_tools
 from mmengine.config import Config
 
-from dlu_mmdet.analysis import comparison, inputs, report, runs, slurm
+from dlu_mmdet.analysis import inputs, runs, slurm
 
 NEAREST = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-nearest_shapes.py'
 
@@ -150,30 +149,7 @@ def test_names_are_those_of_the_file(tmp_path):
 
 @pytest.fixture
 def compare(tmp_path, options, monkeypatch):
-    """tools/compare.py whose trainings take no time; returns its exit status."""
-    tools = make_tools(tmp_path / 'tools')
-    monkeypatch.setattr(comparison, 'rehearse', lambda planned: None)
-    monkeypatch.setattr(comparison, 'measure_costs', fake_costs)
-    monkeypatch.setattr(report, 'save', lambda *_: tmp_path / 'report.html')
-    monkeypatch.setenv('SECONDS', '0')
-
-    def start(*arguments):
-        join = '--join' in arguments
-        folder = tmp_path / ('joined' if join else 'work')
-        command = [*arguments, '--work-dir', folder, '--resamples', 100]
-        command += [] if join else as_arguments(options)
-        monkeypatch.setattr(sys, 'argv', ['tools/compare.py', *map(str, command)])
-        tool = load_tool('compare')
-        tool.TOOLS = tools
-        return tool.main()
-
-    return start
-
-
-def fake_costs(planned, **_):
-    cost = dict(upsampler_parameters=1, parameters=2, upsampler_flops=3, flops=4)
-    cost.update(neck_ms=5.0, neck_mb=6.0, image_size=[7, 8], device='this')
-    return {run.name: dict(cost) for run in planned}
+    return make_compare(monkeypatch, tmp_path, options)
 
 
 def test_other_annotations_are_not_averaged_with_the_former(

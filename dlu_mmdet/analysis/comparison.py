@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 
 import mmcv
@@ -132,7 +133,7 @@ def published(cfg: Config, num_images: int | None = None) -> tuple[float | None,
     found = PUBLISHED.get((detector, name), none)
     if found == none or num_images not in (None, _COCO_2017['test'][1]):
         return none
-    reference = read_config(PUBLISHED_CONFIGS[detector])
+    reference = _published_config(detector)
     # what a config inherits from another package names its scope
     own, theirs = (
         {k: v for k, v in leaves(c, _PUBLISHED_PARTS).items() if '_scope_' not in k}
@@ -149,6 +150,11 @@ def published(cfg: Config, num_images: int | None = None) -> tuple[float | None,
     shape.update(type=neck['type'], upsample_cfg=neck['upsample_cfg'])
     alike = _is_within(given, usual) and _is_within(neck, shape)
     return found if alike and _is_coco_2017(cfg) else none
+
+
+@lru_cache
+def _published_config(detector: str) -> Config:
+    return read_config(PUBLISHED_CONFIGS[detector])
 
 
 def _is_within(given: Mapping, usual: Mapping) -> bool:
@@ -272,8 +278,9 @@ def summarise(
 
     Returns:
         dict: ``rows``, one for each config, best AP first: ``name``, ``seeds``, the
-        number of those that ``diverged`` and are left out, mean and ``_std`` over seeds (None for one seed) of each metric, and the
-        costs; ``differences`` to ``baseline``, see
+        number of those that ``diverged`` and are left out, mean and ``_std`` over
+        seeds (None for one seed) of each metric, and the costs; ``differences`` to
+        ``baseline``, see
         :func:`~dlu_mmdet.analysis.bootstrap.paired_differences`; ``runs``, every
         result; ``diverged``, every run that is left out, with ``name``, ``seed``,
         ``iteration`` and ``reason``; ``environment``.

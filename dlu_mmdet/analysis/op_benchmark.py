@@ -21,6 +21,7 @@ from torch import Tensor
 from dlu_mmdet.ops import library, reference
 
 from ..torch_compat import started_at
+from .tables import escape
 
 # source maps of an FPN's three upsamplings, for an image of 800 x 1344
 SIZES = ((25, 42), (50, 84), (100, 168))
@@ -492,7 +493,7 @@ def measure_upsamplers(
         '|---|--:|--:|--:|--:|--:|--:|--:|--:|',
     ]
     for name, *found in zip(names, *columns):
-        cells = [name]
+        cells = [escape(name)]
         for (taken, peak), (base, _) in zip(found, (c[0] for c in columns)):
             median, _, least, ratio = _times(taken, base)
             cells += [f'{median:.1f}', f'{least:.1f}', f'{ratio:.2f}']
@@ -593,7 +594,8 @@ def _named_table(
     for name, taken in zip(names, times):
         median, ratio, least, least_ratio = _times(taken, times[0])
         lines.append(
-            f'| {name} | {median:.0f} | {ratio:.3f} | {least:.0f} | {least_ratio:.3f} |'
+            f'| {escape(name)} | {median:.0f} | {ratio:.3f} | {least:.0f} | '
+            f'{least_ratio:.3f} |'
         )
     return '\n'.join(lines)
 
@@ -612,7 +614,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
         gflops = f'{row.gflops:.1f}' if row.gflops else ''
         lines.append(
             f'| {row.batch} | {row.size[0]} x {row.size[1]} | {row.direction} | '
-            f'{row.name} | {row.milliseconds:.2f} | {row.ratio:.2f} | '
+            f'{escape(row.name)} | {row.milliseconds:.2f} | {row.ratio:.2f} | '
             f'{row.least:.2f} | {row.least_ratio:.2f} | {row.extra:.1%} | '
             f'{gflops} | {row.bandwidth:.0%} |'
         )

@@ -24,8 +24,9 @@ _WRITTEN |= {'result', 'results', 'pred', 'preds', 'predictions', 'collect', 'tm
 _WRITERS = ('default_hooks', 'custom_hooks', 'visualizer', 'log_processor')
 _SUFFIXES = {'.csv', '.json', '.jsonl', '.log', '.npy', '.npz', '.pkl', '.png', '.pt'}
 _SUFFIXES |= {'.pth', '.txt', '.yaml', '.html', '.md'}
-# mmengine and mmdet take these from the run's own folder
+# mmengine and mmdet look for these in the run's own folder
 _WITHIN = {'test_out_dir', 'img_save_dir', 'config_save_file', 'scalar_save_file'}
+_WITHIN |= {'filename_tmpl'}
 
 
 def _is_output(key: str, value: object) -> bool:

@@ -2,12 +2,15 @@
 
 It leaves what a comparison reads: the log, scalars, a checkpoint for each epoch,
 predictions. EPOCHS and SECONDS (of an epoch) in the environment say how long it takes;
-FAIL names a run that fails. What it was started with is in started.jsonl.
+FAIL names a run that fails, DIVERGE runs that diverge, STUBBORN those that ignore
+SIGTERM and have a child that does. What it was started with is in started.jsonl.
 """
 
 import json
 import os
 import pickle
+import signal
+import subprocess
 import sys
 import time
 import zipfile
@@ -24,8 +27,46 @@ def make_tools(folder: Path) -> Path:
     return folder
 
 
+def make_compare(monkeypatch, folder: Path, options: dict):
+    """tools/compare.py with these tools, for a --work-dir in a folder.
+
+    Without checks of detectors, measurements of necks, and pictures. The function
+    returns the exit status.
+    """
+    from conftest import as_arguments, load_tool
+
+    from dlu_mmdet.analysis import comparison, report
+
+    tools = make_tools(folder / 'tools')
+    cost = dict(upsampler_parameters=1, parameters=2, upsampler_flops=3, flops=4)
+    cost.update(neck_ms=5.0, neck_mb=6.0, image_size=[7, 8], device='this')
+    monkeypatch.setattr(comparison, 'rehearse', lambda planned: None)
+    monkeypatch.setattr(
+        comparison,
+        'measure_costs',
+        lambda planned, **_: {run.name: dict(cost) for run in planned},
+    )
+    monkeypatch.setattr(report, 'save', lambda *_: folder / 'report.html')
+    monkeypatch.setenv('SECONDS', '0')
+
+    def compare(*arguments: object) -> int:
+        join = '--join' in arguments
+        work_dir = folder / ('joined' if join else 'work')
+        command = [*arguments, '--work-dir', work_dir, '--resamples', 100]
+        command += [] if join else as_arguments(options)
+        monkeypatch.setattr(sys, 'argv', ['tools/compare.py', *map(str, command)])
+        tool = load_tool('compare')
+        tool.TOOLS = tools
+        return tool.main()
+
+    return compare
+
+
 def main() -> None:
     work_dir = Path(sys.argv[sys.argv.index('--work-dir') + 1])
+    if os.environ.get('STUBBORN', 'none') in str(work_dir):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        subprocess.Popen(['sleep', '60'])
     kept = {k: os.environ.get(k) for k in ('OMP_NUM_THREADS', 'CUDA_VISIBLE_DEVICES')}
     with (work_dir / 'started.jsonl').open('a') as file:
         kept.update(command=sys.argv, time=time.time(), pid=os.getpid())
@@ -35,6 +76,10 @@ def main() -> None:
         return
     if os.environ.get('FAIL', 'none') in str(work_dir):
         sys.exit('this run fails')
+    if any(name in str(work_dir) for name in os.environ.get('DIVERGE', '').split()):
+        found = dict(iteration=31, reason='the loss is nan')
+        (work_dir / 'diverged.json').write_text(json.dumps(found))
+        sys.exit('training diverged')
     epochs, seconds = (float(os.environ.get(k, 1)) for k in ('EPOCHS', 'SECONDS'))
     log = work_dir / f'log{time.time_ns()}' / 'vis_data' / 'scalars.json'
     log.parent.mkdir(parents=True)

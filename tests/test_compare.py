@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import math
 import os
 import pickle
 import re
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, ROOT, SHAPES_DLU, as_arguments, load_tool, run
+from fake_tools import make_compare
 from mmengine.config import Config
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -30,7 +33,7 @@ from dlu_mmdet.analysis.bootstrap import (
     leave_out,
 )
 from dlu_mmdet.datasets.shapes import CLASSES
-from dlu_mmdet.engine import build_runner
+from dlu_mmdet.engine import build_runner, read_config
 
 NEAREST = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-nearest_shapes.py'
 
@@ -376,8 +379,8 @@ def test_one_command_gives_tables_pictures_and_a_page(compared):
     assert 'src="http' not in page and 'href=' not in page  # nothing is fetched
     for name in ('accuracy', 'differences', 'learning'):
         assert (folder / f'comparison_{name}.png').read_bytes()[:4] == b'\x89PNG'
-    # published figures are called so, and are not among ours
-    assert 'published AP' in text and 'not measured here' in text
+    # these data and this backbone are those of no publication
+    assert 'published' not in (text + page).lower()
 
 
 def test_mean_and_spread_over_seeds(compared, options, tmp_path):
@@ -567,6 +570,116 @@ def test_dry_run_offers_what_the_machine_has(options, tmp_path, capsys, monkeypa
         assert ('--nproc_per_node=8' in output) == (gpus > 1)
 
 
+@pytest.mark.parametrize('validated', [True, False])
+def test_dry_run_of_what_reads_the_message_hub(options, tmp_path, validated):
+    """A batch augmentation as YOLOX's; without validation one test is left."""
+    resize = dict(type='BatchSyncRandomResize', random_size_range=(64, 128), interval=1)
+    own = {'model.data_preprocessor.batch_augments': [resize]}
+    if not validated:
+        own.update(val_dataloader=None, val_evaluator=None, val_cfg=None)
+    cfg = Config.fromfile(SHAPES_DLU)
+    cfg.merge_from_dict({**options, **own})
+    cfg.dump(tmp_path / 'own.py')
+    (planned,) = runs.plan([tmp_path / 'own.py'], [0], tmp_path / 'work')
+    found = runs.estimate(planned, iterations=1)
+    assert found['train'] > 0 and found['test'] > 0
+
+
+# ---- runs that diverge -------------------------------------------------------------
+
+
+def strict(text):
+    """JSON as other programs read it."""
+
+    def refuse(name):
+        raise ValueError(f'{name} is not JSON')
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_a_run_that_diverged_is_left_out(small, tmp_path, monkeypatch, capsys):
+    """Said where the others are; not trained again; joined as such."""
+    compare = make_compare(monkeypatch, tmp_path, small)
+    monkeypatch.setenv('DIVERGE', f'{SHAPES_DLU.stem}/seed1 {NEAREST.stem}')
+    bilinear = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-bilinear_shapes.py'
+    command = [SHAPES_DLU, NEAREST, bilinear, '--seeds', 0, 1]
+    assert compare(*command) == 0
+    shown = capsys.readouterr()
+    assert shown.out.count('diverged at iteration 31, and is left out') == 3
+    assert 'best AP: nearest' not in shown.out and not shown.err
+    work_dir = tmp_path / 'work'
+    table = (work_dir / 'comparison.md').read_text()
+    assert re.search(r'\| dlu +\| +1 \(1 of 2 diverged\) \| +0', table)
+    assert re.search(r'\| nearest +\| +0 \(2 of 2 diverged\) \| +- \|', table)
+    assert 'dlu: 1 of 2 seeds diverged and are left out: seed 1 at iteration' in table
+    summary = strict((work_dir / 'comparison.json').read_text())
+    assert {(r['name'], r['seed']) for r in summary['diverged']} == {
+        ('dlu', 1),
+        ('nearest', 0),
+        ('nearest', 1),
+    }
+    assert {row['name']: row['seeds'] for row in summary['rows']} == {
+        'dlu': [0],
+        'bilinear': [0, 1],
+    }
+    for file in work_dir.glob('*/*/result.json'):
+        strict(file.read_text())
+    # nothing is trained again, whatever it would come to now
+    monkeypatch.delenv('DIVERGE')
+    trained = [*work_dir.glob('*/*/started.jsonl')]
+    before = [file.read_text() for file in trained]
+    assert compare(*command) == 0 and compare(*command, '--report-only') == 0
+    assert before == [file.read_text() for file in trained]
+    capsys.readouterr()
+    assert compare('--join', work_dir) == 0
+    assert 'nearest: 2 of 2 seeds diverged' in capsys.readouterr().out
+
+
+def test_where_all_diverged_there_is_no_best(small, tmp_path, monkeypatch, capsys):
+    compare = make_compare(monkeypatch, tmp_path, small)
+    monkeypatch.setenv('DIVERGE', 'seed')
+    assert compare(SHAPES_DLU, NEAREST) == 1
+    shown = capsys.readouterr()
+    assert 'all 2 runs that ended have diverged' in shown.err
+    assert 'best AP' not in shown.out
+
+
+def test_a_divergence_is_seen_by_who_comes_later(small, tmp_path, monkeypatch):
+    """The comparison was killed before it could note what its training had left."""
+    monkeypatch.setenv('DIVERGE', 'seed')
+    (planned,) = runs.plan([SHAPES_DLU], [0], tmp_path / 'work', small)
+    planned.work_dir.mkdir(parents=True)
+    found = dict(iteration=3, reason='the loss is nan')
+    (planned.work_dir / 'diverged.json').write_text(json.dumps(found))
+    (line,) = runs.execute(planned, tmp_path / 'no tools')
+    assert 'diverged at iteration 3' in line and planned.state == 'diverged'
+
+
+def test_results_of_an_earlier_version_that_diverged(tmp_path):
+    """They hold an AP of 0 and NaN, which is not JSON."""
+    (planned,) = runs.plan([SHAPES_DLU], [0], tmp_path)
+    planned.work_dir.mkdir(parents=True)
+    for losses, ap, state in (
+        ([[10, 2.0], [20, math.nan]], 0.0, 'diverged'),
+        ([[10, math.nan], [20, 2.0]], 0.0, 'finished'),
+        ([[10, 2.0], [20, math.nan]], 0.3, 'finished'),
+    ):
+        planned.result_file.write_text(json.dumps(dict(loss=losses, AP=ap)))
+        assert planned.state == state
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges(options, tmp_path, capsys):
+    """With a learning rate of 1e8: stopped, and tools/train.py says so."""
+    command = [SHAPES_DLU, '--work-dir', tmp_path / 'work', '--resamples', 100]
+    command += as_arguments({**options, 'optim_wrapper.optimizer.lr': 1e8})
+    assert compare(*command) == 1
+    assert 'diverged at iteration 2' in capsys.readouterr().out
+    (log,) = tmp_path.glob('work/*/*/train.log')
+    assert 'Diverged: training diverged at iteration 2: the loss is' in log.read_text()
+    strict((log.parent / 'result.json').read_text())
+
+
 # ---- bad input ---------------------------------------------------------------------
 
 
@@ -601,6 +714,9 @@ def test_what_cannot_be_compared_is_refused_before_training(tmp_path):
             runs.plan([SHAPES_DLU], [0], tmp_path, options)
 
 
+R50_DLU = CONFIGS / 'faster_rcnn' / 'faster-rcnn_r50_fpn-dlu_1x_coco.py'
+
+
 def test_published_figures_are_of_the_same_detector():
     def of(name):
         return comparison.published(Config.fromfile(CONFIGS / f'{name}.py'))[0]
@@ -609,6 +725,96 @@ def test_published_figures_are_of_the_same_detector():
     assert of('mask_rcnn/mask-rcnn_r50_fpn-carafe_1x_coco') == 39.3
     assert of('yolox/yolox_s_pafpn-dlu_8xb8-300e_coco') is None
     assert of('shapes/faster-rcnn_r18_fpn-dlu-direct_shapes') is None
+    # mmdet writes every argument out
+    carafe = read_config('mmdet::carafe/faster-rcnn_r50_fpn-carafe_1x_coco.py')
+    assert comparison.published(carafe) == (38.6, 'mmdet, DLU')
+
+
+def test_no_figure_is_published_of_another_setting():
+    settings = Config.fromfile(R50_DLU).to_dict()
+    for key, value in {
+        'model.backbone.depth': 18,
+        'model.backbone.norm_cfg.type': 'GN',
+        'model.backbone.init_cfg': None,
+        'model.neck.out_channels': 128,
+        'model.neck.upsample_cfg.up_kernel': 3,
+        'train_cfg.max_epochs': 24,
+        'optim_wrapper.optimizer.lr': 0.01,
+        'train_dataloader.dataset.pipeline.2.scale': (640, 400),
+        'train_dataloader.dataset.metainfo': dict(classes=('person',)),
+        'test_dataloader.dataset.ann_file': 'annotations/instances_minival.json',
+        'load_from': 'trained.pth',
+    }.items():
+        cfg = Config(deepcopy(settings))
+        assert comparison.published(cfg)[0] == 38.6
+        cfg.merge_from_dict({key: value})
+        assert comparison.published(cfg) == (None, ''), key
+
+
+def test_a_part_of_coco_is_not_coco(tmp_path):
+    """Under its names, with a few images."""
+    cfg = Config.fromfile(R50_DLU)
+    assert comparison.published(cfg, 5000)[0] == 38.6
+    assert comparison.published(cfg, 8)[0] is None
+    (tmp_path / 'annotations').mkdir()
+    file = tmp_path / 'annotations' / 'instances_train2017.json'
+    file.write_text(json.dumps(dict(images=[dict(file_name='1.jpg')])))
+    cfg.train_dataloader.dataset.data_root = str(tmp_path)
+    assert comparison.published(cfg, 5000)[0] is None
+
+
+@pytest.mark.parametrize(
+    'key, value',
+    [
+        ('default_hooks.checkpoint.out_dir', 'checkpoints'),
+        ('default_hooks.logger.out_dir', '/tmp/logs'),
+        ('default_hooks.visualization.test_out_dir', '/tmp/pictures'),
+        ('visualizer.save_dir', 'visualized'),
+        ('visualizer.vis_backends', [dict(type='LocalVisBackend', save_dir='logs')]),
+        ('test_evaluator.outfile_prefix', './work_dirs/test'),
+        ('val_evaluator.collect_dir', '/tmp/parts'),
+        (
+            'test_evaluator',
+            [
+                dict(type='CocoMetric', ann_file='val.json', metric='bbox'),
+                dict(type='DumpDetResults', out_file_path='results.pkl'),
+            ],
+        ),
+        ('custom_hooks', [dict(type='ProfilerHook', json_trace_path='trace.json')]),
+        (
+            'custom_hooks',
+            [
+                dict(
+                    type='ProfilerHook',
+                    on_trace_ready=dict(type='tb_trace', dir_name='traces'),
+                )
+            ],
+        ),
+        ('custom_hooks', [dict(type='OwnHook', target='scores.csv')]),
+    ],
+)
+def test_a_place_that_all_runs_would_write_to_is_refused(tmp_path, key, value):
+    cfg = Config.fromfile(SHAPES_DLU)
+    cfg.merge_from_dict({key: value})
+    cfg.dump(tmp_path / 'own.py')
+    with pytest.raises(ValueError, match=rf'own\.py: {key}.* one place for all runs'):
+        runs.plan([tmp_path / 'own.py'], [0], tmp_path / 'work')
+
+
+def test_places_within_the_runs_own_folder_are_taken(tmp_path):
+    options = {
+        'default_hooks.checkpoint.save_best': 'coco/bbox_mAP',
+        'default_hooks.checkpoint.filename_tmpl': 'checkpoint_{}.pth',
+        'default_hooks.visualization.test_out_dir': 'pictures',
+        'test_evaluator.outfile_prefix': None,
+        'load_from': 'weights.pth',
+    }
+    cfg = Config.fromfile(SHAPES_DLU)
+    cfg.merge_from_dict(options)
+    cfg.dump(tmp_path / 'own.py')
+    assert runs.plan([tmp_path / 'own.py'], [0, 1], tmp_path / 'work')
+    with pytest.raises(ValueError, match='resume=True every run .*weights.pth.*seed'):
+        runs.plan([tmp_path / 'own.py'], [0], tmp_path / 'work', dict(resume=True))
 
 
 def test_repetitions_are_refused(tmp_path):

@@ -7,12 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 import torch
-from conftest import CONFIGS, load_tool
-from fake_tools import make_tools
+from conftest import CONFIGS, ROOT, as_arguments, load_tool
+from fake_tools import make_compare, make_tools
 
 from dlu_mmdet.analysis import jobs, runs
 
@@ -114,6 +115,109 @@ def test_left_in_the_middle_it_ends_all_processes(planned, tools, monkeypatch):
     events.close()
     assert not alive(planned[0]) and not alive(planned[1])
     assert not planned[2].work_dir.exists()
+
+
+def family_of(run):
+    """Numbers of the processes of a run's training."""
+    return list(runs._family(started(run)[0]['pid']))
+
+
+def are_gone(pids):
+    """Whether processes end, at the latest in a moment."""
+
+    def is_gone(pid):
+        try:
+            with open(f'/proc/{pid}/stat') as file:
+                # nobody may be there to wait for a zombie
+                return file.read().rpartition(')')[2].split()[0] == 'Z'
+        except FileNotFoundError:
+            return True
+
+    end = time.monotonic() + 5
+    while not all(map(is_gone, pids)):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.parametrize(
+    'number, stubborn',
+    # a second signal kills what ignores the first, and what it has started
+    [(signal.SIGTERM, False), (signal.SIGHUP, True)],
+)
+def test_a_signal_ends_the_trainings(
+    small, tmp_path, monkeypatch, capsys, number, stubborn
+):
+    """Of tools/compare.py; the same command goes on."""
+    compare = make_compare(monkeypatch, tmp_path, small)
+    monkeypatch.setenv('SECONDS', '60')
+    monkeypatch.setenv('STUBBORN', 'bilinear' if stubborn else 'none')
+    monkeypatch.setattr(jobs, 'places', lambda jobs, _: [{}] * jobs)
+    planned = runs.plan(SHAPES, [0], tmp_path / 'work', small)
+    at_work, families = planned[:2], []
+
+    def send():
+        while not all((r.work_dir / 'train.log').exists() for r in at_work):
+            time.sleep(0.05)
+        # each says so when it trains
+        while not all((r.work_dir / 'train.log').read_text() for r in at_work):
+            time.sleep(0.05)
+        families.extend(map(family_of, at_work))
+        os.kill(os.getpid(), number)
+        if stubborn:
+            time.sleep(1)
+            os.kill(os.getpid(), number)
+
+    threading.Thread(target=send).start()
+    begun = time.monotonic()
+    assert compare(*SHAPES, '--jobs', 2) == 128 + number
+    assert time.monotonic() - begun < 50
+    assert f'ended by {number.name}; the same command' in capsys.readouterr().err
+    # the second, if it is stubborn, has a child
+    assert [*map(len, families)] == [1, 1 + stubborn]
+    assert all(map(are_gone, families))
+    if not stubborn:
+        monkeypatch.setenv('SECONDS', '0')
+        assert compare(*SHAPES) == 0
+
+
+def test_what_nohup_ignores_stays_ignored(monkeypatch):
+    tool = load_tool('compare')
+    kept = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with tool.stopped_by_signals(runs.Children()):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, kept)
+
+
+@pytest.mark.slow
+def test_a_signal_ends_torchrun_and_its_processes(small, tmp_path):
+    """tools/compare.py as a process; two processes of a real training."""
+    command = ['tools/compare.py', SHAPES[0], '--work-dir', tmp_path / 'work']
+    command += ['--launcher', 'pytorch', '--processes', 2]
+    options = {**small, 'train_cfg.max_epochs': 99, 'train_dataloader.num_workers': 1}
+    command += as_arguments({**options, 'train_dataloader.batch_size': 2})
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    log = tmp_path / 'work' / SHAPES[0].stem / 'seed0' / 'train.log'
+    try:
+        while not (log.exists() and 'Epoch(train)' in log.read_text()):
+            assert process.poll() is None
+            time.sleep(0.2)
+        family = list(runs._family(process.pid))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.wait()
+    # itself, torchrun, two trainings; workers of data loaders now and then
+    assert len(family) >= 4 and are_gone(family[1:])
+    assert b'the same command goes on' in process.stderr.read()
+    process.stderr.close()
 
 
 def test_a_full_disk_stops_all_runs(planned):

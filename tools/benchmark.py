@@ -5,7 +5,6 @@ With ``--no-detector`` it needs torch alone, and ``dlu_mmdet.ops`` and
 """
 
 import argparse
-import json
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 
 from dlu_mmdet.analysis import op_benchmark
+from dlu_mmdet.analysis.tables import to_json
 
 CONFIG = (
     Path(__file__).resolve().parents[1]
@@ -105,7 +105,7 @@ def main() -> None:
                 kept = dict(
                     title=title, bandwidth=bandwidth, rows=list(map(asdict, rows))
                 )
-                args.json.write_text(json.dumps(kept, indent=1))
+                args.json.write_text(to_json(kept, indent=1))
     if args.detector:
         for size in args.sizes:
             print(

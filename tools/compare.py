@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import re
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from pathlib import Path
 import torch
 
 from dlu_mmdet.analysis import comparison, jobs, report, runs, slurm
-from dlu_mmdet.analysis.tables import to_markdown
+from dlu_mmdet.analysis.inputs import check_inputs, fingerprint
+from dlu_mmdet.analysis.tables import printable, to_markdown
 from dlu_mmdet.engine import (
     add_cfg_options,
     add_data,
@@ -28,6 +30,42 @@ from dlu_mmdet.engine import (
 TOOLS = Path(__file__).resolve().parent
 # among --upsamplers: what the config has
 OWN = 'own'
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that asks to end.
+
+    Args:
+        number (int): Of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def stopped_by_signals(children: runs.Children) -> Iterator[None]:
+    """Raise :class:`Stopped` at a signal to end; at a second one kill the runs."""
+    asked = []
+
+    def handle(number: int, _: object) -> None:
+        if asked:
+            children.kill()
+            return
+        asked.append(number)
+        raise Stopped(number)
+
+    kept = {}
+    try:
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # nohup and shells have some ignored
+            if signal.getsignal(each) not in (signal.SIG_IGN, None):
+                kept[each] = signal.signal(each, handle)
+        yield
+    finally:
+        for each, handler in kept.items():
+            signal.signal(each, handler)
 
 
 def key_and_value(text: str) -> tuple[str, str]:
@@ -167,6 +205,10 @@ def hours(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
+def title(run: runs.Run) -> str:
+    return f'{printable(run.name)} seed {run.seed}'
+
+
 def dry_run(planned: list[runs.Run], launch: runs.Launch, number: int) -> None:
     """Print the runs, how long they should take here, and their commands."""
     estimates = {}
@@ -176,10 +218,10 @@ def dry_run(planned: list[runs.Run], launch: runs.Launch, number: int) -> None:
             print(f'timing {run.source} ...', flush=True)
             estimates[run.name] = runs.estimate(run, '--amp' in launch.train_flags)
         took = estimates[run.name]
-        if run.state != 'finished':
+        if not run.is_over:
             total += sum(took.values())
         print(
-            f'{run.name} seed {run.seed}: {run.state}, training '
+            f'{title(run)}: {run.state}, training '
             f'{hours(took["train"])}, testing {hours(took["test"])}'
         )
     print(
@@ -208,8 +250,8 @@ def dry_run_in_slurm(
     """Print the jobs that would be submitted."""
     to_do = 0
     for run in planned:
-        print(f'{run.name} seed {run.seed}: {run.state}')
-        if run.state != 'finished':
+        print(f'{title(run)}: {run.state}')
+        if not run.is_over:
             options = slurm.sbatch_options(dict(args.slurm), launch.processes, run)
             listed = [f'--{k.replace("_", "-")}={v}' for k, v in options.items()]
             print(f'  {shlex.join(["sbatch", *listed])}')
@@ -219,7 +261,10 @@ def dry_run_in_slurm(
 
 
 def start(
-    planned: list[runs.Run], launch: runs.Launch, args: argparse.Namespace
+    planned: list[runs.Run],
+    launch: runs.Launch,
+    args: argparse.Namespace,
+    children: runs.Children,
 ) -> Iterator[jobs.Event]:
     """Check how the runs are to be run; they start when this is iterated over."""
     if args.launcher == 'slurm':
@@ -227,9 +272,8 @@ def start(
         given = dict(args.slurm)
         slurm.sbatch_options(given, launch.processes, planned[0])
         return slurm.run_in_slurm(planned, TOOLS, launch, args.jobs, given)
-    return jobs.run_here(
-        planned, TOOLS, launch, jobs.places(args.jobs, launch.processes)
-    )
+    places = jobs.places(args.jobs, launch.processes)
+    return jobs.run_here(planned, TOOLS, launch, places, children)
 
 
 def eta(line: str) -> float | None:
@@ -273,7 +317,7 @@ def run_all(
 ) -> list[runs.Run]:
     """Say what happens to the runs; returns those that failed."""
     numbers = {run.work_dir: number for number, run in enumerate(planned, 1)}
-    waiting = {run.work_dir for run in planned if run.state != 'finished'}
+    waiting = {run.work_dir for run in planned if not run.is_over}
     active: dict[Path, tuple[float, float | None]] = {}
     failed, took = [], []
     # left in the middle, it ends what it has started
@@ -281,7 +325,7 @@ def run_all(
         for event in events:
             run, now = event.run, time.monotonic()
             key = run.work_dir
-            label = f'[{numbers[key]}/{len(planned)} {run.name} seed {run.seed}]'
+            label = f'[{numbers[key]}/{len(planned)} {title(run)}]'
             if key in waiting:
                 waiting.remove(key)
                 active[key] = now, None
@@ -293,7 +337,7 @@ def run_all(
                         raise event.error
                     failed.append(run)
                     print(label, event.error, file=sys.stderr, flush=True)
-                elif start is not None:
+                elif start is not None and run.state == 'finished':
                     took.append(now - start)
                     print(f'{label} done in {hours(now - start)}', flush=True)
                 continue
@@ -311,11 +355,23 @@ def run_all(
     return failed
 
 
-def report_all(planned: list[runs.Run], args: argparse.Namespace) -> None:
-    """Bring the finished runs together, on disk and on the screen."""
+def report_all(planned: list[runs.Run], args: argparse.Namespace) -> bool:
+    """Bring the finished runs together, on disk and on the screen.
+
+    Returns:
+        bool: Whether there is one.
+    """
     finished = {run.name for run in planned if run.state == 'finished'}
+    diverged = [run for run in planned if run.state == 'diverged']
     if not finished:
-        return
+        if diverged:
+            print(
+                f'all {len(diverged)} runs that ended have diverged, so there is '
+                f'nothing to compare; lower the learning rate in another --work-dir',
+                file=sys.stderr,
+            )
+        return False
+    check_inputs(planned)
     Path(args.work_dir).mkdir(parents=True, exist_ok=True)
     baseline = args.baseline if args.baseline in finished else None
     if args.baseline != baseline:
@@ -338,8 +394,12 @@ def report_all(planned: list[runs.Run], args: argparse.Namespace) -> None:
     best = summary['rows'][0]
     head, *body = comparison.accuracy_table(summary)
     print(f'\n\n{to_markdown(head, body)}')
-    print(f'\nbest AP: {best["name"]}, {best["AP"]:.3f} (mean over seeds)')
+    name = printable(best['name'])
+    print(f'\nbest AP: {name}, {best["AP"]:.3f} (mean over seeds)')
+    for sentence in comparison.divergences(summary):
+        print(sentence)
     print(f'costs, differences, pictures: {page} and comparison.md beside it')
+    return True
 
 
 def join(args: argparse.Namespace) -> int:
@@ -351,8 +411,9 @@ def join(args: argparse.Namespace) -> int:
         )
     planned = runs.join(args.join, args.trust)
     check_baseline(planned, args.baseline)
-    report_all(planned, args)
-    return 0
+    for sentence in check_inputs(planned):
+        print(sentence, file=sys.stderr)
+    return 0 if report_all(planned, args) else 1
 
 
 def report_again(planned: list[runs.Run], args: argparse.Namespace) -> int:
@@ -361,17 +422,16 @@ def report_again(planned: list[runs.Run], args: argparse.Namespace) -> int:
     for run in planned:
         try:
             if runs.evaluate_anew(run):
-                print(f'[{run.name} seed {run.seed}] evaluated anew', flush=True)
+                print(f'[{title(run)}] evaluated anew', flush=True)
         except RuntimeError as error:
             failed = True
-            print(f'[{run.name} seed {run.seed}]', error, file=sys.stderr, flush=True)
-    if not any(run.state == 'finished' for run in planned):
+            print(f'[{title(run)}]', error, file=sys.stderr, flush=True)
+    if not any(run.is_over for run in planned):
         raise ValueError(
             f'--report-only: no run in {args.work_dir} is finished; the same command '
             f'without it trains them'
         )
-    report_all(planned, args)
-    return int(failed)
+    return int(not report_all(planned, args) or failed)
 
 
 def check_baseline(planned: list[runs.Run], baseline: str | None) -> None:
@@ -386,6 +446,32 @@ def main() -> int:
     print_anything()
     use_safe_loaders()
     args = parse_args()
+    children = runs.Children()
+    try:
+        with stopped_by_signals(children):
+            return work(args, children)
+    except KeyboardInterrupt as error:
+        number = getattr(error, 'number', signal.SIGINT)
+        kept = ', and jobs stay in the queue of Slurm'
+        print(
+            f'\nended by {signal.Signals(number).name}; the same command goes on'
+            f'{kept if args.launcher == "slurm" else ""}',
+            file=sys.stderr,
+        )
+        return 128 + number
+    except OSError as error:
+        if error.errno not in runs.FULL:
+            raise
+        print(
+            f'{error}\nno space left on the device; what is finished is kept: free '
+            f'some, and the same command goes on',
+            file=sys.stderr,
+        )
+        return 1
+
+
+def work(args: argparse.Namespace, children: runs.Children) -> int:
+    """What the arguments ask for; returns the exit status."""
     in_slurm = args.launcher == 'slurm'
     if args.processes is None:
         args.processes = 1 if in_slurm else 8
@@ -425,33 +511,23 @@ def main() -> int:
     if args.dry_run:
         dry_run(planned, launch, args.processes)
         return 0
-    events = start(planned, launch, args)
-    try:
-        if any(run.state != 'finished' for run in planned):
-            print('checking data, heads and evaluation', flush=True)
-            comparison.rehearse(planned)
-        runs.begin(args.work_dir, planned, launch, args.cfg_options)
-        failed = run_all(planned, events, min(args.jobs, len(planned)))
-        report_all(planned, args)
-    except KeyboardInterrupt:
-        kept = ', and jobs stay in the queue of Slurm' if in_slurm else ''
-        print(f'\ninterrupted; the same command goes on{kept}', file=sys.stderr)
-        return 130
-    except OSError as error:
-        if error.errno not in runs.FULL:
-            raise
-        print(
-            f'{error}\nno space left on the device; what is finished is kept: free '
-            f'some, and the same command goes on',
-            file=sys.stderr,
-        )
-        return 1
+    events = start(planned, launch, args, children)
+    left = not all(run.is_over for run in planned)
+    if left:
+        print('checking data, heads and evaluation', flush=True)
+    cache: dict = {}
+    configs = {run.stem: run.cfg for run in planned}
+    now = {stem: fingerprint(cfg, cache=cache) for stem, cfg in configs.items()}
+    for sentence in check_inputs(planned, now):
+        print(sentence, file=sys.stderr)
+    if left:
+        comparison.rehearse(planned)
+    runs.begin(args.work_dir, planned, launch, args.cfg_options)
+    failed = run_all(planned, events, min(args.jobs, len(planned)))
+    reported = report_all(planned, args)
     if failed:
-        print(
-            f'failed: {", ".join(f"{run.name} seed {run.seed}" for run in failed)}',
-            file=sys.stderr,
-        )
-    return 1 if failed else 0
+        print(f'failed: {", ".join(map(title, failed))}', file=sys.stderr)
+    return 0 if reported and not failed else 1
 
 
 if __name__ == '__main__':

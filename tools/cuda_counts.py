@@ -594,7 +594,9 @@ def main() -> None:
         for name, value in list(row.opcodes.items())[: args.opcodes]:
             print(f'  {name:40} {value:14.0f} {value / total:6.1%}')
     if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+        args.json.write_text(
+            json.dumps([asdict(row) for row in rows], indent=1, allow_nan=False)
+        )
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from .report import new_figure
+from .runs import divergence
 from .significance import LEVEL, Difference, holm, seed_difference
 from .tables import to_markdown
 
@@ -53,9 +55,12 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
                 ) from error
             # mmengine's scalars.json has an object a line
             continue
-        if not isinstance(content, dict) or not {'upsampler', 'seed', 'AP'} <= {
-            *content
-        }:
+        if not isinstance(content, dict) or not {'upsampler', 'seed'} <= {*content}:
+            continue
+        if divergence(content):
+            warnings.warn(f'{file} is of a run that diverged: left out', stacklevel=2)
+            continue
+        if 'AP' not in content:
             continue
         key = content['upsampler'], content['seed']
         if key in found:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
-import json
 import math
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 
 import mmcv
@@ -17,14 +19,17 @@ import mmdet
 import mmengine
 import numpy as np
 import torch
+from mmdet.datasets import CocoDataset
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from ..datasets import check_data, check_num_classes
 from ..datasets.checks import sources
-from ..necks import upsampler_name
+from ..engine import read_config
+from ..necks import upsampler_cfg, upsampler_name
 from ..ops import library
+from ..upsamplers import upsampler_class
 from .bootstrap import (
     METRICS,
     MIN_IMAGES,
@@ -33,11 +38,17 @@ from .bootstrap import (
     differences_to_baseline,
 )
 from .complexity import detector_complexity, input_channels
+from .inputs import image_names, leaves
 from .op_benchmark import interleaved, peak_memory
-from .runs import Run, evaluate, results, write
-from .tables import to_markdown
+from .runs import Run, divergence, evaluate, results, write
+from .tables import printable, to_json, to_markdown
 
-#: Box AP of R50 FPN 1x on COCO 2017 val, measured by others.
+#: Box AP of R50 FPN 1x on COCO 2017 val, measured by others with these configs' data,
+#: backbone and schedule.
+PUBLISHED_CONFIGS = dict(
+    FasterRCNN='mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
+    MaskRCNN='mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+)
 PUBLISHED = {
     ('FasterRCNN', 'nearest'): (37.5, 'DySample'),
     ('FasterRCNN', 'bilinear'): (37.5, 'DLU'),
@@ -81,14 +92,98 @@ def neck_name(neck: Mapping) -> str:
     return name.rpartition('.')[2]
 
 
-def published(cfg: Config) -> tuple[float | None, str]:
-    """Published AP of a config's detector and upsampler, and by whom."""
-    neck = cfg.model.neck
+# parts of a config that are those of the publication, or its figure is of another
+_PUBLISHED_PARTS = (
+    'model.backbone',
+    'train_cfg.max_epochs',
+    'param_scheduler',
+    'optim_wrapper.optimizer',
+    'train_dataloader.dataset.pipeline',
+    'test_dataloader.dataset.pipeline',
+    'load_from',
+)
+# by split, the annotations and their number of images
+_COCO_2017 = dict(
+    train=('instances_train2017.json', 118_287), test=('instances_val2017.json', 5_000)
+)
+# arguments that mmdet's FPN_CARAFE configs write out: its defaults
+_PLAIN_NECK = dict(
+    start_level=0,
+    end_level=-1,
+    norm_cfg=None,
+    act_cfg=None,
+    order=('conv', 'norm', 'act'),
+    top_down='cascade',
+)
+# arguments that are not the defaults here
+_PUBLISHED_ARGUMENTS = dict(fade=dict(gating=False))
+
+
+def published(cfg: Config, num_images: int | None = None) -> tuple[float | None, str]:
+    """Published AP of a config's detector and upsampler, and by whom.
+
+    Args:
+        cfg (Config): Complete.
+        num_images (int, optional): How many images it was tested on.
+
+    Returns:
+        tuple[float | None, str]: None and nothing, unless detector, backbone, neck,
+        schedule and data are those of the publication.
+    """
+    neck, none = cfg.model.neck, (None, '')
+    detector = getattr(cfg.model.type, '__name__', cfg.model.type).rpartition('.')[2]
     # several necks in a row are another detector, Libra R-CNN's, and so are others
     if isinstance(neck, (list, tuple)) or neck_name(neck) not in PUBLISHED_NECKS:
-        return None, ''
-    detector = getattr(cfg.model.type, '__name__', cfg.model.type)
-    return PUBLISHED.get((detector, upsampler_name(neck)), (None, ''))
+        return none
+    name = upsampler_name(neck)
+    found = PUBLISHED.get((detector, name), none)
+    if found == none or num_images not in (None, _COCO_2017['test'][1]):
+        return none
+    reference = _published_config(detector)
+    # what a config inherits from another package names its scope
+    own, theirs = (
+        {k: v for k, v in leaves(c, _PUBLISHED_PARTS).items() if '_scope_' not in k}
+        for c in (cfg, reference)
+    )
+    if own != theirs:
+        return none
+    given = upsampler_cfg(neck)
+    signature = inspect.signature(upsampler_class(given)).parameters
+    usual = {key: parameter.default for key, parameter in signature.items()}
+    given, usual = {**usual, **given}, {**usual, 'type': given['type']}
+    usual.update(_PUBLISHED_ARGUMENTS.get(name, {}))
+    shape = {**_PLAIN_NECK, **reference.model.neck}
+    shape.update(type=neck['type'], upsample_cfg=neck['upsample_cfg'])
+    alike = _is_within(given, usual) and _is_within(neck, shape)
+    return found if alike and _is_coco_2017(cfg) else none
+
+
+@lru_cache
+def _published_config(detector: str) -> Config:
+    return read_config(PUBLISHED_CONFIGS[detector])
+
+
+def _is_within(given: Mapping, usual: Mapping) -> bool:
+    """Whether all that is given is as usual."""
+    return all(key in usual and usual[key] == value for key, value in given.items())
+
+
+def _is_coco_2017(cfg: Config) -> bool:
+    """Whether a config's data are all of COCO 2017, as far as they are there."""
+    for split, (name, number) in _COCO_2017.items():
+        key = f'{split}_dataloader.dataset'
+        found = list(sources(cfg[f'{split}_dataloader'].dataset, key))
+        # a wrapper would repeat them or mix them
+        if len(found) != 1 or found[0].key != key or found[0].cls is not CocoDataset:
+            return False
+        file = Path(found[0].ann_file)
+        if tuple(found[0].classes) != CocoDataset.METAINFO['classes']:
+            return False
+        if file.name != name or found[0].cfg.get('indices') is not None:
+            return False
+        if file.exists() and len(image_names(file)) != number:
+            return False
+    return True
 
 
 def measure_costs(
@@ -188,11 +283,13 @@ def summarise(
         progress (Callable): Called with evaluations scored and their number.
 
     Returns:
-        dict: ``rows``, one for each config, best AP first: ``name``, ``seeds``,
-        mean and ``_std`` over seeds (None for one seed) of each metric, and the
-        costs; ``differences`` to ``baseline``, see
+        dict: ``rows``, one for each config, best AP first: ``name``, ``seeds``, the
+        number of those that ``diverged`` and are left out, mean and ``_std`` over
+        seeds (None for one seed) of each metric, and the costs; ``differences`` to
+        ``baseline``, see
         :func:`~dlu_mmdet.analysis.bootstrap.differences_to_baseline`; ``runs``, every
-        result; ``environment``.
+        result; ``diverged``, every run that is left out, with ``name``, ``seed``,
+        ``iteration`` and ``reason``; ``environment``.
 
     Raises:
         FileNotFoundError: If the matches of a finished run are gone.
@@ -215,6 +312,7 @@ def summarise(
             f'baseline {baseline!r} is none of the finished: {", ".join(names)}'
         )
     listed = results(finished)
+    num_images = Evaluation.load(finished[0].matches_file).num_images
     costs = measure_costs(finished, rounds=rounds)
     rows = []
     for name in names:
@@ -229,8 +327,11 @@ def summarise(
             row[f'{key}_std'] = (
                 float(np.std(values, ddof=1)) if len(values) > 1 else None
             )
+        row['diverged'] = sum(
+            run.name == name and run.state == 'diverged' for run in runs
+        )
         row.update(costs[name])
-        row['published_ap'], row['published_by'] = published(cfg)
+        row['published_ap'], row['published_by'] = published(cfg, num_images)
         rows.append(row)
 
     evaluations: dict[str, dict[int, Evaluation]] = {name: {} for name in names}
@@ -243,10 +344,15 @@ def summarise(
         )
     return dict(
         baseline=baseline,
-        num_images=next(iter(evaluations[baseline].values())).num_images,
+        num_images=num_images,
         rows=sorted(rows, key=lambda row: -row['AP']),
         differences=differences,
         runs=listed,
+        diverged=[
+            dict(name=run.name, seed=run.seed, **divergence(run.result))
+            for run in runs
+            if run.state == 'diverged'
+        ],
         environment=dict(
             date=datetime.now(timezone.utc).strftime('%Y-%m-%d'),
             machine=f'{platform.system()} {platform.machine()}',
@@ -273,30 +379,60 @@ def _spread(row: dict, key: str, digits: int) -> str:
     return text
 
 
+def _digits(value: float | None, digits: int) -> str:
+    return '-' if value is None else f'{value:.{digits}f}'
+
+
 def _giga(flops: int | None) -> str:
     return '-' if flops is None else f'{flops / 1e9:.2f}'
 
 
+def divergences(summary: dict) -> list[str]:
+    """Which runs diverged and are left out, a sentence for each upsampler."""
+    found: dict[str, list[dict]] = {}
+    for run in summary.get('diverged', ()):
+        found.setdefault(run['name'], []).append(run)
+    numbers = {row['name']: len(row['seeds']) for row in summary['rows']}
+    return [
+        f'{printable(name)}: {len(own)} of {len(own) + numbers.get(name, 0)} seeds '
+        f'diverged and are left out: '
+        + '; '.join(
+            f'seed {run["seed"]} at iteration {run["iteration"]}, {run["reason"]}'
+            for run in own
+        )
+        + '.'
+        for name, own in found.items()
+    ]
+
+
 def accuracy_table(summary: dict) -> list[list[str]]:
     """Header and lines: accuracy, size and training time of every upsampler."""
+    lost = Counter(run['name'] for run in summary.get('diverged', ()))
+    known = [row for row in summary['rows'] if row['published_ap'] is not None]
     table = [
         ['upsampler', 'seeds', *METRICS, 'upsampler params', 'all params', 's/iter']
-        + ['training s', 'published AP']
+        + ['training s', *(['published AP'] if known else [])]
     ]
     for row in summary['rows']:
-        published = row['published_ap']
+        published, number = row['published_ap'], len(row['seeds'])
+        if diverged := lost.pop(row['name'], 0):
+            number = f'{number} ({diverged} of {number + diverged} diverged)'
+        cell = '' if published is None else f'{published:.1f} ({row["published_by"]})'
         table.append(
             [
                 row['name'],
-                str(len(row['seeds'])),
+                str(number),
                 *(_spread(row, name, 3) for name in METRICS),
                 f'{row["upsampler_parameters"]:,}',
                 f'{row["parameters"]:,}',
-                f'{row["seconds_per_iteration"]:.2f}',
-                f'{row["training_seconds"]:.0f}',
-                '' if published is None else f'{published:.1f} ({row["published_by"]})',
+                _digits(row['seconds_per_iteration'], 2),
+                _digits(row['training_seconds'], 0),
+                *([cell] if known else []),
             ]
         )
+    for name, number in lost.items():
+        line = [name, f'0 ({number} of {number} diverged)']
+        table.append(line + ['-'] * (len(table[0]) - len(line)))
     return table
 
 
@@ -370,12 +506,14 @@ def notes(summary: dict) -> list[str]:
         f'FLOPs of one image of {height} x {width}, 2 a multiply-add; neck: inference '
         f'on {environment["device"]}, batch 1, median, and the most memory that its '
         f'forward holds at once.',
-        PUBLISHED_NOTE,
+        *divergences(summary),
         f'{environment["date"]}, {environment["machine"]}, Python '
         f'{environment["python"]}, torch {environment["torch"]}, mmcv '
         f'{environment["mmcv"]}, mmdet {environment["mmdet"]}, mmengine '
         f'{environment["mmengine"]}.',
     ]
+    if any(row['published_ap'] for row in summary['rows']):
+        found.insert(2, PUBLISHED_NOTE)
     if summary['differences']:
         found.insert(1, difference_note(summary))
     return found
@@ -416,7 +554,7 @@ def save(summary: dict, work_dir: str | Path) -> None:
         work_dir (str | Path): Folder, which exists.
     """
     work_dir = Path(work_dir)
-    write(work_dir / 'comparison.json', json.dumps(summary, indent=2))
+    write(work_dir / 'comparison.json', to_json(summary))
     columns = [key for key in summary['rows'][0] if key != 'image_size']
     lines = io.StringIO(newline='')
     writer = csv.DictWriter(lines, columns, extrasaction='ignore')

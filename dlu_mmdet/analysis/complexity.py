@@ -575,7 +575,7 @@ def write_csv(rows: Sequence[Row], path: str | Path) -> None:
     """Write the rows, every term in a column of its own; empty where unknown."""
     head = ['upsampler', 'scale', 'channels', 'parameters', 'flops_torch', *TERMS]
     head += ['flops_without_sampling', 'flops_total']
-    with open(path, 'w', newline='') as file:
+    with open(path, 'w', newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
         writer.writerow(head)
         for row in rows:

@@ -78,17 +78,19 @@ def run_here(
     tools: Path,
     launch: Launch,
     places: Sequence[Mapping[str, str]] = ({},),
+    children: Children | None = None,
 ) -> Iterator[Event]:
     """Train and test runs, as many at a time as there are places.
 
-    A run that fails does not stop the others. Closed in the middle, as by ctrl-C,
-    it ends the processes of all runs and waits for them.
+    A run that fails does not stop the others. Closed in the middle, as by ctrl-C or
+    SIGTERM, it ends the processes of all runs and waits for them.
 
     Args:
         planned (Sequence[Run]): The runs, started in this order.
         tools (Path): Folder of train.py and test.py.
         launch (Launch): How the processes of each are started.
         places (Sequence[Mapping[str, str]]): What :func:`places` found.
+        children (Children, optional): Where all of their processes can be killed.
 
     Yields:
         Event: As it happens; the last of each run is ``over``.
@@ -97,7 +99,7 @@ def run_here(
     free: queue.SimpleQueue[Mapping[str, str]] = queue.SimpleQueue()
     for place in places:
         free.put(place)
-    children = Children()
+    children = children or Children()
 
     def work(run: Run) -> None:
         place = free.get()

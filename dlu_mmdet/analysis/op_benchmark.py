@@ -22,6 +22,7 @@ from torch import Tensor
 from dlu_mmdet.ops import library, reference
 
 from ..torch_compat import started_at
+from .tables import escape
 
 # source maps of an FPN's three upsamplings, for an image of 800 x 1344
 SIZES = ((25, 42), (50, 84), (100, 168))
@@ -549,7 +550,7 @@ def measure_upsamplers(
         '|---|--:|--:|--:|--:|--:|--:|--:|--:|',
     ]
     for name, *found in zip(names, *columns):
-        cells = [name]
+        cells = [escape(name)]
         for (taken, peak), (base, _) in zip(found, (c[0] for c in columns)):
             median, _, least, ratio = _times(taken, base)
             cells += [f'{median:.1f}', f'{least:.1f}', f'{ratio:.2f}']
@@ -650,7 +651,8 @@ def _named_table(
     for name, taken in zip(names, times):
         median, ratio, least, least_ratio = _times(taken, times[0])
         lines.append(
-            f'| {name} | {median:.0f} | {ratio:.3f} | {least:.0f} | {least_ratio:.3f} |'
+            f'| {escape(name)} | {median:.0f} | {ratio:.3f} | {least:.0f} | '
+            f'{least_ratio:.3f} |'
         )
     return '\n'.join(lines)
 
@@ -675,8 +677,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
         replay = '' if row.replay is None else to_milliseconds(row.replay)
         lines.append(
             f'| {row.batch} | {row.size[0]} x {row.size[1]} | {row.direction} | '
-            f'{row.name} | {to_milliseconds(row.milliseconds)} | {row.ratio:.2f} | '
-            f'{to_milliseconds(row.least)} | {row.least_ratio:.2f} | {row.extra:.1%} | '
+            f'{escape(row.name)} | {to_milliseconds(row.milliseconds)} | '
+            f'{row.ratio:.2f} | {to_milliseconds(row.least)} | '
+            f'{row.least_ratio:.2f} | {row.extra:.1%} | '
             f'{gflops} | {row.bandwidth:.0%} | {replay} |'
         )
     return '\n'.join(lines)

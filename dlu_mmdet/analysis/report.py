@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from .comparison import accuracy_table, cost_table, difference_table, notes
 from .complexity import COLORS
 from .runs import write
+from .tables import printable
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -189,7 +190,10 @@ def plot_learning(summary: dict) -> Figure:
             steps = sorted(set.intersection(*(set(curve) for curve in each[key])))
             if not steps:
                 continue
-            values = np.array([[curve[step] for step in steps] for curve in each[key]])
+            # what was not finite is None
+            values = np.array(
+                [[curve[step] for step in steps] for curve in each[key]], float
+            )
             mean, std = values.mean(axis=0), values.std(axis=0)
             axis.plot(steps, mean, color=colours[name], label=name)
             if key == 'loss' and len(values) > 1:
@@ -232,7 +236,8 @@ def save(summary: dict, work_dir: str | Path) -> Path:
             plot(summary).savefig(buffer, format='png')
             write(work_dir / f'comparison_{name}.png', buffer.getvalue())
             picture = base64.b64encode(buffer.getvalue()).decode()
-        shown.append((heading, picture, table))
+        cells = table and [[printable(cell) for cell in line] for line in table]
+        shown.append((heading, picture, cells))
     page = Environment(autoescape=True).from_string(_PAGE)
     text = page.render(
         title=f'{len(summary["rows"])} detectors compared',

@@ -11,6 +11,7 @@ import math
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ import torch
 from mmengine.config import Config
 
 from ..datasets.annotations import COCO
-from ..datasets.checks import coco_evaluators, sources
+from ..datasets.checks import check_data, coco_evaluators, sources
 from ..engine import (
     build_runner,
     check_foreign,
@@ -35,6 +36,7 @@ from ..engine import (
     latest_checkpoint,
     merge_options,
     read_config,
+    read_divergence,
     read_dumped_config,
     read_json,
     replacing,
@@ -42,24 +44,23 @@ from ..engine import (
     set_upsampler,
     upsampler_label,
 )
+from ..engine.hooks import count_validations
 from ..necks import upsampler_cfg, upsampler_name
 from ..torch_compat import load_pickle
 from .bootstrap import METRICS, Evaluation
+from .inputs import DATA as COMPARED
+from .inputs import check_inputs, differing, fingerprint, leaves
+from .outputs import check_outputs
+from .tables import to_json
 
-#: What must be equal for two numbers to be comparable.
-COMPARED = (
-    'train_dataloader.dataset',
-    'val_dataloader.dataset',
-    'test_dataloader.dataset',
-    'val_evaluator',
-    'test_evaluator',
-)
 #: What mmengine logs of training and tests, from where it is in them.
 PROGRESS = re.compile(r'(Epoch|Iter)\((train|val|test)\).*')
 #: Nothing can be written: the disk is full, or the share of it that a user has.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 #: The file system has no locks: NFS without lockd, some of clusters.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+#: Seconds that processes have to end before they are killed.
+GRACE = 60
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,62 @@ class Run:
         return latest_checkpoint(self.work_dir)
 
     @property
+    def result(self) -> dict | None:
+        """What its result file holds, if there is one."""
+        if not self.result_file.exists():
+            return None
+        remedy = (
+            'copy it again, or remove it and give the command of its comparison with '
+            '--report-only, which makes it from predictions.pkl'
+        )
+        found = read_json(self.result_file, ('config', 'upsampler', 'seed'), remedy)
+        if not divergence(found):
+            read_json(self.result_file, ('loss', 'validation', *METRICS), remedy)
+        return found
+
+    @property
     def state(self) -> str:
-        """'finished', 'half-finished' or 'not started'."""
-        if self.result_file.exists():
-            return 'finished'
+        """'finished', 'diverged', 'half-finished' or 'not started'."""
+        if result := self.result:
+            return 'diverged' if divergence(result) else 'finished'
         return 'half-finished' if self.checkpoint else 'not started'
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do: it is finished, or it diverged."""
+        return self.result_file.exists()
+
+    @property
+    def inputs(self) -> dict[str, str] | None:
+        """What it was trained and tested on, a :func:`fingerprint`.
+
+        None for a run that has nothing to go on from, or is of an earlier version.
+        """
+        if result := self.result:
+            return result.get('inputs')
+        file = self.work_dir / 'inputs.json'
+        begun = self.predictions.exists() or self.checkpoint
+        if not (file.exists() and begun):
+            return None
+        return read_json(file, (), 'remove it, and the data are hashed anew')
+
+
+def divergence(result: Mapping) -> dict | None:
+    """Where a run diverged.
+
+    Args:
+        result (Mapping): What its ``result.json`` holds.
+
+    Returns:
+        dict | None: ``iteration`` and ``reason``, or None if it did not diverge.
+    """
+    if 'diverged' in result:
+        return result['diverged']
+    # earlier versions went on with such a run, to an AP of 0
+    step, loss = (result.get('loss') or [(0, 0.0)])[-1]
+    if result.get('AP') or (loss is not None and math.isfinite(loss)):
+        return None
+    return dict(iteration=step, reason='the loss is not finite')
 
 
 @dataclass(frozen=True)
@@ -221,9 +273,10 @@ def plan(
 
     Raises:
         FileNotFoundError: If a config does not exist.
-        ValueError: If a config or seed is given twice, a config has no neck or
-            is not scored by COCO's box AP, configs differ in data or
-            evaluators, or ``work_dir`` holds another comparison.
+        ValueError: If a config or seed is given twice, a config has no neck, is not
+            scored by COCO's box AP or names a place that all runs would write to,
+            configs differ in data or evaluators, or ``work_dir`` holds another
+            comparison.
     """
     _refuse_repeated(configs, 'config')
     _refuse_repeated(seeds, 'seed')
@@ -237,6 +290,7 @@ def plan(
                 set_upsampler(cfg, upsampler)
             merge_options(cfg, options or {})
             _check_config(config, cfg)
+            check_outputs(config, cfg)
             _skip_last_validation(cfg)
             stem, name = config_stem(config), upsampler_name(cfg.model.get('neck'))
             if upsampler:
@@ -282,7 +336,8 @@ def join(folders: Sequence[str | Path], trust: bool = False) -> list[Run]:
             import. Defaults to False.
 
     Returns:
-        list[Run]: The runs that have a result, seed by seed.
+        list[Run]: The runs that have a result, also those that diverged, seed by
+        seed.
 
     Raises:
         FileNotFoundError: If a folder holds no comparison or no finished run.
@@ -358,7 +413,7 @@ def _read_finished(folder: Path, plan: Mapping, trust: bool) -> Iterator[Run]:
             if (work_dir / 'result.json').exists():
                 cfg = read_config(written) if trust else _read_unrun(written)
                 run = Run(stem, str(written), stem, cfg, seed, work_dir)
-                yield replace(run, name=_read_result(run)['upsampler'])
+                yield replace(run, name=run.result['upsampler'])
 
 
 def _read_unrun(written: Path) -> Config:
@@ -371,16 +426,6 @@ def _read_unrun(written: Path) -> Config:
     except (AttributeError, ValueError) as error:
         raise ValueError(f'{error}; where it is your own, --trust runs it') from error
     return cfg
-
-
-def _read_result(run: Run) -> dict:
-    """What :func:`execute` found of a finished run."""
-    keys = ('config', 'upsampler', 'seed', 'loss', 'validation', *METRICS)
-    remedy = (
-        'copy it again, or remove it and give the command of its comparison with '
-        '--report-only, which makes it from predictions.pkl'
-    )
-    return read_json(run.result_file, keys, remedy)
 
 
 def _names(upsamplers: Mapping[str, str | None]) -> dict[str, str]:
@@ -442,50 +487,11 @@ def _skip_last_validation(cfg: Config) -> None:
         loop.val_begin = last + 1
 
 
-def _flatten(value: object, prefix: str = '') -> dict[str, object]:
-    """Nested dicts and lists as one dict of dotted keys."""
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, (list, tuple)) and any(
-        isinstance(v, (dict, list, tuple)) for v in value
-    ):
-        items = enumerate(value)
-    else:
-        return {prefix: value}
-    return {
-        key: leaf
-        for name, inner in items
-        for key, leaf in _flatten(inner, f'{prefix}.{name}'.lstrip('.')).items()
-    }
-
-
-def _leaves(cfg: Config, keys: Sequence[str]) -> dict[str, object]:
-    """Settings below some keys of a config, by dotted key."""
-    leaves = {}
-    for key in keys:
-        value = cfg.to_dict()
-        for part in key.split('.'):
-            value = (value or {}).get(part)
-        leaves.update(_flatten(value, key))
-    return leaves
-
-
-def _differing(first: Mapping, second: Mapping) -> str:
-    """The first settings that differ, a line each; empty if none does."""
-    missing = 'not set'
-    lines = [
-        f'  {key}: {first.get(key, missing)!r} and {second.get(key, missing)!r}'
-        for key in dict.fromkeys([*first, *second])
-        if first.get(key, missing) != second.get(key, missing)
-    ]
-    return '\n'.join(lines[:10])
-
-
 def _check_comparable(entries: Sequence[Entry]) -> None:
     """Refuse configs with different data or evaluators."""
-    first = _leaves(entries[0].cfg, COMPARED)
+    first = leaves(entries[0].cfg, COMPARED)
     for entry in entries[1:]:
-        if lines := _differing(first, _leaves(entry.cfg, COMPARED)):
+        if lines := differing(first, leaves(entry.cfg, COMPARED)):
             raise ValueError(
                 f'{entries[0].source} and {entry.source} differ in data or '
                 f'evaluators, so their AP cannot be compared; compare configs of the '
@@ -497,9 +503,9 @@ def _check_same(first: Entry, second: Entry) -> None:
     """Refuse two configs of one name that differ in more than the seed."""
     settings = []
     for cfg in (first.cfg, second.cfg):
-        settings.append(_leaves(cfg, sorted({*first.cfg, *second.cfg})))
+        settings.append(leaves(cfg, sorted({*first.cfg, *second.cfg})))
         settings[-1].pop('randomness.seed', None)
-    if lines := _differing(*settings):
+    if lines := differing(*settings):
         raise ValueError(
             f'{first.source} and {second.source} have one name and other settings; '
             f'join comparisons of the same config. They differ in\n{lines}'
@@ -560,7 +566,7 @@ def begin(
     )
     Path(work_dir).mkdir(parents=True, exist_ok=True)
     with held(Path(work_dir)):
-        write(Path(work_dir, 'plan.json'), json.dumps(noted, indent=2))
+        write(Path(work_dir, 'plan.json'), to_json(noted))
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -573,12 +579,34 @@ def write(path: Path, content: str | bytes) -> None:
             os.fsync(file.fileno())
 
 
+def _started_at(pid: int) -> str:
+    """When a process was started, which tells it from a later one of its number."""
+    with contextlib.suppress(OSError):
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]
+    return ''
+
+
+def _family(pid: int) -> dict[int, str]:
+    """A process and all that it has started, with the time of each."""
+    found = [pid]
+    for each in found:
+        for file in Path(f'/proc/{each}/task').glob('*/children'):
+            with contextlib.suppress(OSError):
+                found += map(int, file.read_text().split())
+    return {each: _started_at(each) for each in found}
+
+
 class Children:
-    """The processes that runs have started, so that another thread can end them."""
+    """The processes that runs have started, so that another thread can end them.
+
+    With those that they have started: torchrun's, and workers of data loaders.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # a handler of signals may call these in the middle of them
+        self._lock = threading.RLock()
         self._started: list[subprocess.Popen] = []
+        self._known: dict[int, str] = {}
         self._ended = False
 
     def start(self, command: list[str], **how: object) -> subprocess.Popen:
@@ -594,11 +622,30 @@ class Children:
             return self._started[-1]
 
     def end(self) -> None:
-        """Terminate those that still run, and start no more."""
+        """Terminate those that still run, and start no more.
+
+        What is still there after :data:`GRACE` seconds is killed.
+        """
+        self._send(signal.SIGTERM)
+        if self._known:
+            timer = threading.Timer(GRACE, self.kill)
+            timer.daemon = True
+            timer.start()
+
+    def kill(self) -> None:
+        """Kill those that still run, and start no more."""
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
         with self._lock:
             self._ended = True
             for process in self._started:
-                process.terminate()
+                if process.poll() is None:
+                    self._known.update(_family(process.pid))
+            for pid, started in self._known.items():
+                if started == _started_at(pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
 
 
 @contextlib.contextmanager
@@ -656,7 +703,9 @@ def _follow(
         finally:
             # stopped from outside, or the log cannot be written
             if process.poll() is None:
-                process.terminate()
+                for pid in _family(process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGTERM)
                 process.wait()
             process.stdout.close()
     if process.returncode:
@@ -679,8 +728,8 @@ def execute(
 ) -> Iterator[str]:
     """Train and test one run, in processes of their own.
 
-    A finished run is left as it is, a half-finished one goes on from its last
-    checkpoint.
+    A finished run, or one that diverged, is left as it is, a half-finished one goes on
+    from its last checkpoint.
 
     Args:
         run (Run): The run.
@@ -697,21 +746,63 @@ def execute(
         OSError: If there is no space left.
         RuntimeError: If a process fails, with the end of its log, or another one
             works in the folder.
-        ValueError: If the file system of the folder has no locks.
+        ValueError: If the file system of the folder has no locks, or files to train
+            or test on have changed since this run or another one began.
     """
-    if run.state == 'finished':
-        yield f'finished already: {run.result_file}'
+    if run.is_over:
+        yield over(run)
         return
     run.work_dir.mkdir(parents=True, exist_ok=True)
     with held(run.work_dir) as lock:
         write(run.config, run.cfg.pretty_text)
+        inputs = _note_inputs(run)
         if run.checkpoint:
             yield f'goes on from {run.checkpoint}'
         for step in ('train', 'test'):
+            # of a comparison that was killed before it could say so
+            if read_divergence(run.work_dir):
+                break
             command = getattr(launch, step)(run, tools)
             log = run.work_dir / f'{step}.log'
-            yield from _follow(command, log, lock, environment, children)
-        write(run.result_file, json.dumps(_collect(run), indent=2))
+            try:
+                yield from _follow(command, log, lock, environment, children)
+            except RuntimeError:
+                if not read_divergence(run.work_dir):
+                    raise
+        if (now := fingerprint(run.cfg)) != inputs:
+            # its checkpoints are of both, so that it cannot go on from them
+            write(run.work_dir / 'inputs.json', to_json(now))
+            raise ValueError(
+                f'files were changed while {run.work_dir} was trained and tested on '
+                f'them; remove it, and the same command begins it anew. They differ '
+                f'in\n{differing(inputs, now)}'
+            )
+        write(run.result_file, to_json({**_collect(run), 'inputs': inputs}))
+    if run.state == 'diverged':
+        yield over(run)
+
+
+def over(run: Run) -> str:
+    """How a run ended that is over, in a sentence."""
+    if found := divergence(run.result):
+        return (
+            f'diverged at iteration {found["iteration"]}, and is left out: '
+            f'{found["reason"]}; remove {run.work_dir} to train it again'
+        )
+    return f'finished already: {run.result_file}'
+
+
+def _note_inputs(run: Run) -> dict[str, str]:
+    """Keep what a run is going to read, unless others of its comparison read else."""
+    comparison = run.work_dir.parents[1]
+    others = [
+        replace(run, stem=folder.parent.name, work_dir=folder)
+        for folder in sorted(comparison.glob('*/seed*/'))
+    ]
+    found = fingerprint(run.cfg)
+    check_inputs(others, {run.stem: found})
+    write(run.work_dir / 'inputs.json', to_json(found))
+    return found
 
 
 def evaluate_anew(run: Run) -> bool:
@@ -724,14 +815,23 @@ def evaluate_anew(run: Run) -> bool:
         bool: Whether there was anything to do.
 
     Raises:
-        RuntimeError: If the predictions are damaged or could run code, or another
-            process works in the folder.
+        RuntimeError: If the predictions are damaged or could run code, the annotations
+            have changed, or another process works in the folder.
     """
     whole = run.result_file.exists() and run.matches_file.exists()
     if whole or not run.predictions.exists():
         return False
     with held(run.work_dir):
-        write(run.result_file, json.dumps(_collect(run), indent=2))
+        inputs = run.inputs
+        now = fingerprint(run.cfg, ['test_evaluator'])
+        then = {key: (inputs or {}).get(key, value) for key, value in now.items()}
+        if lines := differing(then, now):
+            raise RuntimeError(
+                f'{run.predictions} was made for other annotations than those of '
+                f'today; put the former back. They differ in\n{lines}'
+            )
+        kept = {} if inputs is None else dict(inputs=inputs)
+        write(run.result_file, to_json({**_collect(run), **kept}))
     return True
 
 
@@ -754,8 +854,7 @@ def _mask_metrics(run: Run) -> dict[str, float | None]:
     for file in sorted(run.work_dir.glob('*/*.json')):
         tested = read_json(file, (), 'remove it, the file of a test')
         if keys[0] in tested:
-            # -1 where there is no object to find
-            values = [None if tested[key] < 0 else tested[key] for key in keys]
+            values = [_ap(tested[key]) for key in keys]
             metrics = {f'mask_{n}': v for n, v in zip(METRICS, values)}
     return metrics
 
@@ -785,6 +884,11 @@ def _read_predictions(path: Path, num_classes: int) -> list[dict]:
     return samples
 
 
+def _ap(value: float) -> float | None:
+    """An AP of pycocotools, which is -1 where there is no object to find."""
+    return value if value >= 0 else None
+
+
 def _collect(run: Run) -> dict:
     """Gather what a run's processes left behind."""
     training, validation = {}, {}
@@ -792,19 +896,27 @@ def _collect(run: Run) -> dict:
         if 'loss' in entry:
             training[entry['step']] = entry
         elif 'coco/bbox_mAP' in entry:
-            validation[entry['step']] = entry['coco/bbox_mAP']
+            validation[entry['step']] = _ap(entry['coco/bbox_mAP'])
     steps = sorted(training)
     times = [training[step]['time'] for step in steps]
+    found = dict(
+        config=run.source,
+        upsampler=run.name,
+        upsample_cfg=upsampler_cfg(run.cfg.model.neck),
+        seed=run.seed,
+        loss=[[step, training[step]['loss']] for step in steps],
+        validation=sorted(validation.items()),
+        checkpoint=str(run.checkpoint),
+    )
+    if diverged := read_divergence(run.work_dir):
+        return dict(found, diverged=diverged)
     samples = _read_predictions(run.predictions, len(_classes(run.cfg)))
     evaluation = evaluate(run.cfg, samples)
     buffer = io.BytesIO()
     evaluation.save(buffer)
     write(run.matches_file, buffer.getvalue())
     return dict(
-        config=run.source,
-        upsampler=run.name,
-        upsample_cfg=upsampler_cfg(run.cfg.model.neck),
-        seed=run.seed,
+        found,
         **evaluation.score(),
         **_mask_metrics(run),
         classes={
@@ -812,12 +924,9 @@ def _collect(run: Run) -> dict:
             for k, name in enumerate(_classes(run.cfg))
         },
         # an entry is the mean since the one before
-        training_seconds=float(np.dot(times, np.diff([0, *steps]))),
+        training_seconds=float(np.dot(times, np.diff([0, *steps]))) if times else None,
         # the median: the first iterations of a process warm up
-        seconds_per_iteration=float(np.median(times)),
-        loss=[[step, training[step]['loss']] for step in steps],
-        validation=sorted(validation.items()),
-        checkpoint=str(run.checkpoint),
+        seconds_per_iteration=float(np.median(times)) if times else None,
     )
 
 
@@ -879,26 +988,27 @@ def estimate(run: Run, amp: bool = False, iterations: int = 5) -> dict[str, floa
         if amp:
             enable_amp(cfg)
         runner = build_runner(cfg, 'train')
-        optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
+        check_data(cfg, ('test',), hold=False)
+        loop, loader = runner.train_loop, runner.train_loop.dataloader
+        runner.optim_wrapper = runner.build_optim_wrapper(cfg.optim_wrapper)
+
+        def train(data: dict) -> None:
+            # heads and batch augmentations read the message hub, which a hook fills
+            runner.call_hook('before_train_iter', batch_idx=0, data_batch=data)
+            runner.model.train_step(data, optim_wrapper=runner.optim_wrapper)
+
+        for stage in ('before_run', 'before_train', 'before_train_epoch'):
+            runner.call_hook(stage)
         runner.model.train()
-        step = _seconds(
-            runner.train_loop.dataloader,
-            lambda data: runner.model.train_step(data, optim_wrapper=optim_wrapper),
-            iterations,
-        )
+        step = _seconds(loader, train, iterations)
         runner.model.eval()
+        tested = runner.test_loop.dataloader
         with torch.no_grad():
-            batch = _seconds(
-                runner.val_loop.dataloader, runner.model.val_step, iterations
-            )
-        loop = cfg.train_cfg
-        last = loop.get('max_epochs') or loop.max_iters
-        first = loop.get('val_begin', 1)
-        tests = 1 + max(0, math.ceil((last - first + 1) / loop.get('val_interval', 1)))
-        return dict(
-            train=step * runner.train_loop.max_iters,
-            test=batch * len(runner.val_loop.dataloader) * tests,
-        )
+            batch = _seconds(tested, runner.model.test_step, iterations)
+        batches = len(tested)
+        if runner.val_loop is not None:
+            batches += count_validations(loop) * len(runner.val_loop.dataloader)
+        return dict(train=step * loop.max_iters, test=batch * batches)
 
 
 def _seconds(dataloader, action, iterations: int) -> float:
@@ -913,9 +1023,5 @@ def _seconds(dataloader, action, iterations: int) -> float:
 
 def results(runs: Sequence[Run]) -> list[dict]:
     """Results of the finished runs among these."""
-    return [
-        # what a config is called depends on what it is compared with
-        {**_read_result(run), 'name': run.name}
-        for run in runs
-        if run.result_file.exists()
-    ]
+    # what a config is called depends on what it is compared with
+    return [dict(run.result, name=run.name) for run in runs if run.state == 'finished']

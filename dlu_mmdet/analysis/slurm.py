@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .jobs import Event
-from .runs import PROGRESS, Launch, Run, execute, held
+from .runs import PROGRESS, Launch, Run, execute, held, over
 
 COMMANDS = ('sbatch', 'srun', 'squeue', 'scontrol')
 #: How a job ends that is no fault of its run: it goes on in another.
@@ -269,8 +269,8 @@ def run_in_slurm(
     with held(root):
         listed = queued()
         for run in planned:
-            if run.state == 'finished':
-                yield Event(run, f'finished already: {run.result_file}')
+            if run.is_over:
+                yield Event(run, over(run))
                 yield Event(run, over=True)
             elif job_name(run) in listed:
                 active.append(_Queued(run, listed[job_name(run)][0], run.checkpoint))
@@ -295,8 +295,10 @@ def run_in_slurm(
                 continue
             for each in list(active):
                 yield from _look(each, listed)
-                if each.run.state == 'finished':
+                if each.run.is_over:
                     active.remove(each)
+                    if each.run.state == 'diverged':
+                        yield Event(each.run, over(each.run))
                     yield Event(each.run, over=True)
                     continue
                 if each.missed < 2:

@@ -324,7 +324,7 @@ def _write_split(
     content = dict(images=images, annotations=annotations, categories=categories)
     target = root / 'annotations' / f'instances_{split}.json'
     target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(content), encoding='utf-8')
+    target.write_text(json.dumps(content, allow_nan=False), encoding='utf-8')
 
 
 def count(root: Path) -> dict[str, tuple[int, ...]]:

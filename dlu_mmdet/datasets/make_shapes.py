@@ -248,7 +248,7 @@ def _write_split(
     }
     (folder / 'annotations').mkdir(exist_ok=True)
     target = folder / 'annotations' / f'instances_{name}.json'
-    target.write_text(json.dumps(content), encoding='utf-8')
+    target.write_text(json.dumps(content, allow_nan=False), encoding='utf-8')
 
 
 def _is_complete(out: Path, manifest: dict) -> bool:
@@ -341,7 +341,7 @@ def make_shapes(
     try:
         _write_split(building, 0, 'train', num_train, progress, options)
         _write_split(building, 1, 'val', num_val, progress, options)
-        text = json.dumps(manifest, indent=2) + '\n'
+        text = json.dumps(manifest, indent=2, allow_nan=False) + '\n'
         (building / 'shapes.json').write_text(text, encoding='utf-8')
         if out.exists():
             out.rmdir()

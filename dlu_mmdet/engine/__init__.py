@@ -39,6 +39,7 @@ from .export import (
     trace,
 )
 from .files import check_writable, print_anything, read_json, replacing
+from .hooks import Diverged, DivergenceHook, ResumeHook, read_divergence
 from .options import merge_options
 from .own_data import set_data
 from .runner import build_runner, leave_together, lost_processes
@@ -46,6 +47,9 @@ from .runner import build_runner, leave_together, lost_processes
 __all__ = [
     'PARTS',
     'CheckpointGuardHook',
+    'Diverged',
+    'DivergenceHook',
+    'ResumeHook',
     'add_cfg_options',
     'add_config_arguments',
     'add_data',
@@ -73,6 +77,7 @@ __all__ = [
     'merge_options',
     'print_anything',
     'read_config',
+    'read_divergence',
     'read_dumped_config',
     'read_json',
     'replacing',

@@ -374,7 +374,8 @@ def export_onnx(
             'operators of its standard'
         )
     kept = dict(metadata or {}, size_divisor=part.divisor)
-    model.model.metadata_props.update({k: json.dumps(v) for k, v in kept.items()})
+    texts = {k: json.dumps(v, allow_nan=False) for k, v in kept.items()}
+    model.model.metadata_props.update(texts)
     with replacing(out) as partial:
         model.save(partial, external_data=False)
 

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from ..datasets import check_data, check_num_classes
 from ..datasets.transforms import name_images
 from .checkpoint import use_safe_loaders
+from .hooks import DivergenceHook, ResumeHook
 
 # what gloo and NCCL say where the other end of a connection is gone
 _LOST = re.compile(
@@ -67,6 +68,7 @@ def build_runner(cfg: Config, mode: str) -> Runner:
     From here on this process loads checkpoints without running code
     (:func:`~dlu_mmdet.engine.checkpoint.use_safe_loaders`), and errors of data
     pipelines name the image (:func:`~dlu_mmdet.datasets.transforms.name_images`).
+    A training gets the hooks of :mod:`~dlu_mmdet.engine.hooks`.
 
     Args:
         cfg (Config): A complete config.
@@ -105,4 +107,8 @@ def build_runner(cfg: Config, mode: str) -> Runner:
         )
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     check_num_classes(runner.model, cfg, splits)
+    if mode == 'train':
+        # not in the config, which the run leaves for tools that have no such hooks
+        runner.register_hook(DivergenceHook())
+        runner.register_hook(ResumeHook())
     return runner

@@ -31,6 +31,7 @@ from dlu_mmdet.engine import (
     CheckpointGuardHook,
     check_foreign,
     load_checkpoint,
+    read_config,
     read_dumped_config,
     use_safe_loaders,
 )
@@ -364,6 +365,14 @@ def test_a_config_that_holds_code_is_not_read(tmp_path, monkeypatch, text):
     with pytest.raises(ValueError, match=r'foreign\.py cannot be read as data'):
         read_dumped_config(file)
     assert not os.path.exists('ran')
+
+
+@pytest.mark.parametrize('content', [b'', bytes(50), b'a = 1\0\0', b'\xff\xfea'])
+def test_a_damaged_config(tmp_path, content):
+    """Else Python says so, and not of which file."""
+    (tmp_path / 'seed0.py').write_bytes(content)
+    with pytest.raises(ValueError, match=r'seed0\.py is damaged .*copy it again'):
+        read_config(tmp_path / 'seed0.py')
 
 
 @pytest.mark.parametrize(

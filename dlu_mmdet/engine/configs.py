@@ -31,6 +31,7 @@ def read_config(name: str | os.PathLike) -> Config:
 
     Raises:
         FileNotFoundError: If there is none.
+        ValueError: If it is no text, as a power cut may leave it.
     """
     package, found, path = str(name).partition('::')
     if not found:
@@ -40,6 +41,15 @@ def read_config(name: str | os.PathLike) -> Config:
                 f'folder dlu_mmdet::shapes/faster-rcnn_r18_fpn-dlu_shapes.py, those of '
                 f'MMDetection mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
             )
+        try:
+            text = Path(name).read_text(encoding='utf-8')
+            if not text.strip() or '\0' in text:
+                raise ValueError('it is empty, or holds zeros')
+        except ValueError as error:
+            raise ValueError(
+                f'config {name} is damaged ({error}); copy it again, or remove it and '
+                f'let the command that wrote it do so anew'
+            ) from error
         return Config.fromfile(name)
     try:
         return get_config(f'{package}::{path}')

@@ -41,6 +41,16 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
+def is_set(name: str) -> bool:
+    """Whether an environment variable that is 1 or 0 is 1."""
+    value = os.environ.get(name, '')
+    if value not in ('', '0', '1'):
+        raise ValueError(
+            f'the environment variable {name} must be 0 or 1, or not set, got {value!r}'
+        )
+    return value == '1'
+
+
 def operators() -> dict:
     """Arguments of setup() that build the compiled operators.
 
@@ -50,7 +60,7 @@ def operators() -> dict:
     names the GPUs. DLU_MMDET_NO_EXT=1, or no compiler: the package runs on its plain
     PyTorch operators.
     """
-    if os.environ.get('DLU_MMDET_NO_EXT') == '1':
+    if is_set('DLU_MMDET_NO_EXT'):
         return {}
     try:
         import torch
@@ -58,7 +68,7 @@ def operators() -> dict:
     except ImportError:
         torch = cpp_extension = None
 
-    force_cuda = os.environ.get('FORCE_CUDA') == '1'
+    force_cuda = is_set('FORCE_CUDA')
     has_cuda = bool(torch and torch.version.cuda and cpp_extension.CUDA_HOME)
     if force_cuda and not has_cuda:
         raise RuntimeError(

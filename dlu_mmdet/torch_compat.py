@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import os
 import pickle
+import sys
 import types
 import zipfile
 from collections.abc import Callable, Sequence
@@ -22,6 +23,14 @@ AT_LEAST_24 = torch.__version__ >= TorchVersion('2.4')
 # torch.export says that it is at work since torch 2.7
 EXPORTS = hasattr(torch.compiler, 'is_exporting')
 is_exporting = torch.compiler.is_exporting if EXPORTS else lambda: False
+if hasattr(torch.compiler, 'is_compiling'):
+    is_compiling = torch.compiler.is_compiling
+else:
+
+    def is_compiling() -> bool:
+        """Whether torch.compile is at work; before torch 2.3."""
+        return 'torch._dynamo' in sys.modules and torch._dynamo.is_compiling()
+
 
 if AT_LEAST_24:
     from torch.library import register_fake

@@ -42,6 +42,16 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in found)
 
 
+def is_set(name: str) -> bool:
+    """Whether an environment variable that is 1 or 0 is 1."""
+    value = os.environ.get(name, '')
+    if value not in ('', '0', '1'):
+        raise ValueError(
+            f'the environment variable {name} must be 0 or 1, or not set, got {value!r}'
+        )
+    return value == '1'
+
+
 def operators() -> dict:
     """Arguments of setup() that build the compiled operators.
 
@@ -51,7 +61,7 @@ def operators() -> dict:
     TORCH_CUDA_ARCH_LIST names the GPUs. DLU_MMDET_NO_EXT=1, or no compiler: the package
     runs on its plain PyTorch operators.
     """
-    if os.environ.get('DLU_MMDET_NO_EXT') == '1':
+    if is_set('DLU_MMDET_NO_EXT'):
         return {}
     try:
         import torch
@@ -59,7 +69,7 @@ def operators() -> dict:
     except ImportError:
         torch = cpp_extension = None
 
-    force_cuda = os.environ.get('FORCE_CUDA') == '1'
+    force_cuda = is_set('FORCE_CUDA')
     toolkit = None
     if torch and torch.version.cuda:
         code = runpy.run_path(str(ROOT / 'dlu_mmdet' / 'cuda_toolkit.py'))

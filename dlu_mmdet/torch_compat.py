@@ -10,6 +10,7 @@ import codecs
 import io
 import os
 import pickle
+import sys
 import tarfile
 import types
 from collections.abc import Callable, Sequence
@@ -25,9 +26,17 @@ AT_LEAST_26 = torch.__version__ >= TorchVersion('2.6')
 # torch.export says that it is at work since torch 2.7
 EXPORTS = hasattr(torch.compiler, 'is_exporting')
 is_exporting = torch.compiler.is_exporting if EXPORTS else lambda: False
+if hasattr(torch.compiler, 'is_compiling'):
+    is_compiling = torch.compiler.is_compiling
+else:
+
+    def is_compiling() -> bool:
+        """Whether torch.compile is at work; before torch 2.3."""
+        return 'torch._dynamo' in sys.modules and torch._dynamo.is_compiling()
+
 
 if AT_LEAST_24:
-    from torch.library import register_autograd, register_fake
+    from torch.library import register_fake
     from torch.utils.flop_counter import register_flop_formula
 else:
     # implementations go with the library object that made them
@@ -42,27 +51,6 @@ else:
     def register_fake(op: str, function: Callable) -> None:
         """Register the shapes that an operator gives; see torch.library."""
         _implement(op, function, 'Meta')
-
-    def register_autograd(
-        op: str, backward: Callable, *, setup_context: Callable | None = None
-    ) -> None:
-        """Register an operator's derivative; see torch.library."""
-        namespace, name = op.split('::')
-        packet = getattr(getattr(torch.ops, namespace), name)
-
-        class Differentiable(torch.autograd.Function):
-            @staticmethod
-            def forward(*args):
-                with torch._C._AutoDispatchBelowAutograd():
-                    return packet(*args)
-
-            @staticmethod
-            def setup_context(ctx, inputs, output):
-                if setup_context is not None:
-                    setup_context(ctx, inputs, output)
-
-        Differentiable.backward = staticmethod(backward)
-        _implement(op, Differentiable.apply, 'Autograd')
 
     def register_flop_formula(target: object) -> Callable:
         """Register FLOPs from the shapes of an operator; see torch's counter."""
@@ -95,6 +83,14 @@ else:
                 hook.remove()
             self._hooks.clear()
             super().__exit__(*args)
+
+
+if hasattr(torch.library, 'register_vmap'):
+    from torch.library import register_vmap
+else:
+
+    def register_vmap(op: str, function: Callable) -> None:
+        """Leave the batch to torch, which takes one of it after the other."""
 
 
 # by the name under which a pickle asks for it

@@ -42,8 +42,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--calls', type=int, default=100_000)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--seconds', type=float, default=1800, help='stop after these')
+    widest = ISAS.index(library.cpu_loops() or ISAS[0])
     parser.add_argument(
-        '--isa', nargs='+', choices=ISAS, default=ISAS, help='share the calls out'
+        '--isa', nargs='+', choices=ISAS, default=ISAS[widest:], help='shares the calls'
     )
     parser.add_argument('--only', type=int, metavar='CALL', help='repeat one call')
     return parser.parse_args(argv)

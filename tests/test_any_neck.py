@@ -16,10 +16,11 @@ from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModule
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from dlu_mmdet.necks import NECKS, upsampler_name, with_upsampler
 from dlu_mmdet.necks.places import try_neck
-from dlu_mmdet.upsamplers import build_upsampler
+from dlu_mmdet.upsamplers import build_upsampler, check_ratio
 from dlu_mmdet.upsamplers.dlu import DLUPack
 
 NORM = dict(type='BN')
@@ -208,6 +209,169 @@ def test_copies_and_checkpoints():
     ):
         assert type(other) is type(neck)
         assert all(map(torch.equal, other(xs), neck(xs)))
+
+
+@MODELS.register_module()
+class Recomputed(nn.Module):
+    """Most of its interpolations run again in the backward, two of them nested."""
+
+    def __init__(self, in_channels, use_reentrant=None):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(c, 4, 1) for c in in_channels)
+        self.use_reentrant = use_reentrant
+
+    def run(self, function, *maps):
+        if self.use_reentrant is None:
+            return function(*maps)
+        return checkpoint(function, *maps, use_reentrant=self.use_reentrant)
+
+    def forward(self, inputs):
+        def fuse(fine, coarse):
+            return fine.sin() * F.interpolate(coarse, scale_factor=2)
+
+        def both(low, mid, top):
+            mid = mid * F.interpolate(top, scale_factor=2)
+            return self.run(fuse, self.run(fuse, low, mid), mid)
+
+        low, mid, top = (conv(x) for conv, x in zip(self.convs, inputs))
+        low = low + F.interpolate(mid, scale_factor=2)
+        return self.run(both, low, mid, top), self.run(fuse, mid, top)
+
+
+@pytest.mark.filterwarnings('ignore:None of the inputs')
+@pytest.mark.parametrize('use_reentrant', [True, False])
+@pytest.mark.parametrize('name', ['dlu', 'bilinear'])
+def test_activation_checkpointing(name, use_reentrant):
+    """What runs again would interpolate: a gradient that is wrong, and no error."""
+
+    def gradients(run, neck):
+        neck.zero_grad()
+        for seed in (0, 1):  # twice before the backward, as a siamese detector runs it
+            torch.manual_seed(seed)
+            maps = [torch.randn(1, 6, n, n, requires_grad=True) for n in (16, 8, 4)]
+            sum(out.square().mean() for out in run(*maps)).backward()
+        return [weight.grad for weight in neck.parameters()]
+
+    args = dict(type='dlu_mmdet.Recomputed', in_channels=[6] * 3)
+    torch.manual_seed(0)
+    neck = MODELS.build(dict(args, upsample_cfg=dict(type=name))).train()
+    for weight in neck.parameters():
+        nn.init.normal_(weight, std=0.3)
+    expected = gradients(lambda *maps: neck(maps), neck)
+    assert all(grad is not None for grad in expected)
+    neck.use_reentrant = use_reentrant
+    for other in (neck, copy.deepcopy(neck)):
+        actual = gradients(lambda *maps, other=other: other(maps), other)
+        torch.testing.assert_close(actual, expected)
+    # its detector may recompute the neck as a whole
+    actual = gradients(
+        lambda *maps: checkpoint(lambda *m: neck(m), *maps, use_reentrant=False), neck
+    )
+    torch.testing.assert_close(actual, expected)
+
+
+@MODELS.register_module()
+class WithoutGradients(nn.Module):
+    def __init__(self, in_channels):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels[0], 4, 1)
+
+    def forward(self, inputs):
+        with torch.no_grad():
+            return F.interpolate(self.conv(inputs[0]), scale_factor=2)
+
+
+def test_an_upsampler_that_would_not_learn_is_refused():
+    """Such as within a recomputation that is not torch's."""
+    maps = levels([6], (4, 4))
+    cfg = dict(type='dlu_mmdet.WithoutGradients', in_channels=[6])
+    MODELS.build(dict(cfg, upsample_cfg=dict(type='bilinear')))(maps)
+    neck = MODELS.build(dict(cfg, upsample_cfg=dict(type='dlu')))
+    with pytest.raises(RuntimeError, match='DLUPack is called without gradients'):
+        neck(maps)
+    with torch.no_grad():
+        neck(maps)
+
+
+class Same(nn.Module):
+    """The mistake of whoever leaves the ratio to the neck."""
+
+    def __init__(self, channels, scale_factor):
+        super().__init__()
+
+    def forward(self, x):
+        return x
+
+
+class Fewer(Same):
+    def forward(self, x):
+        return F.interpolate(x, scale_factor=2)[:, :1]  # broadcast over the channels
+
+
+class Repeat(Same):
+    """One of a user's own, with a norm that trains and with random numbers."""
+
+    def __init__(self, channels, scale_factor):
+        super().__init__(channels, scale_factor)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return self.norm(F.interpolate(x + torch.randn_like(x), scale_factor=2))
+
+
+class NoGuide(Same):
+    guided = True
+
+    def __init__(self, channels, scale_factor, guide_channels):
+        super().__init__(channels, scale_factor)
+
+    def forward(self, x, guide):
+        return x
+
+
+class OnlySquare(Same):
+    """One that takes no map of the trial: it is held to its ratio where it is used."""
+
+    def forward(self, x):
+        return x.reshape(*x.shape[:2], x.shape[3], x.shape[3])
+
+
+@pytest.mark.parametrize(
+    'type_, upsampler, given, wanted',
+    [
+        ('PAFPN', Same, (1, 8, 4, 6), (1, 8, 8, 12)),
+        ('PAFPN', Fewer, (1, 1, 8, 12), (1, 8, 8, 12)),
+        ('UpsampleFPN', Same, (1, 8, 4, 6), (1, 8, 8, 12)),
+        ('UnifiedFPN', NoGuide, (1, 8, 4, 6), (1, 8, 8, 12)),
+    ],
+)
+def test_another_ratio_is_refused(type_, upsampler, given, wanted):
+    """The neck would resize it, bilinearly, and show its AP as the upsampler's."""
+    with pytest.raises(ValueError) as info:
+        build(dict(FPN_ARGS, type=type_), upsampler)
+    for words in ('upsample_modules.0', f'{upsampler.__name__} gave {given}', wanted):
+        assert str(words) in str(info.value)
+
+
+@pytest.mark.parametrize('type_', ['PAFPN', 'UpsampleFPN', 'UnifiedFPN'])
+def test_another_ratio_is_refused_where_it_shows(type_):
+    neck = build(dict(FPN_ARGS, type=type_), OnlySquare)
+    with pytest.raises(ValueError, match=r'OnlySquare gave .* must give \(1, 8, '):
+        neck(levels(FPN_ARGS['in_channels'], (16, 16)))
+
+
+@pytest.mark.parametrize('upsampler', ['dlu', 'freqfusion', Repeat])
+def test_the_trial_of_a_ratio_leaves_no_trace(upsampler):
+    torch.manual_seed(0)
+    build_upsampler(dict(type=upsampler), 8, 2, guide_channels=8)
+    expected = torch.get_rng_state()
+    torch.manual_seed(0)
+    module = build_upsampler(dict(type=upsampler), 8, 2, guide_channels=8).train()
+    state = copy.deepcopy(module.state_dict())
+    check_ratio(module, 8, 2, 8)
+    assert torch.equal(torch.get_rng_state(), expected)
+    assert all(part.training for part in module.modules())
+    torch.testing.assert_close(module.state_dict(), state, rtol=0, atol=0)
 
 
 @needs_later_torch

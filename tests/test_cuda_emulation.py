@@ -27,7 +27,7 @@ SHARES = {
     'any_strides or float64_offsets or another_dtype or eight_bits or lazy_copies or '
     'bad_tensors': 2,
 }
-LONG = 'gradcheck or opcheck or extra_memory or autocast or second_derivative'
+LONG = 'gradcheck or opcheck or extra_memory or autocast or any_order or has_tangents'
 # findings in bugs.cu that name no line of a kernel
 OF_LAUNCHES = {
     'no_guard': 'a launch outside of a device guard',

@@ -51,6 +51,17 @@ def test_every_upsampler_in_the_mask_head(name):
         assert parameter.grad is not None, f'{key} takes no part'
 
 
+def test_another_ratio_is_refused():
+    """Its masks would be pasted at any size."""
+    with pytest.raises(ValueError, match=r'OneByOne gave .* must give \(1, 8, 8, 12\)'):
+        UpsampleMaskHead(upsample_cfg=dict(type=OneByOne), **ARGS)
+
+
+class OneByOne(torch.nn.Conv2d):
+    def __init__(self, channels, scale_factor):
+        super().__init__(channels, channels, 1)
+
+
 @pytest.mark.parametrize('class_agnostic', [False, True])
 @pytest.mark.parametrize('name', UNGUIDED)
 def test_a_batch_without_a_positive_roi(name, class_agnostic):

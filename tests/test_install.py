@@ -232,6 +232,14 @@ print(ctypes.CDLL(sys.argv[1]).dlu_mmdet_run.__name__, 'torch' in sys.modules)
     assert run('-c', code, file).stdout.split() == ['dlu_mmdet_run', 'False']
 
 
+@pytest.mark.parametrize('name', ['DLU_MMDET_NO_EXT', 'FORCE_CUDA'])
+def test_unknown_settings_of_the_build_are_refused(name):
+    """FORCE_CUDA=yes would leave CUDA out in silence."""
+    environment = {**os.environ, name: 'yes'}
+    output = run('setup.py', '--version', env=environment, check=False).stdout
+    assert f"variable {name} must be 0 or 1, or not set, got 'yes'" in output
+
+
 # ---- importing ---------------------------------------------------------------------
 
 

@@ -181,9 +181,9 @@ def test_initialisation_leaves_the_upsamplers_alone(neck):
         assert not upsampler.conv_offset.weight.any()
         assert 0 < upsampler.kernel_space_generator.weight.std() < 0.002
 
-    class Constant(torch.nn.Conv2d):
+    class Constant(torch.nn.ConvTranspose2d):
         def __init__(self, channels, scale_factor):
-            super().__init__(channels, channels, 1)
+            super().__init__(channels, channels, scale_factor, scale_factor)
             torch.nn.init.constant_(self.weight, 7)
 
     module = neck(upsample_cfg=dict(type=Constant), **ARGS)

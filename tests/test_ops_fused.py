@@ -7,19 +7,31 @@ import subprocess
 import sys
 import sysconfig
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import func
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
+from dlu_mmdet import ops
 from dlu_mmdet.analysis.op_benchmark import peak_memory
 from dlu_mmdet.ops import carafe, dlu, library, reference
 from dlu_mmdet.torch_compat import AT_LEAST_24
 
 ROOT = Path(__file__).parents[1]
+ALONE = """
+import sys, types
+package = types.ModuleType('dlu_mmdet')  # without mmdet, which takes its time
+package.__path__ = ['dlu_mmdet']
+sys.modules['dlu_mmdet'] = package
+import dlu_mmdet.ops
+"""
 DEVICES = [
     d
     for d in ('cpu', 'cuda')
@@ -31,6 +43,7 @@ needs_later_torch = pytest.mark.skipif(
     not AT_LEAST_24, reason='torch before 2.4 cannot do this'
 )
 on_devices = pytest.mark.parametrize('device', DEVICES)
+on_devices_and_meta = pytest.mark.parametrize('device', [*DEVICES, 'meta'])
 
 # (N, C, H, W, K, G, s): every size at its edge, W below, at and above a vector
 CASES = [
@@ -94,6 +107,7 @@ def make(
     shapes = dict(
         dlu=[(n, g * k * k, h, w), (n, g * 2 * s * s, h, w)],
         carafe=[(n, g * k * k, h * s, w * s)],
+        window_scores=[(n, c, h * s, w * s)],
     )[op]
     tensors = [
         torch.randn(n, c, h, w),
@@ -281,12 +295,13 @@ def test_gradcheck(device):
 @on_devices
 def test_opcheck(device, op, layout):
     inputs, grad, sizes = make(2, 4, 5, 6, 3, 2, 2, device=device, layout=layout, op=op)
-    ops = torch.ops.dlu_mmdet
-    torch.library.opcheck(getattr(ops, op).default, (*inputs, *sizes))
+    operators = torch.ops.dlu_mmdet
+    torch.library.opcheck(getattr(operators, op).default, (*inputs, *sizes))
     detached = [t.detach() for t in inputs]
     for name in dict(dlu=('features', 'kernels'), carafe=('features', 'masks'))[op]:
         torch.library.opcheck(
-            getattr(ops, f'{op}_backward_{name}').default, (grad, *detached, *sizes)
+            getattr(operators, f'{op}_backward_{name}').default,
+            (grad, *detached, *sizes),
         )
 
 
@@ -350,13 +365,121 @@ def test_extra_memory_is_small(device, dtype):
     assert extra - gradients <= 0.25 * gradients
 
 
+# ---- derivatives of any order, by every way that torch has ---------------------
+
+
+def forward_over_reverse(f, args, tangents):
+    """With dual numbers, and the other way round."""
+    args = [t.clone().requires_grad_() for t in args]
+    with forward_ad.dual_level():
+        out = loss_of(f)(*map(forward_ad.make_dual, args, tangents))
+        grads = torch.autograd.grad(out, args, create_graph=True)
+        first = [forward_ad.unpack_dual(grad).tangent for grad in grads]
+        return first, torch.autograd.grad(forward_ad.unpack_dual(out).tangent, args)
+
+
+def penalty(f, args, tangents):
+    """A third derivative: that of a gradient penalty of a gradient penalty."""
+    args = [t.clone().requires_grad_() for t in args]
+    value = loss_of(f)(*args)
+    for _ in range(3):
+        grads = torch.autograd.grad(value, args, create_graph=True)
+        value = sum(grad.square().sum() for grad in grads)
+    return grads
+
+
+def loss_of(f):
+    return lambda *t: f(*t).square().sum()
+
+
+def every(args):
+    return tuple(range(len(args)))
+
+
+def batch_of(args):
+    return [torch.stack([t, 2 * t, -t], dim=1) for t in args]
+
+
+WAYS = dict(
+    jvp=lambda f, args, tangents: func.jvp(f, args, tangents),
+    jvp_of_jvp=lambda f, args, tangents: func.jvp(
+        lambda *t: func.jvp(f, t, tangents)[1], args, tangents
+    ),
+    linearize=lambda f, args, tangents: func.linearize(f, *args)[1](*tangents),
+    grad=lambda f, args, tangents: func.grad(loss_of(f), every(args))(*args),
+    grad_of_jvp=lambda f, args, tangents: func.grad(
+        lambda *t: func.jvp(loss_of(f), t, tangents)[1], every(args)
+    )(*args),
+    vjp_of_grad=lambda f, args, tangents: func.vjp(
+        func.grad(loss_of(f), every(args)), *args
+    )[1](tangents),
+    hessian=lambda f, args, tangents: func.hessian(loss_of(f), every(args))(*args),
+    jacobians=lambda f, args, tangents: (
+        func.jacfwd(f, every(args))(*args),
+        func.jacrev(f, every(args))(*args),
+    ),
+    vmap=lambda f, args, tangents: func.vmap(f, 1, 2)(*batch_of(args)),
+    vmap_of_one=lambda f, args, tangents: func.vmap(lambda x: f(x, *args[1:]), 1)(
+        batch_of(args)[0]
+    ),
+    vmap_of_grad=lambda f, args, tangents: func.vmap(
+        func.grad(loss_of(f), every(args)), 1
+    )(*batch_of(args)),
+    forward_over_reverse=forward_over_reverse,
+    penalty=penalty,
+)
+
+
 @needs_ops
-def test_second_derivative_says_so():
-    inputs, _, sizes = make(1, 2, 3, 4, 3, 1, 2)
-    out = library.dlu(*inputs, *sizes)
-    (grad,) = torch.autograd.grad(out.sum(), inputs[0], create_graph=True)
-    with pytest.raises(RuntimeError, match='first derivatives only'):
-        torch.autograd.grad(grad.sum(), inputs[1])
+@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('op', ['dlu', 'carafe', 'window_scores'])
+@on_devices
+def test_derivatives_of_any_order(device, op, way):
+    """An operator that leaves tangents out gives zeros, and no error."""
+    args, _, sizes = make(1, 2, 2, 3, 3, 2, 2, torch.float64, device, op=op)
+    args = tuple(t.detach() for t in args)
+    if op == 'dlu':  # away from lattice points, where the derivative jumps
+        args = (*args[:2], args[2] + 1 / 77)
+    tangents = tuple(torch.randn_like(t) for t in args)
+
+    def derivative(backend):
+        return WAYS[way](lambda *t: getattr(backend, op)(*t, *sizes), args, tangents)
+
+    with warnings.catch_warnings():  # before torch 2.5 vmap takes one after the other
+        warnings.simplefilter('ignore')
+        actual, expected = derivative(ops), derivative(reference)
+    torch.testing.assert_close(actual, expected)
+
+
+@needs_ops
+@pytest.mark.parametrize('op', ['dlu', 'carafe'])
+def test_every_operator_has_tangents(op):
+    """Those that are called for gradients too, and by their names in torch.ops."""
+    inputs, grad, sizes = make(1, 2, 2, 3, 3, 1, 2, torch.float64, op=op)
+    inputs[1:] = [(t.detach() + 1 / 77).requires_grad_() for t in inputs[1:]]
+    for name in [op, *(n for n in library._SCHEMAS if n.startswith(f'{op}_'))]:
+        tensors = [grad.requires_grad_(), *inputs] if name != op else inputs
+        call = getattr(torch.ops.dlu_mmdet, name)
+        assert torch.autograd.gradcheck(
+            lambda *t, call=call: call(*t, *sizes),
+            tensors,
+            check_forward_ad=True,
+            check_batched_grad=True,
+            check_batched_forward_grad=True,
+            fast_mode=True,
+        )
+
+
+@needs_ops
+def test_saved_tensors_are_freed_by_the_backward():
+    inputs, grad, sizes = make(1, 2, 3, 4, 3, 1, 2)
+    features = inputs[0] * 1
+    gone = weakref.ref(features)
+    with forward_ad.dual_level():
+        out = library.dlu(features, *inputs[1:], *sizes)
+    del features
+    out.backward(grad)
+    assert gone() is None
 
 
 @needs_ops
@@ -416,18 +539,71 @@ def test_mmengine_counts_the_module():
         (lambda x, k, o: (x.int(), k, o), 'floating-point'),
     ],
 )
-def test_bad_tensors_raise_in_the_extension_too(change, message):
-    inputs, _, sizes = make(1, 2, 3, 4, 3, 1, 2)
+@on_devices_and_meta
+def test_bad_tensors_raise_in_the_extension_too(device, change, message):
+    inputs, _, sizes = make(1, 2, 3, 4, 3, 1, 2, device=device)
     with pytest.raises((ValueError, TypeError), match=message):
         torch.ops.dlu_mmdet.dlu(*change(*(t.detach() for t in inputs)), *sizes)
 
 
 @needs_ops
+@pytest.mark.parametrize('name', library._SCHEMAS)
+def test_fake_and_meta_tensors_are_checked_alike(name):
+    """Every operator, for every argument: what fails when it runs fails before."""
+    inputs, grad, sizes = make(1, 2, 3, 4, 3, 1, 2, op=name.split('_')[0])
+    args = [t.detach() for t in ([grad, *inputs] if 'backward' in name else inputs)]
+    call = getattr(torch.ops.dlu_mmdet, name)
+    changes = (
+        lambda t: t[:, :, :-1],
+        lambda t: t[0],
+        lambda t: t.to(torch.float8_e4m3fn),
+        lambda t: t.repeat(2, 1, 1, 1),
+    )
+    wrong = [
+        ([*args[:i], change(args[i]), *args[i + 1 :]], sizes)
+        for i in range(len(args))
+        for change in changes
+    ]
+    wrong += [(args, bad) for bad in ((4, 1, 2), (3, 3, 2), (3, 1, 0), (5, 1, 2))]
+    for tensors, numbers in wrong:
+        with pytest.raises((ValueError, TypeError)) as real:
+            call(*tensors, *numbers)
+        with pytest.raises((ValueError, TypeError)) as meta:
+            call(*(t.to('meta') for t in tensors), *numbers)
+        with FakeTensorMode() as mode, pytest.raises(real.type) as fake:
+            call(*map(mode.from_tensor, tensors), *numbers)
+        assert str(real.value) == str(meta.value) == str(fake.value)
+    with (
+        FakeTensorMode() as mode,
+        pytest.raises(ValueError, match='must be on the dev'),
+    ):
+        fakes = [mode.from_tensor(t) for t in args]
+        call(fakes[0], *(t.to('meta') for t in fakes[1:]), *sizes)
+
+
+@needs_ops
+@needs_later_torch
+def test_compiles_for_any_size():
+    call = torch.compile(
+        lambda *t: library.dlu(*t, 3, 1, 2),
+        fullgraph=True,
+        dynamic=True,
+        backend='eager',
+    )
+    for height in (3, 5):
+        inputs, _, sizes = make(1, 2, height, 4, 3, 1, 2)
+        torch.testing.assert_close(call(*inputs), library.dlu(*inputs, *sizes))
+
+
+@needs_ops
 @pytest.mark.parametrize('isa', ['avx2', 'generic'])
 def test_narrower_instruction_sets(isa):
+    if isa == 'avx2' and library.cpu_loops() == 'generic':
+        pytest.skip('this processor has no AVX2')
     # the widest one is what every other test runs; chosen once a process
     code = """
-import torch, dlu_mmdet.ops.reference as reference, dlu_mmdet.ops.library as library
+import torch
+from dlu_mmdet.ops import library, reference
 torch.manual_seed(0)
 for last in (False, True):
     x, k = torch.randn(1, 19, 6, 37), torch.randn(1, 25, 6, 37)
@@ -443,7 +619,7 @@ for last in (False, True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 """
     subprocess.run(
-        [sys.executable, '-c', code],
+        [sys.executable, '-c', ALONE + code],
         check=True,
         cwd=ROOT,
         env={**os.environ, 'DLU_MMDET_ISA': isa},
@@ -460,11 +636,38 @@ assert not library.is_available('cpu')
 assert carafe(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 4, 4), 1, 1, 2).sum() == 16
 """
     subprocess.run(
-        [sys.executable, '-c', code],
+        [sys.executable, '-c', ALONE + code],
         check=True,
         cwd=ROOT,
         env={**os.environ, 'DLU_MMDET_NO_EXT': '1'},
     )
+
+
+@pytest.mark.parametrize(
+    'name, value, words',
+    [
+        ('ISA', 'nonsense', 'ValueError: .*avx512 or avx2 or generic.*nonsense'),
+        ('NO_EXT', 'yes', 'ValueError: .*DLU_MMDET_NO_EXT must be 0 or 1.*yes'),
+        ('LIBRARY', 'no.so', 'FileNotFoundError: .*DLU_MMDET_LIBRARY .*no.so'),
+    ],
+)
+def test_unknown_settings_are_refused(name, value, words):
+    """A benchmark of the loops that were asked for would be one of others."""
+    process = subprocess.run(
+        [sys.executable, '-c', ALONE],
+        cwd=ROOT,
+        env={**os.environ, f'DLU_MMDET_{name}': value},
+        text=True,
+        stderr=subprocess.PIPE,
+    )
+    assert process.returncode and re.search(words, process.stderr.splitlines()[-1])
+
+
+@pytest.mark.skipif(not library.cpu_loops(), reason='the CPU loops are not loaded')
+def test_loops_that_do_not_run_here_are_refused(monkeypatch):
+    monkeypatch.setattr(library, '_ISA', 'those of another processor')
+    with pytest.raises(ValueError, match='DLU_MMDET_ISA asks for those of another'):
+        library._load_cpu()
 
 
 @pytest.fixture
@@ -565,25 +768,25 @@ def test_sanitizers_find_nothing():
     subprocess.run(['bash', ROOT / 'tests' / 'sanitize.sh', sys.executable], check=True)
 
 
-@pytest.mark.parametrize('device', DEVICES)
+@on_devices_and_meta
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16])
 def test_a_gradient_of_another_dtype_is_refused(device, dtype):
     """Read as if it were the features', it would give 1e20 or run past the end."""
     x, k, o = (torch.randn(1, c, 3, 4, device=device) for c in (2, 9, 8))
     m, grad = (torch.randn(1, c, 6, 8, device=device) for c in (9, 2))
-    ops = torch.ops.dlu_mmdet
+    operators = torch.ops.dlu_mmdet
     for call, arguments in (
-        (ops.dlu_backward_features, (x, k, o)),
-        (ops.dlu_backward_kernels, (x, k, o)),
-        (ops.carafe_backward_features, (x, m)),
-        (ops.carafe_backward_masks, (x, m)),
+        (operators.dlu_backward_features, (x, k, o)),
+        (operators.dlu_backward_kernels, (x, k, o)),
+        (operators.carafe_backward_features, (x, m)),
+        (operators.carafe_backward_masks, (x, m)),
     ):
         call(grad, *arguments, 3, 1, 2)
         with pytest.raises(TypeError, match='grad must have the dtype of features'):
             call(grad.to(dtype), *arguments, 3, 1, 2)
 
 
-@pytest.mark.parametrize('device', DEVICES)
+@on_devices_and_meta
 @pytest.mark.parametrize('index', [0, 1, 2])
 def test_eight_bits_are_refused(device, index):
     inputs = [torch.randn(1, c, 3, 4, device=device) for c in (2, 9, 8)]
@@ -592,17 +795,31 @@ def test_eight_bits_are_refused(device, index):
         torch.ops.dlu_mmdet.dlu(*inputs, 3, 1, 2)
 
 
-@pytest.mark.parametrize('device', DEVICES)
+@on_devices_and_meta
 def test_sizes_beyond_int_are_refused(device):
     """Cut to int, W = 2^32 + 5 would be 5 columns."""
     torch.set_deterministic_debug_mode('default')  # nobody fills 17 GB with NaN
     one = torch.zeros(1, 1, 1, 1, device=device)
     wide = [one.expand(1, c, 1, 2**32 + 5) for c in (1, 1, 2)]
-    with pytest.raises(ValueError, match=r'less than 2\^31, got 4294967301'):
+    with pytest.raises(ValueError, match=r'less than 2\^31.* got 4294967301'):
         torch.ops.dlu_mmdet.dlu(*wide, 1, 1, 1)
     many = [one.new_empty(0, c * 2**32, 1, 1) for c in (1, 1, 2)]
     with pytest.raises(ValueError, match=r'less than 2\^31'):
         torch.ops.dlu_mmdet.dlu(*many, 1, 2**32, 1)
+
+
+@needs_ops
+@pytest.mark.parametrize('op', ['dlu', 'carafe'])
+def test_scratch_beyond_64_bits_is_refused(op):
+    """The product of its sizes would wrap around: too little memory, or a crash."""
+    k, s = 46339, 16384
+    one = torch.zeros(1, 1, 1, 1, dtype=torch.float16)
+    shapes = dict(dlu=[(k * k, 1, 1), (2 * s * s, 1, 1)], carafe=[(k * k, s, s)])[op]
+    inputs = [one, *(one.expand(1, *shape) for shape in shapes)]
+    with pytest.raises(
+        ValueError, match=f'kernel_size={k}.* scale_factor={s} .*64 bits'
+    ):
+        getattr(torch.ops.dlu_mmdet, op)(*inputs, k, 1, s)
 
 
 @pytest.mark.skipif(

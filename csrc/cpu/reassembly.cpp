@@ -18,7 +18,8 @@
 namespace dlu_mmdet {
 namespace {
 
-// The widest loops that this processor runs; DLU_MMDET_ISA names narrower ones.
+// The widest loops that this processor runs; DLU_MMDET_ISA names narrower ones. Where it
+// names none of these, the generic ones, and ops/library.py refuses them.
 const Loops& choose_loops() {
 #if defined(DLU_MMDET_X86)
   const char* wish = std::getenv("DLU_MMDET_ISA");
@@ -171,16 +172,28 @@ void backward_kernels(const Call& p, char* scratch) {
 
 enum Operation { kForward, kBackwardFeatures, kBackwardKernels };
 
+// Whether int64 counts the scratch of all threads and of a pass: an estimate from above,
+// for cells of up to 16 pixels, blocks of up to 64 channels and items of up to 8 rows.
+bool is_countable(const Call& p) {
+  const double rows = p.K + 8., kernels = static_cast<double>(p.T()) * p.Q();
+  const double channels = p.C + 64. * p.G + 64. * p.Q();
+  const double most =
+      rows * (p.W + 16.) * kernels + rows * (p.W + p.K + 64.) * channels;
+  return (p.N + p.threads) * most * sizeof(double) < 0x1p62;
+}
+
 }  // namespace
 }  // namespace dlu_mmdet
 
 extern "C" {
 
-// Bytes of scratch that an operation needs, from the beginning of a cache line on.
+// Bytes of scratch that an operation needs, from the beginning of a cache line on; -1 if
+// they are too many to be counted.
 int64_t dlu_mmdet_scratch(int operation, const int64_t* values) {
   using namespace dlu_mmdet;
   const Call p(values);
   if (p.N == 0) return 0;
+  if (!is_countable(p)) return -1;
   switch (operation) {
     case kForward: return p.threads * lines(loops().forward_scratch(p));
     case kBackwardFeatures: return p.threads * lines(loops().grad_features_scratch(p));

@@ -21,10 +21,10 @@ inline void check_map(const char* name, const at::Tensor& tensor,
                    "bfloat16), got ", type);
 }
 
-// The kernels count the sizes of a map in int.
+// The kernels count the sizes of a map in int, and round them up to whole strips.
 inline void check_size(const char* name, int64_t size) {
-  TORCH_CHECK_VALUE(size <= std::numeric_limits<int>::max(), name,
-                    " must be less than 2^31, got ", size);
+  TORCH_CHECK_VALUE(size < std::numeric_limits<int>::max() - 64, name,
+                    " must be less than 2^31 - 65, got ", size);
 }
 
 // Checks the sizes and every tensor; undefined tensors are skipped.

@@ -54,8 +54,9 @@ struct Call {
     p.rows = p.parts = p.together = p.slices = 1;
     p.per_part = p.Cg();
     p.held = p.K;
-    check_size("scale_factor rows of the output",
-               p.s * static_cast<int64_t>(p.s) * p.W * (channels_last ? p.C : 1));
+    const int64_t pixels = p.s * static_cast<int64_t>(p.s) * p.W;
+    check_size("scale_factor rows of the output", pixels);  // then the product fits too
+    if (channels_last) check_size("scale_factor rows of the output", pixels * p.C);
     p.features = features.const_data_ptr();
     p.kernels = map_of(kernels);
     p.offsets = map_of(offsets);

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.registry import MODELS
 
-from ..upsamplers import build_upsampler
+from ..upsamplers import build_upsampler, check_ratio
 
 
 @MODELS.register_module()
@@ -28,7 +28,8 @@ class UpsampleMaskHead(FCNMaskHead):
     Raises:
         TypeError: If ``upsample_cfg`` holds an argument that the upsampler
             does not accept.
-        ValueError: If ``upsample_cfg.type`` is missing or unknown.
+        ValueError: If ``upsample_cfg.type`` is missing or unknown, or the upsampler has
+            another ratio.
     """
 
     def __init__(
@@ -46,6 +47,6 @@ class UpsampleMaskHead(FCNMaskHead):
         self.upsample_method = self.upsample_cfg.get('type')
         if self.upsample_method == 'deconv':
             self.upsample_cfg.setdefault('upsample_kernel', self.scale_factor)
-        self.upsample = build_upsampler(
-            self.upsample_cfg, self.conv_logits.in_channels, self.scale_factor
-        )
+        place = (self.conv_logits.in_channels, self.scale_factor)
+        self.upsample = build_upsampler(self.upsample_cfg, *place)
+        check_ratio(self.upsample, *place)

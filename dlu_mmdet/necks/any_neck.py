@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..upsamplers import split_upsample_cfg
 from .own_upsamplers import OwnUpsamplersMixin
-from .places import Place, Replacement, Trial, try_neck
+from .places import Place, Trial, run_replaced, try_neck
 
 
 class AnyNeckMixin(OwnUpsamplersMixin):
@@ -82,15 +82,16 @@ class AnyNeckMixin(OwnUpsamplersMixin):
         """Forward of the neck, with its upsamplers at their places."""
         if self.upsample_calls is None:  # it is being tried
             return super().forward(*args, **kwargs)
-        replacement = Replacement(self.upsample_modules, self.upsample_calls)
-        with replacement:
-            out = super().forward(*args, **kwargs)
-        if replacement.count != len(self.upsample_calls):
+        out, count = run_replaced(
+            super().forward, args, kwargs, self.upsample_modules, self.upsample_calls
+        )
+        if count != len(self.upsample_calls):
             raise RuntimeError(
-                f'{self.neck_class.__name__} interpolated {replacement.count} times '
+                f'{self.neck_class.__name__} interpolated {count} times '
                 f'and not {len(self.upsample_calls)}, as it did when its places were '
-                'found: it does so depending on its input, and upsamplers cannot be '
-                'told apart'
+                'found; upsamplers cannot be told apart where that depends on the '
+                'input, where a neck calls itself, or where torch.compile meets '
+                'activation checkpointing'
             )
         return out
 

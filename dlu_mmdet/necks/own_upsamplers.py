@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from mmengine.model import ModuleList
 
-from ..upsamplers import build_upsampler, upsampler_class
+from ..upsamplers import build_upsampler, check_ratio, upsampler_class
 
 
 class OwnUpsamplersMixin:
@@ -33,7 +33,8 @@ class OwnUpsamplersMixin:
         Raises:
             TypeError: If ``upsample_cfg`` is no dict, or holds an argument
                 that the upsampler does not accept.
-            ValueError: If the upsampler is unknown or does not fit a place.
+            ValueError: If the upsampler is unknown, does not fit a place or has another
+                ratio.
         """
         upsampler_class(upsample_cfg)  # an unknown one is no place's fault
         self.upsampler_cfg = dict(upsample_cfg)
@@ -43,6 +44,7 @@ class OwnUpsamplersMixin:
                 upsampler = build_upsampler(
                     upsample_cfg, channels, ratio, guide_channels
                 )
+                check_ratio(upsampler, channels, ratio, guide_channels)
             except ValueError as error:
                 raise ValueError(
                     f'upsample_modules.{i} of {type(self).__name__}, for {channels} '

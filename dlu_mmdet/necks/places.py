@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..upsamplers import upsample_to
+from ..torch_compat import is_compiling
+from ..upsamplers import trial_of, upsample_to
 
 
 class Place(NamedTuple):
@@ -71,42 +73,123 @@ class _Recorder(_Calls):
         return out
 
 
-class Replacement(_Calls):
-    """Hands every call that enlarges a map to an upsampler of its own.
-
-    Args:
-        upsamplers (Sequence[nn.Module]): In the order of the places.
-        calls (Sequence[Place | None]): As in :class:`Trial`.
-    """
+class _Replacement(_Calls):
+    """Hands every call that enlarges a map to an upsampler of its own."""
 
     def __init__(
-        self, upsamplers: Sequence[nn.Module], calls: Sequence[Place | None]
+        self,
+        upsamplers: Sequence[nn.Module],
+        calls: Sequence[Place | None],
+        count: int,
     ) -> None:
         super().__init__()
         self.upsamplers = upsamplers
         self.calls = calls
-        self.used = 0
+        self.count = count
+        self.with_gradients = torch.is_grad_enabled()
+        self.followed = []
 
     def call(self, input: Tensor, size=None, scale_factor=None, *args, **kwargs):
         place = self.calls[self.count - 1] if self.count <= len(self.calls) else None
-        if place is None:
+        before = sum(call is not None for call in self.calls[: self.count - 1])
+        upsampler = None if place is None else self.upsamplers[before]
+        if self.with_gradients and not is_compiling():
+            self._follow(upsampler)
+        if upsampler is None:
             return F.interpolate(input, size, scale_factor, *args, **kwargs)
-        upsampler = self.upsamplers[self.used]
-        self.used += 1
-        height, width = input.shape[2:]
+        s = place.scale_factor
         if size is None:
-            s = place.scale_factor
-            size = (s * height, s * width)
+            size = (s * input.shape[2], s * input.shape[3])
         elif isinstance(size, int):
             size = (size, size)
-        return upsample_to(upsampler, input, tuple(size))
+        return upsample_to(upsampler, input, tuple(size), scale_factor=s)
+
+    def _follow(self, upsampler: nn.Module | None) -> None:
+        """Let what the backward runs again count on from this call, as now."""
+        holders = list(_recomputed(self))
+        for holder, name in holders:
+            if not any(holder is other for other in self.followed):
+                self.followed.append(holder)
+                setattr(holder, name, self._again(getattr(holder, name)))
+        if holders or torch.is_grad_enabled() or upsampler is None:
+            return
+        if any(weight.requires_grad for weight in upsampler.parameters()):
+            raise RuntimeError(
+                f'the upsampler {type(upsampler).__name__} is called without gradients '
+                'by a neck that has them, and would not learn: recompute with '
+                'torch.utils.checkpoint, or the neck as a whole, and do not '
+                'interpolate under torch.no_grad'
+            )
+
+    def _again(self, function: Callable) -> Callable:
+        state = (self.upsamplers, self.calls, self.count - 1)
+        return lambda *args, **kwargs: run_replaced(function, args, kwargs, *state)[0]
+
+
+def run_replaced(
+    function: Callable,
+    args: tuple,
+    kwargs: dict,
+    upsamplers: Sequence[nn.Module],
+    calls: Sequence[Place | None],
+    count: int = 0,
+) -> tuple[object, int]:
+    """Call a function in which upsamplers enlarge maps in the place of ``interpolate``.
+
+    What it recomputes in the backward (``torch.utils.checkpoint``) meets the same ones.
+
+    Args:
+        function (Callable): A neck's forward, or a part of it.
+        args (tuple): Its arguments.
+        kwargs (dict): Its keyword arguments.
+        upsamplers (Sequence[nn.Module]): In the order of the places.
+        calls (Sequence[Place | None]): As in :class:`Trial`.
+        count (int): How many of these calls come before. Defaults to 0.
+
+    Returns:
+        tuple[object, int]: What the function gives, and the count of calls after it.
+
+    Raises:
+        RuntimeError: If an upsampler would not learn, since the neck interpolates
+            without gradients.
+        ValueError: If an upsampler gives another size than it must.
+    """
+    replacement = _Replacement(upsamplers, calls, count)
+    with replacement:
+        out = function(*args, **kwargs)
+    return out, replacement.count
+
+
+def _recomputed(replacement: _Replacement) -> Iterator[tuple[object, str]]:
+    """Find what the backward will run again: an object that holds it, under which name.
+
+    ``torch.utils.checkpoint`` has no hook for this, hence the look at the functions
+    that are running. Other packages keep it as its reentrant form does.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        # the other frames' variables would live on in what f_locals gives
+        names = {'replacement', 'ctx', 'gen'}.intersection(frame.f_code.co_varnames)
+        variables = frame.f_locals if names else {}
+        if (
+            frame.f_code is run_replaced.__code__
+            and variables.get('replacement') is replacement
+        ):
+            return
+        context, generator = variables.get('ctx'), variables.get('gen')
+        if hasattr(context, 'run_function'):
+            yield context, 'run_function'
+        if running := getattr(generator, 'gi_frame', None):
+            checkpoint = running.f_locals.get('new_frame')
+            if hasattr(checkpoint, 'recompute_fn'):
+                yield checkpoint, 'recompute_fn'
+        frame = frame.f_back
 
 
 def try_neck(neck: nn.Module, inputs: Sequence[tuple]) -> Trial:
     """Run a neck on maps of zeros and see where it enlarges them.
 
-    It runs in eval mode and without gradients, and its modules' training
-    flags are put back: nothing of it changes.
+    It runs in eval mode and without gradients: nothing of it changes.
 
     Args:
         neck (nn.Module): Any neck.
@@ -119,18 +202,11 @@ def try_neck(neck: nn.Module, inputs: Sequence[tuple]) -> Trial:
     Raises:
         ValueError: If the number of calls depends on the size.
     """
-    flags = {module: module.training for module in neck.modules()}
-    try:
-        for module in flags:
-            module.training = False  # train() may be overridden, to freeze parts
-        shapes, outputs = [], []
-        for maps in inputs:
-            with torch.no_grad(), _Recorder() as recorder:
-                outputs.append(neck(*maps))
-            shapes.append(recorder.shapes)
-    finally:
-        for module, training in flags.items():
-            module.training = training
+    shapes, outputs = [], []
+    for maps in inputs:
+        with trial_of(neck), _Recorder() as recorder:
+            outputs.append(neck(*maps))
+        shapes.append(recorder.shapes)
     counts = [len(calls) for calls in shapes]
     if len(set(counts)) > 1:
         raise ValueError(

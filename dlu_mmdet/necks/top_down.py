@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
+from ..ops.tracing import leaf
 from ..upsamplers import registered_name, split_upsample_cfg, upsample_to
 from .own_upsamplers import OwnUpsamplersMixin
 
@@ -120,12 +121,17 @@ class TopDownMixin(OwnUpsamplersMixin):
         """
         for i in reversed(range(len(laterals) - 1)):
             source = i + 1 if self.top_down == 'cascade' else len(laterals) - 1
+            s = 2 ** (source - i)
             size = h, w = laterals[i].shape[2:]
             if whole_ratio:
-                s = 2 ** (source - i)
-                # less than the level where the backbone rounds sizes down
-                size = [max(n, s * m) for n, m in zip(size, laterals[source].shape[2:])]
+                size = _at_least(size, s, laterals[source])
             upsampled = upsample_to(
-                self.upsample_modules[i], laterals[source], size, guide=laterals[i]
+                self.upsample_modules[i], laterals[source], size, laterals[i], s
             )
             laterals[i] = laterals[i] + upsampled[:, :, :h, :w]
+
+
+@leaf
+def _at_least(size: tuple[int, int], s: int, source: Tensor) -> list[int]:
+    """The ratio times the source; the level's size where a backbone rounds down."""
+    return [max(n, s * m) for n, m in zip(size, source.shape[2:])]

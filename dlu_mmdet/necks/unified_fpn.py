@@ -71,7 +71,8 @@ class UnifiedFPN(TopDownMixin, FPN_CARAFE):
         Returns:
             tuple[Tensor]: ``num_outs`` maps (N, out_channels, H_i, W_i).
         """
-        sources = list(inputs[self.start_level : self.backbone_end_level])
+        levels = range(self.start_level, self.backbone_end_level)
+        sources = [inputs[i] for i in levels]
         laterals = [conv(x) for conv, x in zip(self.lateral_convs, sources)]
         x = sources[-1]
         for conv in self.lateral_convs[len(sources) :]:

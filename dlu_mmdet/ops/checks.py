@@ -17,7 +17,8 @@ def check_number(name: str, value: int, least: int) -> None:
         TypeError: If it is not an int.
         ValueError: If it is less than ``least``.
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    # a torch.SymInt while torch traces for any size
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(
             f'{name} must be an int, got {value!r} of type {type(value).__name__}'
         )
@@ -212,7 +213,9 @@ def check_sizes(sizes: Sequence[int]) -> None:
     Raises:
         ValueError: If one of them cannot.
     """
-    if max(sizes) >= 2**31:
+    # one that is open while torch traces is known when the operator runs
+    known = max(size if isinstance(size, int) else 0 for size in sizes)
+    if known >= 2**31:
         raise ValueError(
-            f'every size must be less than 2^31, got {max(sizes)}; split the tensors'
+            f'every size must be less than 2^31, got {known}; split the tensors'
         )

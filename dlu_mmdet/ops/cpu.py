@@ -14,18 +14,12 @@ import torch
 from torch import Tensor
 
 from .checks import DTYPES, check_carafe, check_dlu, check_grad, check_sizes
+from .reference import is_channels_last
 
 # where torch has it: data_ptr makes the copy that a lazy one stands for
 _address = getattr(Tensor, 'const_data_ptr', Tensor.data_ptr)
 _CODES = {dtype: code for code, dtype in enumerate(DTYPES)}
 _FORWARD, _BACKWARD_FEATURES, _BACKWARD_KERNELS = range(3)  # as in reassembly.cpp
-
-
-def is_channels_last(tensor: Tensor) -> bool:
-    """Whether the operators follow that layout: where it is not NCHW too."""
-    return not tensor.is_contiguous() and tensor.is_contiguous(
-        memory_format=torch.channels_last
-    )
 
 
 def empty(
@@ -55,11 +49,127 @@ def _dense(grad: Tensor) -> Tensor:
     return grad.contiguous()
 
 
-class Operators:
-    """A library of csrc/cpu and, by their names in ``torch.ops``, its operators.
+class Shapes:
+    """The operators by their names in ``torch.ops``, without what they compute.
 
+    They check the arguments and make the results, as fake and meta tensors need it.
     They have no derivatives and refuse what the functions would read beyond: shapes
     and sizes that do not fit with ValueError, dtypes with TypeError.
+    """
+
+    def _run(
+        self,
+        operation: int,
+        sizes: Sequence[int],
+        inputs: Sequence[Tensor | None],
+        *others: Tensor | None,
+    ) -> None:
+        """Compute an operation; the others are grad, out and the gradients."""
+
+    def _check(
+        self,
+        inputs: Sequence[Tensor | None],
+        sizes: Sequence[int],
+        grad: Tensor | None = None,
+    ) -> None:
+        features, kernels, offsets = inputs
+        if offsets is None:
+            check_carafe(features, kernels, *sizes)
+        else:
+            check_dlu(features, kernels, offsets, *sizes)
+        n, c, h, w = features.shape
+        k, g, s = sizes
+        # of every tensor, and what is computed from them
+        check_sizes((n, c, h, w, g * k * k, g * 2 * s * s, s * h, s * w))
+        if grad is not None:
+            check_grad(grad, features, s)
+
+    def _forward(self, inputs: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor:
+        self._check(inputs, sizes)
+        features, s = inputs[0], sizes[2]
+        n, c, h, w = features.shape
+        out = empty(features, (n, c, s * h, s * w))
+        self._run(_FORWARD, sizes, inputs, None, out)
+        return out
+
+    def _backward_features(
+        self,
+        grad: Tensor,
+        inputs: Sequence[Tensor | None],
+        sizes: Sequence[int],
+    ) -> Tensor:
+        self._check(inputs, sizes, grad)
+        out = empty(inputs[0], inputs[0].shape)
+        self._run(_BACKWARD_FEATURES, sizes, inputs, grad, out)
+        return out
+
+    def _backward_kernels(
+        self,
+        grad: Tensor,
+        inputs: Sequence[Tensor | None],
+        sizes: Sequence[int],
+    ) -> tuple[Tensor, Tensor | None]:
+        self._check(inputs, sizes, grad)
+        _, kernels, offsets = inputs
+        if offsets is None:
+            grad_kernels, grad_offsets = empty(kernels, kernels.shape), None
+        else:
+            # sums over scattered positions are kept in float32 at least
+            wide = torch.promote_types(kernels.dtype, torch.float32)
+            grad_kernels = empty(kernels, kernels.shape, wide).zero_()
+            grad_offsets = empty(offsets, offsets.shape)
+        self._run(
+            _BACKWARD_KERNELS, sizes, inputs, grad, None, grad_kernels, grad_offsets
+        )
+        return grad_kernels.to(kernels.dtype), grad_offsets
+
+    def dlu(
+        self, features: Tensor, kernels: Tensor, offsets: Tensor, *sizes: int
+    ) -> Tensor:
+        """See :func:`dlu_mmdet.ops.dlu`."""
+        return self._forward((features, kernels, offsets), sizes)
+
+    def dlu_backward_features(
+        self,
+        grad: Tensor,
+        features: Tensor,
+        kernels: Tensor,
+        offsets: Tensor,
+        *sizes: int,
+    ) -> Tensor:
+        """The gradient of ``features``, in their dtype and layout."""
+        return self._backward_features(grad, (features, kernels, offsets), sizes)
+
+    def dlu_backward_kernels(
+        self,
+        grad: Tensor,
+        features: Tensor,
+        kernels: Tensor,
+        offsets: Tensor,
+        *sizes: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of ``kernels`` and of ``offsets``."""
+        return self._backward_kernels(grad, (features, kernels, offsets), sizes)
+
+    def carafe(self, features: Tensor, masks: Tensor, *sizes: int) -> Tensor:
+        """See :func:`dlu_mmdet.ops.carafe`."""
+        return self._forward((features, masks, None), sizes)
+
+    def carafe_backward_features(
+        self, grad: Tensor, features: Tensor, masks: Tensor, *sizes: int
+    ) -> Tensor:
+        """The gradient of ``features``, in their dtype and layout."""
+        return self._backward_features(grad, (features, masks, None), sizes)
+
+    def carafe_backward_masks(
+        self, grad: Tensor, features: Tensor, masks: Tensor, *sizes: int
+    ) -> Tensor:
+        """The gradient of ``masks``, which tells their shape and dtype alone."""
+        return self._backward_kernels(grad, (features, masks, None), sizes)[0]
+
+
+class Operators(Shapes):
+    """The operators of a library of csrc/cpu.
 
     Args:
         path (str | PathLike): The file of the library.
@@ -82,116 +192,25 @@ class Operators:
         operation: int,
         sizes: Sequence[int],
         inputs: Sequence[Tensor | None],
-        *others: Tensor | None,
+        grad: Tensor | None,
+        *results: Tensor | None,
     ) -> None:
-        """Call an operation; the others are grad, out and gradients, as far as used."""
         features, _, offsets = inputs
-        k, g, s = sizes
-        n, c, h, w = features.shape
-        # of every tensor, and what is reckoned from them
-        check_sizes((n, c, h, w, g * k * k, g * 2 * s * s, s * h, s * w))
-        values = [n, c, h, w, k, g, s, torch.get_num_threads()]
+        if grad is not None:
+            grad = _dense(grad)
+        values = [*features.shape, *sizes, torch.get_num_threads()]
         values += (is_channels_last(features), offsets is None)
-        for tensor in (*inputs, *others, *(None,) * 4)[:7]:
+        for tensor in (*inputs, grad, *results, *(None,) * 3)[:7]:
             values += _described(tensor)
         values = (ctypes.c_int64 * len(values))(*values)
         # torch's own memory begins at a cache line, and its profiler sees it
         count = self._scratch(operation, values)
+        if count < 0:
+            k, g, s = sizes
+            raise ValueError(
+                f'kernel_size={k}, group_size={g} and scale_factor={s} on features of '
+                f'shape {tuple(features.shape)} need more scratch memory than 64 bits '
+                'can count; use smaller ones'
+            )
         scratch = torch.empty(count, dtype=torch.uint8, device=features.device)
         self._call(operation, values, scratch.data_ptr())
-
-    def _forward(self, inputs: Sequence[Tensor | None], sizes: Sequence[int]) -> Tensor:
-        features = inputs[0]
-        n, c, h, w = features.shape
-        s = sizes[2]
-        out = empty(features, (n, c, s * h, s * w))
-        self._run(_FORWARD, sizes, inputs, None, out)
-        return out
-
-    def _backward_features(
-        self,
-        grad: Tensor,
-        inputs: Sequence[Tensor | None],
-        sizes: Sequence[int],
-    ) -> Tensor:
-        features = inputs[0]
-        check_grad(grad, features, sizes[2])
-        out = empty(features, features.shape)
-        self._run(_BACKWARD_FEATURES, sizes, inputs, _dense(grad), out)
-        return out
-
-    def _backward_kernels(
-        self,
-        grad: Tensor,
-        inputs: Sequence[Tensor | None],
-        sizes: Sequence[int],
-    ) -> tuple[Tensor, Tensor | None]:
-        features, kernels, offsets = inputs
-        check_grad(grad, features, sizes[2])
-        if offsets is None:
-            grad_kernels, grad_offsets = empty(kernels, kernels.shape), None
-        else:
-            # sums over scattered positions are kept in float32 at least
-            wide = torch.promote_types(kernels.dtype, torch.float32)
-            grad_kernels = empty(kernels, kernels.shape, wide).zero_()
-            grad_offsets = empty(offsets, offsets.shape)
-        self._run(
-            _BACKWARD_KERNELS,
-            sizes,
-            inputs,
-            _dense(grad),
-            None,
-            grad_kernels,
-            grad_offsets,
-        )
-        return grad_kernels.to(kernels.dtype), grad_offsets
-
-    def dlu(
-        self, features: Tensor, kernels: Tensor, offsets: Tensor, *sizes: int
-    ) -> Tensor:
-        """See :func:`dlu_mmdet.ops.dlu`."""
-        check_dlu(features, kernels, offsets, *sizes)
-        return self._forward((features, kernels, offsets), sizes)
-
-    def dlu_backward_features(
-        self,
-        grad: Tensor,
-        features: Tensor,
-        kernels: Tensor,
-        offsets: Tensor,
-        *sizes: int,
-    ) -> Tensor:
-        """The gradient of ``features``, in their dtype and layout."""
-        check_dlu(features, kernels, offsets, *sizes)
-        return self._backward_features(grad, (features, kernels, offsets), sizes)
-
-    def dlu_backward_kernels(
-        self,
-        grad: Tensor,
-        features: Tensor,
-        kernels: Tensor,
-        offsets: Tensor,
-        *sizes: int,
-    ) -> tuple[Tensor, Tensor]:
-        """The gradients of ``kernels`` and of ``offsets``."""
-        check_dlu(features, kernels, offsets, *sizes)
-        return self._backward_kernels(grad, (features, kernels, offsets), sizes)
-
-    def carafe(self, features: Tensor, masks: Tensor, *sizes: int) -> Tensor:
-        """See :func:`dlu_mmdet.ops.carafe`."""
-        check_carafe(features, masks, *sizes)
-        return self._forward((features, masks, None), sizes)
-
-    def carafe_backward_features(
-        self, grad: Tensor, features: Tensor, masks: Tensor, *sizes: int
-    ) -> Tensor:
-        """The gradient of ``features``, in their dtype and layout."""
-        check_carafe(features, masks, *sizes)
-        return self._backward_features(grad, (features, masks, None), sizes)
-
-    def carafe_backward_masks(
-        self, grad: Tensor, features: Tensor, masks: Tensor, *sizes: int
-    ) -> Tensor:
-        """The gradient of ``masks``, which tells their shape and dtype alone."""
-        check_carafe(features, masks, *sizes)
-        return self._backward_kernels(grad, (features, masks, None), sizes)[0]

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..torch_compat import is_exporting
 from . import exported, library, reference
 from .checks import check_carafe, check_dlu, check_window_scores
+from .tracing import leaf
 
 
 def _backend(features: Tensor) -> ModuleType:
@@ -22,6 +23,7 @@ def _backend(features: Tensor) -> ModuleType:
     return library if library.handles(features) else reference
 
 
+@leaf
 def dlu(
     features: Tensor,
     kernels: Tensor,
@@ -74,6 +76,7 @@ def dlu(
     return _backend(features).dlu(*args)
 
 
+@leaf
 def carafe(
     features: Tensor,
     masks: Tensor,
@@ -112,6 +115,7 @@ def carafe(
     return _backend(features).carafe(*args)
 
 
+@leaf
 def window_scores(
     features: Tensor,
     queries: Tensor,

@@ -7,7 +7,8 @@ from an autocast softmax meet half-precision features without a cast.
 
 Environment: ``DLU_MMDET_NO_EXT=1`` ignores what is built, ``DLU_MMDET_LIBRARY`` names
 a library to load instead, which registers kernels of its own with torch, and
-``DLU_MMDET_ISA`` (``avx512``, ``avx2`` or ``generic``) the CPU loops to run.
+``DLU_MMDET_ISA`` (``avx512``, ``avx2`` or ``generic``) the CPU loops to run. Another
+value is a ValueError.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..torch_compat import register_autograd, register_fake, register_flop_formula
-from .cpu import Operators, empty
+from ..torch_compat import register_fake, register_flop_formula
+from . import autograd
+from .cpu import Operators, Shapes
 
 _SIZES = 'int kernel_size, int group_size, int scale_factor'
 _DLU = f'Tensor features, Tensor kernels, Tensor offsets, {_SIZES}'
@@ -41,6 +43,24 @@ _OPERATORS = torch.library.Library('dlu_mmdet', 'DEF')
 for _name, _schema in _SCHEMAS.items():
     _OPERATORS.define(_name + _schema)
 
+
+def _setting(name: str, *allowed: str) -> str:
+    """An environment variable's value; '' where it is not set.
+
+    Raises:
+        ValueError: If it is none of those allowed.
+    """
+    value = os.environ.get(name, '')
+    if value and value not in allowed:
+        raise ValueError(
+            f'the environment variable {name} must be {" or ".join(allowed)}, or not '
+            f'set, got {value!r}'
+        )
+    return value
+
+
+_NO_EXT = _setting('DLU_MMDET_NO_EXT', '0', '1') == '1'
+_ISA = _setting('DLU_MMDET_ISA', 'avx512', 'avx2', 'generic')
 _FOLDER = Path(__file__).parent.parent
 _REINSTALL = 'pip install --no-build-isolation --force-reinstall --no-deps'
 
@@ -57,6 +77,12 @@ def _load_cpu() -> Operators | None:
     except (OSError, AttributeError) as error:  # or one of an older state
         _warn_of_plain('', f'{error}; rebuild it with {_REINSTALL}')
         return None
+    if _ISA and operators.loops != _ISA:
+        raise ValueError(
+            f'the environment variable DLU_MMDET_ISA asks for {_ISA}, which this '
+            'processor does not run or the extension was built without; leave it out '
+            'for the widest that it runs'
+        )
     for name in _SCHEMAS:
         _OPERATORS.impl(name, getattr(operators, name), 'CPU')
     return operators
@@ -108,8 +134,12 @@ def _warn_of_plain(device: str, reason: str) -> None:
 
 _CPU = None
 if _named := os.environ.get('DLU_MMDET_LIBRARY'):
+    if not os.path.isfile(_named):
+        raise FileNotFoundError(
+            f'the environment variable DLU_MMDET_LIBRARY names no file: {_named!r}'
+        )
     torch.ops.load_library(_named)
-elif os.environ.get('DLU_MMDET_NO_EXT') != '1':
+elif not _NO_EXT:
     _CPU = _load_cpu()
     _load_cuda()
 _DEVICE_TYPES = _device_types()
@@ -144,8 +174,10 @@ def dlu(
 ) -> Tensor:
     """Compiled :func:`dlu_mmdet.ops.dlu`: same arguments, same result.
 
-    Differentiable once. CPU results do not depend on the number of threads; on
-    CUDA the gradient of ``kernels`` is a sum in no fixed order.
+    Differentiable any number of times, in reverse and in forward mode; what goes beyond
+    the first gradients holds kernels at output resolution. CPU results do not depend on
+    the number of threads; on CUDA the gradient of ``kernels`` is a sum in no fixed
+    order.
 
     Raises:
         ValueError: If a shape, a size or a device does not fit.
@@ -165,8 +197,8 @@ def carafe(
 ) -> Tensor:
     """Compiled :func:`dlu_mmdet.ops.carafe`: same arguments, same result.
 
-    Differentiable any number of times. CPU results do not depend on the number of
-    threads.
+    Differentiable any number of times, in reverse and in forward mode. CPU results do
+    not depend on the number of threads.
 
     Raises:
         ValueError: If a shape, a size or a device does not fit.
@@ -186,8 +218,8 @@ def window_scores(
 ) -> Tensor:
     """Compiled :func:`dlu_mmdet.ops.window_scores`: same arguments, same result.
 
-    Differentiable any number of times. CPU results do not depend on the number of
-    threads.
+    Differentiable any number of times, in reverse and in forward mode. CPU results do
+    not depend on the number of threads.
 
     Raises:
         ValueError: If a shape, a size or a device does not fit.
@@ -205,92 +237,6 @@ def window_scores(
         kernel_size,
         group_size,
         scale_factor,
-    )
-
-
-# ---- shapes, for fake tensors --------------------------------------------------
-
-
-def _fake_forward(features: Tensor, *args) -> Tensor:
-    n, c, h, w = features.shape
-    s = args[-1]
-    return empty(features, (n, c, h * s, w * s))
-
-
-def _fake_features(grad: Tensor, features: Tensor, *args) -> Tensor:
-    return empty(features, features.shape)
-
-
-def _fake_kernels(
-    grad: Tensor, features: Tensor, kernels: Tensor, offsets: Tensor, *args
-) -> tuple[Tensor, Tensor]:
-    return empty(kernels, kernels.shape), empty(offsets, offsets.shape)
-
-
-def _fake_masks(grad: Tensor, features: Tensor, masks: Tensor, *args) -> Tensor:
-    return empty(masks, masks.shape)
-
-
-# ---- derivatives ---------------------------------------------------------------
-
-
-def _save(ctx, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*(v for v in inputs if isinstance(v, Tensor)))
-    ctx.sizes = tuple(v for v in inputs if not isinstance(v, Tensor))
-
-
-def _dlu_backward(ctx, grad: Tensor) -> tuple:
-    args = (grad, *ctx.saved_tensors, *ctx.sizes)
-    grads = [None, None, None]
-    if ctx.needs_input_grad[0]:
-        grads[0] = torch.ops.dlu_mmdet.dlu_backward_features(*args)
-    if any(ctx.needs_input_grad[1:3]):
-        grads[1:] = torch.ops.dlu_mmdet.dlu_backward_kernels(*args)
-    return (*grads, None, None, None)
-
-
-def _carafe_backward(ctx, grad: Tensor) -> tuple:
-    args = (grad, *ctx.saved_tensors, *ctx.sizes)
-    grads = [None, None]
-    if ctx.needs_input_grad[0]:
-        grads[0] = torch.ops.dlu_mmdet.carafe_backward_features(*args)
-    if ctx.needs_input_grad[1]:
-        grads[1] = torch.ops.dlu_mmdet.carafe_backward_masks(*args)
-    return (*grads, None, None, None)
-
-
-# carafe and its two gradients are sums of one product, grad * features * masks, each
-# over what the other two do not have; so the derivatives of each are the other two
-
-
-def _carafe_features_backward(ctx, grad: Tensor) -> tuple:
-    (grad_out, _, masks), sizes = ctx.saved_tensors, ctx.sizes
-    grads = [None, None, None]
-    if ctx.needs_input_grad[0]:
-        grads[0] = torch.ops.dlu_mmdet.carafe(grad, masks, *sizes)
-    if ctx.needs_input_grad[2]:
-        grads[2] = torch.ops.dlu_mmdet.carafe_backward_masks(
-            grad_out, grad, masks, *sizes
-        )
-    return (*grads, None, None, None)
-
-
-def _carafe_masks_backward(ctx, grad: Tensor) -> tuple:
-    (grad_out, features, _), sizes = ctx.saved_tensors, ctx.sizes
-    grads = [None, None, None]
-    if ctx.needs_input_grad[0]:
-        grads[0] = torch.ops.dlu_mmdet.carafe(features, grad, *sizes)
-    if ctx.needs_input_grad[1]:
-        grads[1] = torch.ops.dlu_mmdet.carafe_backward_features(
-            grad_out, features, grad, *sizes
-        )
-    return (*grads, None, None, None)
-
-
-def _no_second_derivative(ctx, *grads: Tensor) -> None:
-    raise RuntimeError(
-        'dlu_mmdet: the compiled dlu has first derivatives only; for second ones use '
-        'dlu_mmdet.ops.reference or set DLU_MMDET_NO_EXT=1'
     )
 
 
@@ -352,29 +298,14 @@ def _mmengine_flops(sampling: bool, at: int) -> Callable[..., int]:
 
 
 def _register() -> None:
-    fakes = dict(
-        dlu=_fake_forward,
-        dlu_backward_features=_fake_features,
-        dlu_backward_kernels=_fake_kernels,
-        carafe=_fake_forward,
-        carafe_backward_features=_fake_features,
-        carafe_backward_masks=_fake_masks,
-    )
-    derivatives = dict(
-        dlu=_dlu_backward,
-        dlu_backward_features=_no_second_derivative,
-        dlu_backward_kernels=_no_second_derivative,
-        carafe=_carafe_backward,
-        carafe_backward_features=_carafe_features_backward,
-        carafe_backward_masks=_carafe_masks_backward,
-    )
-    for name, fake in fakes.items():
+    shapes = Shapes()
+    for name in _SCHEMAS:
         op = f'dlu_mmdet::{name}'
         flops = _dlu_flops if name.startswith('dlu') else _carafe_flops
         if 'backward' in name:
             flops = _backward_flops(flops)
-        register_fake(op, fake)
-        register_autograd(op, derivatives[name], setup_context=_save)
+        register_fake(op, getattr(shapes, name))
+        autograd.register(_OPERATORS, name)
         register_flop_formula(getattr(torch.ops.dlu_mmdet, name))(flops)
     try:
         from mmengine.analysis import complexity_analysis

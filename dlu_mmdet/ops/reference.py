@@ -20,6 +20,16 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether the operators follow that layout: where it is not NCHW too."""
+    if tensor.is_contiguous():
+        return False
+    try:
+        return tensor.is_contiguous(memory_format=torch.channels_last)
+    except RuntimeError:  # vmap does not tell
+        return False
+
+
 def _reassemble(
     features: Tensor,
     taps: Iterator[Tensor],
@@ -50,34 +60,100 @@ def _reassemble(
     # (N, G, C/G, i, j, y, x) -> (N, C, y, i, x, j)
     out = out.permute(0, 1, 2, 5, 3, 6, 4).reshape(n, c, h * s, w * s)
     out = out.to(features.dtype)
-    if (
-        features.is_contiguous(memory_format=torch.channels_last)
-        and not features.is_contiguous()
-    ):
+    if is_channels_last(features):
         out = out.contiguous(memory_format=torch.channels_last)
     return out
 
 
-def _clamped_position(coordinate: Tensor, offset: Tensor, size: int) -> Tensor:
-    """u = clamp(x + dx, 0, size - 1), NaN where dx is not finite.
+def _locate(offset: Tensor, pixel: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Where an axis is sampled: u = clamp(pixel + offset, 0, size - 1).
 
-    The gradient is 0 wherever clamping is active, the borders included.
+    Returns:
+        tuple[Tensor, ...]: The lower and the upper neighbor, the weight of the upper
+        one, NaN where the offset is not finite, and whether u is not clamped. Only
+        there the weight has a derivative.
     """
-    position = coordinate + offset
+    position = pixel + offset
     inside = (position > 0) & (position < size - 1)
     position = torch.where(inside, position, position.detach().clamp(0, size - 1))
-    return torch.where(
+    position = torch.where(
         offset.isfinite(), position, torch.full_like(position, float('nan'))
     )
-
-
-def _floor_index(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Lower neighbour, upper neighbour, and the weight of the upper one."""
     lower = position.detach().floor()
     weight = position - lower
     lower = lower.nan_to_num(0.0)  # the weight carries the NaN
     # clamped as a float: opset 11 has no Clip of integers
-    return lower.long(), (lower + 1).clamp(max=size - 1).long(), weight
+    return lower.long(), (lower + 1).clamp(max=size - 1).long(), weight, inside
+
+
+class Sampler:
+    """Bilinear sampling of source kernels at the place of every output pixel.
+
+    Args:
+        offsets (Tensor): (N, G*2*s*s, H, W) in source pixels.
+        group_size (int): G.
+        scale_factor (int): s.
+        dtype (torch.dtype): In which kernels are sampled.
+    """
+
+    def __init__(
+        self, offsets: Tensor, group_size: int, scale_factor: int, dtype: torch.dtype
+    ) -> None:
+        n, _, h, w = offsets.shape
+        g, s = group_size, scale_factor
+        # offsets[g, axis, i, j, y, x], axis 0 = x, 1 = y
+        wide = offsets.to(torch.promote_types(dtype, offsets.dtype))
+        dx, dy = wide.reshape(n, g, 2, s * s, h, w).unbind(2)
+        xs = torch.arange(w, device=offsets.device, dtype=wide.dtype)
+        ys = torch.arange(h, device=offsets.device, dtype=wide.dtype)
+        x0, x1, wx, inside_x = _locate(dx, xs, w)
+        y0, y1, wy, inside_y = _locate(dy, ys[:, None], h)
+        #: of the four neighbors, (N, G, s*s*H*W): pixel of the map and weight
+        self.corners = [
+            ((yi * w + xi).flatten(2), (fy * fx).flatten(2))
+            for yi, fy in ((y0, 1 - wy), (y1, wy))
+            for xi, fx in ((x0, 1 - wx), (x1, wx))
+        ]
+        self.weights, self.inside = (wx, wy), (inside_x, inside_y)
+        self.dtype = dtype
+
+    def __call__(self, plane: Tensor) -> Tensor:
+        """Sample a tap of all kernels, (N, G, H*W) to (N, G, s*s*H*W)."""
+        k = sum(plane.gather(2, index) * weight for index, weight in self.corners)
+        return k.to(self.dtype)
+
+    def backward(self, planes: Tensor, grads: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of what was sampled and of the offsets.
+
+        It is the derivative that autograd gives, written out so that it can be
+        differentiated again in any mode.
+
+        Args:
+            planes (Tensor): All taps of the kernels, (N, G, K*K, H*W).
+            grads (Tensor): The gradient of what they gave, (N, G, K*K, s*s*H*W).
+
+        Returns:
+            tuple[Tensor, Tensor]: (N, G, K*K, H*W) and (N, G, 2, s*s, H, W).
+        """
+        of_planes, of_weights = [], [0, 0, 0, 0]
+        for plane, grad in zip(planes.unbind(2), grads.unbind(2)):
+            of_plane = torch.zeros_like(plane)
+            for i, (index, weight) in enumerate(self.corners):
+                of_plane = of_plane.scatter_add(
+                    2, index, (grad * weight).to(self.dtype)
+                )
+                of_weights[i] = of_weights[i] + grad * plane.gather(2, index)
+            of_planes.append(of_plane)
+        wx, wy = self.weights
+        k00, k01, k10, k11 = (values.reshape(wx.shape) for values in of_weights)
+        slopes = (
+            (1 - wy) * (k01 - k00) + wy * (k11 - k10),
+            (1 - wx) * (k10 - k00) + wx * (k11 - k01),
+        )
+        of_offsets = [
+            torch.where(inside, slope, 0) for inside, slope in zip(self.inside, slopes)
+        ]
+        return torch.stack(of_planes, dim=2), torch.stack(of_offsets, dim=2)
 
 
 def dlu(
@@ -96,29 +172,10 @@ def dlu(
     n, _, h, w = features.shape
     g, s = group_size, scale_factor
     dtype = accumulation_dtype(features.dtype)
-    position_dtype = torch.promote_types(dtype, offsets.dtype)
-
-    # offsets[g, axis, i, j, y, x], axis 0 = x, 1 = y, in source pixels
-    dx, dy = offsets.to(position_dtype).reshape(n, g, 2, s, s, h, w).unbind(2)
-    xs = torch.arange(w, device=offsets.device, dtype=position_dtype)
-    ys = torch.arange(h, device=offsets.device, dtype=position_dtype)
-    u = _clamped_position(xs, dx, w)
-    v = _clamped_position(ys[:, None], dy, h)
-    x0, x1, wx = _floor_index(u, w)
-    y0, y1, wy = _floor_index(v, h)
-
-    corners = []
-    for yi, fy in ((y0, 1 - wy), (y1, wy)):
-        for xi, fx in ((x0, 1 - wx), (x1, wx)):
-            corners.append(((yi * w + xi).flatten(2), (fy * fx).flatten(2)))
+    sample = Sampler(offsets, g, s, dtype)
     planes = kernels.to(dtype).reshape(n, g, kernel_size**2, h * w)
-
-    def sampled_taps() -> Iterator[Tensor]:
-        for plane in planes.unbind(2):
-            k = sum(plane.gather(2, index) * weight for index, weight in corners)
-            yield k.to(dtype).reshape(n, g, s, s, h, w)
-
-    return _reassemble(features, sampled_taps(), kernel_size, g, s)
+    taps = (sample(plane).reshape(n, g, s, s, h, w) for plane in planes.unbind(2))
+    return _reassemble(features, taps, kernel_size, g, s)
 
 
 def carafe(

@@ -12,7 +12,7 @@ from .builder import (
     split_upsample_cfg,
     upsampler_class,
 )
-from .resize import upsample_to
+from .resize import check_ratio, trial_of, upsample_to
 
 for _module in pkgutil.iter_modules(__path__, f'{__name__}.'):
     importlib.import_module(_module.name)
@@ -21,9 +21,11 @@ __all__ = [
     'INTERPOLATION_ARGS',
     'UPSAMPLERS',
     'build_upsampler',
+    'check_ratio',
     'is_guided',
     'registered_name',
     'split_upsample_cfg',
+    'trial_of',
     'upsample_to',
     'upsampler_class',
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmengine.model import xavier_init
-from torch import nn
+from torch import Tensor, nn
 
 from .builder import UPSAMPLERS
 
@@ -48,6 +48,10 @@ class Deconv(nn.ConvTranspose2d):
             padding=(overlap + 1) // 2,
             output_padding=overlap % 2,
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Upsample (N, C, H, W) to (N, C, s*H, s*W)."""
+        return super().forward(x)
 
     def init_weights(self) -> None:
         """Xavier uniform, as mmdet's ``FPN_CARAFE`` starts it."""

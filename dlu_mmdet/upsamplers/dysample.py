@@ -8,12 +8,14 @@ from mmengine.model import constant_init, normal_init
 from torch import Tensor, nn
 
 from ..ops.checks import check_geometry, check_number
+from ..ops.tracing import leaf
 from .builder import UPSAMPLERS
 from .pixel_shuffle import pixel_shuffle
 
 STYLES = ('lp', 'pl')
 
 
+@leaf
 def sample(x: Tensor, offsets: Tensor, unit: tuple[int, int]) -> Tensor:
     """Sample a map bilinearly beside the places of the output's pixels.
 

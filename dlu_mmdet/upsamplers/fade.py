@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..ops.checks import check_number
 from .builder import UPSAMPLERS
-from .guided import Blocks, GuidedUpsampler
+from .guided import GuidedUpsampler, repeat_to
 
 
 @UPSAMPLERS.register_module('fade')
@@ -112,13 +112,13 @@ class FADE(GuidedUpsampler):
     def predict(self, x: Tensor, guide: Tensor) -> Tensor:
         encoder = self.content_encoder(self.compressor_en(guide))
         decoder = self.content_encoder(self.compressor_de(x))
-        return (encoder + Blocks(x, guide).nearest(decoder)).softmax(dim=1)
+        return (encoder + repeat_to(decoder, guide)).softmax(dim=1)
 
     def forward(self, x: Tensor, guide: Tensor) -> Tensor:
         out = super().forward(x, guide)
         if not self.gating:
             return out
-        gate = Blocks(x, guide).nearest(self.gate(x).sigmoid())
+        gate = repeat_to(self.gate(x).sigmoid(), guide)
         return gate * guide + (1 - gate) * out
 
     def extra_repr(self) -> str:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..ops import carafe
 from ..ops.checks import check_number
+from ..ops.tracing import leaf
 from .builder import UPSAMPLERS
 from .dysample import sample
-from .guided import Blocks, GuidedUpsampler
+from .guided import GuidedUpsampler, repeat_to
 from .pixel_shuffle import pixel_shuffle
 
 OFFSET_INITS = ('normal', 'xavier')
@@ -193,7 +194,7 @@ class FreqFusion(GuidedUpsampler):
 
         def both(of_lr: nn.Module, of_hr: nn.Module) -> Tensor:
             shuffled = pixel_shuffle(of_lr(lr), self.scale_factor)
-            return Blocks(shuffled, hr).nearest(shuffled) + of_hr(hr)
+            return repeat_to(shuffled, hr) + of_hr(hr)
 
         scope = both(self.lr_scope, self.hr_scope).sigmoid()
         return both(self.lr_offset, self.hr_offset) * scope
@@ -206,6 +207,7 @@ class FreqFusion(GuidedUpsampler):
         )
 
 
+@leaf
 def _kernels(logits: Tensor) -> Tensor:
     """Softmax of (N, K*K, H, W) over K*K under a Hamming window."""
     size = math.isqrt(logits.shape[1])

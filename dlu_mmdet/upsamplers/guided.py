@@ -7,8 +7,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from ..ops import carafe
+from ..ops import carafe, window_scores
 from ..ops.checks import check_geometry, check_number
+from ..ops.tracing import leaf
 
 
 class GuidedUpsampler(nn.Module, ABC):
@@ -65,31 +66,11 @@ class GuidedUpsampler(nn.Module, ABC):
 
     def check_guide(self, x: Tensor, guide: Tensor) -> None:
         """Refuse a guide that does not fit the features."""
-        name = type(self).__name__
-        if not isinstance(guide, Tensor):
-            raise TypeError(
-                f'guide of {name} must be a Tensor (N, {self.guide_channels}, h, w), '
-                f'got {type(guide).__name__}'
-            )
-        n, _, h, w = x.shape
-        if 0 in (h, w):
-            raise ValueError(
-                f'features of {name} must have H and W of at least 1, got shape '
-                f'{tuple(x.shape)}'
-            )
-        fits = guide.dim() == 4 and guide.shape[:2] == (n, self.guide_channels)
-        if not fits or guide.shape[2] < h or guide.shape[3] < w:
-            raise ValueError(
-                f'guide of {name} must have shape (N, C, h, w) = ({n}, '
-                f'{self.guide_channels}, at least {h}, at least {w}), got '
-                f'{tuple(guide.shape)}'
-            )
+        _check_guide(type(self).__name__, self.guide_channels, x, guide)
 
     def reassemble(self, x: Tensor, kernels: Tensor) -> Tensor:
         """Sum every window of x (N, C, H, W) under its kernel (N, K*K, h, w)."""
-        blocks = Blocks(x, kernels)
-        masks = blocks.spread(kernels).to(x.dtype)
-        return blocks.gather(carafe(x, masks, self.up_kernel, 1, blocks.scale))
+        return _reassemble(x, kernels, self.up_kernel)
 
     def extra_repr(self) -> str:
         return (
@@ -158,3 +139,45 @@ class Blocks:
         s = self.scale
         x = x[:, :, :, None, :, None].expand(n, c, h, s, w, s)
         return self.gather(x.reshape(n, c, h * s, w * s))
+
+
+@leaf
+def _check_guide(name: str, guide_channels: int, x: Tensor, guide: Tensor) -> None:
+    if not isinstance(guide, Tensor):
+        raise TypeError(
+            f'guide of {name} must be a Tensor (N, {guide_channels}, h, w), got '
+            f'{type(guide).__name__}'
+        )
+    n, _, h, w = x.shape
+    if 0 in (h, w):
+        raise ValueError(
+            f'features of {name} must have H and W of at least 1, got shape '
+            f'{tuple(x.shape)}'
+        )
+    fits = guide.dim() == 4 and guide.shape[:2] == (n, guide_channels)
+    if not fits or guide.shape[2] < h or guide.shape[3] < w:
+        raise ValueError(
+            f'guide of {name} must have shape (N, C, h, w) = ({n}, {guide_channels}, '
+            f'at least {h}, at least {w}), got {tuple(guide.shape)}'
+        )
+
+
+@leaf
+def _reassemble(x: Tensor, kernels: Tensor, up_kernel: int) -> Tensor:
+    blocks = Blocks(x, kernels)
+    masks = blocks.spread(kernels).to(x.dtype)
+    return blocks.gather(carafe(x, masks, up_kernel, 1, blocks.scale))
+
+
+@leaf
+def score_windows(keys: Tensor, queries: Tensor, up_kernel: int) -> Tensor:
+    """Compare queries (N, C, h, w) and windows of keys (N, C, H, W): (N, K*K, h, w)."""
+    blocks = Blocks(keys, queries)
+    queries = blocks.spread(queries)
+    return blocks.gather(window_scores(keys, queries, up_kernel, 1, blocks.scale))
+
+
+@leaf
+def repeat_to(x: Tensor, large: Tensor) -> Tensor:
+    """Repeat the pixels of (N, C, H, W) to the size of a larger map."""
+    return Blocks(x, large).nearest(x)

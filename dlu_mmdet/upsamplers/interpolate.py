@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.tracing import leaf
 from .builder import UPSAMPLERS
 
 
@@ -15,11 +16,22 @@ class Interpolation(nn.Upsample):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Interpolate (N, C, H, W) to (N, C, s*H, s*W), or to (N, C, *size)."""
-        if size is None:
-            return super().forward(x)
-        return F.interpolate(
-            x, size=size, mode=self.mode, align_corners=self.align_corners
-        )
+        return _interpolate(x, size, self.scale_factor, self.mode, self.align_corners)
+
+
+@leaf
+def _interpolate(
+    x: Tensor,
+    size: tuple[int, int] | None,
+    scale_factor: int,
+    mode: str,
+    align_corners: bool | None,
+) -> Tensor:
+    if size is not None:
+        scale_factor = None
+    return F.interpolate(
+        x, size, scale_factor=scale_factor, mode=mode, align_corners=align_corners
+    )
 
 
 @UPSAMPLERS.register_module('nearest')

@@ -6,9 +6,11 @@ import torch.nn.functional as F
 from mmcv.cnn.bricks.upsample import PixelShufflePack
 from torch import Tensor
 
+from ..ops.tracing import leaf
 from .builder import UPSAMPLERS
 
 
+@leaf
 def pixel_shuffle(x: Tensor, scale_factor: int) -> Tensor:
     """torch's pixel shuffle, with a gradient for an empty batch too.
 

@@ -6,10 +6,9 @@ import torch
 from mmengine.model import constant_init, normal_init
 from torch import Tensor, nn
 
-from ..ops import window_scores
 from ..ops.checks import check_number
 from .builder import UPSAMPLERS
-from .guided import Blocks, GuidedUpsampler
+from .guided import GuidedUpsampler, repeat_to, score_windows
 
 FORMS = ('B', 'G')
 
@@ -91,22 +90,18 @@ class SAPA(GuidedUpsampler):
                 constant_init(module, val=1)
 
     def predict(self, x: Tensor, guide: Tensor) -> Tensor:
-        blocks = Blocks(x, guide)
-        x, guide = (maps.permute(0, 2, 3, 1) for maps in (x, guide))
+        x, y = (maps.permute(0, 2, 3, 1) for maps in (x, guide))
         normed = self.norm_x(x)
         keys = self.k(normed).permute(0, 3, 1, 2)
-        queries = self.q(self.norm_y(guide)).permute(0, 3, 1, 2)
+        queries = self.q(self.norm_y(y)).permute(0, 3, 1, 2)
         if self.form == 'G':
             gate = self.gate(normed).sigmoid().permute(0, 3, 1, 2)
             own = self.qx(x).permute(0, 3, 1, 2)
-            gate, own = blocks.nearest(torch.cat([gate, (1 - gate) * own], 1)).split(
+            gate, own = repeat_to(torch.cat([gate, (1 - gate) * own], 1), guide).split(
                 [1, self.embedding_channels], dim=1
             )
             queries = gate * queries + own
-        scores = window_scores(
-            keys, blocks.spread(queries), self.up_kernel, 1, blocks.scale
-        )
-        return blocks.gather(scores).softmax(dim=1)
+        return score_windows(keys, queries, self.up_kernel).softmax(dim=1)
 
     def extra_repr(self) -> str:
         return (

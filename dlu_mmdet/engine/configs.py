@@ -149,7 +149,7 @@ def check_foreign(part: Mapping, key: str, source: object, built: bool = True) -
     def is_registered(name: str) -> bool:
         module, _, last = name.rpartition('.')
         # a path is looked up in what is imported already
-        found = vars(sys.modules[module]).get(last) if module in sys.modules else None
+        found = getattr(sys.modules.get(module), '__dict__', {}).get(last)
         return name in known or id(found) in objects
 
     scopes = {registry.scope for registry in registries}
@@ -160,7 +160,7 @@ def check_foreign(part: Mapping, key: str, source: object, built: bool = True) -
         elif where.endswith('._scope_'):
             fine = value in scopes
         else:
-            word = re.fullmatch(r'[\w.-]*', value) and not os.path.exists(value)
+            word = re.fullmatch(r'[\w.-]*', value) and not os.path.isfile(value)
             fine = word or not built or any(p in _WEIGHTS for p in where.split('.'))
         if not fine:
             raise ValueError(

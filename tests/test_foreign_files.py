@@ -391,6 +391,9 @@ def test_a_damaged_config(tmp_path, content):
 )
 def test_what_is_built_from_a_foreign_config_is_registered(key, value):
     model = Config.fromfile(SHAPES_DLU).model
+    # as a config in Python is dumped
+    model.backbone.type = 'mmdet.models.backbones.ResNet'
+    model.neck.type = 'dlu_mmdet.necks.UpsampleFPN'
     check_foreign(model, 'model', 'a.py')
     cfg = Config(dict(model=model))
     cfg.merge_from_dict({f'model.{key}': value})

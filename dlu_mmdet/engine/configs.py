@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -137,20 +138,29 @@ def check_foreign(part: Mapping, key: str, source: object, built: bool = True) -
         for registry in vars(module).values()
         if isinstance(registry, Registry)
     ]
-    # some types of layers are looked up there
+    # some types of layers are looked up in mmcv.ops
     known = set(mmcv.ops.__all__)
+    objects = {id(getattr(mmcv.ops, name)) for name in known}
     for registry in (*registries, UPSAMPLERS):
         for name, cls in registry.module_dict.items():
-            path = f'{cls.__module__}.{getattr(cls, "__qualname__", "")}'
-            known |= {name, f'{registry.scope}.{name}', path}
+            known |= {name, f'{registry.scope}.{name}'}
+            objects.add(id(cls))
+
+    def is_registered(name: str) -> bool:
+        module, _, last = name.rpartition('.')
+        # a path is looked up in what is imported already
+        found = getattr(sys.modules.get(module), '__dict__', {}).get(last)
+        return name in known or id(found) in objects
+
     scopes = {registry.scope for registry in registries}
     for where, value in _strings(part, key):
         if where.endswith('.type'):
-            fine = value in known or value.removeprefix(f'{NECKS.scope}.') in known
+            inner = value.removeprefix(f'{NECKS.scope}.')
+            fine = is_registered(value) or is_registered(inner)
         elif where.endswith('._scope_'):
             fine = value in scopes
         else:
-            word = re.fullmatch(r'[\w.-]*', value) and not os.path.exists(value)
+            word = re.fullmatch(r'[\w.-]*', value) and not os.path.isfile(value)
             fine = word or not built or any(p in _WEIGHTS for p in where.split('.'))
         if not fine:
             raise ValueError(

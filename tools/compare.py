@@ -444,7 +444,7 @@ def main() -> int:
         number = getattr(error, 'number', signal.SIGINT)
         kept = ', and jobs stay in the queue of Slurm'
         print(
-            f'\nended by {signal.Signals(number).name}; the same command goes on'
+            f'\ninterrupted by {signal.Signals(number).name}; the same command goes on'
             f'{kept if args.launcher == "slurm" else ""}',
             file=sys.stderr,
         )

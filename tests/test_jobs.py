@@ -173,7 +173,7 @@ def test_a_signal_ends_the_trainings(
     begun = time.monotonic()
     assert compare(*SHAPES, '--jobs', 2) == 128 + number
     assert time.monotonic() - begun < 50
-    assert f'ended by {number.name}; the same command' in capsys.readouterr().err
+    assert f'interrupted by {number.name}; the same' in capsys.readouterr().err
     # the second, if it is stubborn, has a child
     assert [*map(len, families)] == [1, 1 + stubborn]
     assert all(map(are_gone, families))

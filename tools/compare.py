@@ -46,15 +46,18 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stopped_by_signals(children: runs.Children) -> Iterator[None]:
-    """Raise :class:`Stopped` at a signal to end; at a second one kill the runs."""
+    """Raise :class:`Stopped` at a signal to end.
+
+    A second signal kills the runs, a third one this process.
+    """
     asked = []
 
     def handle(number: int, _: object) -> None:
-        if asked:
-            children.kill()
-            return
         asked.append(number)
-        raise Stopped(number)
+        if len(asked) == 1:
+            raise Stopped(number)
+        children.kill()
+        signal.signal(number, signal.SIG_DFL)
 
     kept = {}
     try:
@@ -454,7 +457,7 @@ def main() -> int:
         number = getattr(error, 'number', signal.SIGINT)
         kept = ', and jobs stay in the queue of Slurm'
         print(
-            f'\nended by {signal.Signals(number).name}; the same command goes on'
+            f'\ninterrupted by {signal.Signals(number).name}; the same command goes on'
             f'{kept if args.launcher == "slurm" else ""}',
             file=sys.stderr,
         )

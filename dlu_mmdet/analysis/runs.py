@@ -128,7 +128,7 @@ class Run:
     @property
     def state(self) -> str:
         """'finished', 'diverged', 'half-finished' or 'not started'."""
-        if result := self.result:
+        if (result := self.result) is not None:
             return 'diverged' if divergence(result) else 'finished'
         return 'half-finished' if self.checkpoint else 'not started'
 
@@ -143,7 +143,7 @@ class Run:
 
         None for a run that has nothing to go on from, or is of an earlier version.
         """
-        if result := self.result:
+        if (result := self.result) is not None:
             return result.get('inputs')
         file = self.work_dir / 'inputs.json'
         begun = self.predictions.exists() or self.checkpoint

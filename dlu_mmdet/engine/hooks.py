@@ -78,7 +78,8 @@ class DivergenceHook(Hook):
             *(b for b in runner.model.named_buffers() if '.running_' in b[0]),
         ]:
             if not torch.isfinite(value).all():
-                self._stop(runner, iteration, f'{said}{name} is not finite')
+                own = name.removeprefix('module.')
+                self._stop(runner, iteration, f'{said}{own} is not finite')
 
     def _stop(self, runner, iteration: int, reason: str) -> None:
         # whichever process meets it first

@@ -192,6 +192,20 @@ def test_initialisation_leaves_the_upsamplers_alone(neck):
     assert not (module.lateral_convs[0].conv.weight == 7).any()
 
 
+@pytest.mark.parametrize('top_down', ['cascade', 'direct'])
+@pytest.mark.parametrize('name', ['nearest', 'dlu', 'fade'])
+@pytest.mark.parametrize('neck', [UpsampleFPN, UnifiedFPN])
+def test_symbolic_trace(neck, name, top_down):
+    module = neck(upsample_cfg=dict(type=name), top_down=top_down, **ARGS)
+    traced = torch.fx.symbolic_trace(module)
+    for size in (32, 39):
+        maps = [
+            torch.randn(1, c, -(-size // 2**i), -(-size // 2**i))
+            for i, c in enumerate(ARGS['in_channels'])
+        ]
+        torch.testing.assert_close(traced(maps), module(maps), rtol=0, atol=0)
+
+
 def test_fpn_carafe_of_mmdet_runs_on_cpu():
     assert dlu_mmdet.upsamplers  # what makes it so
     neck = MODELS.build(dict(type='FPN_CARAFE', **ARGS))

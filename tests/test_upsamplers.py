@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import needs_later_torch, upsample
 from mmcv.cnn import build_upsample_layer
-from torch import nn
+from torch import func, nn
 
 from dlu_mmdet.analysis import op_benchmark
 from dlu_mmdet.ops import library
@@ -97,6 +97,59 @@ def test_compiled_upsamplers_take_an_empty_batch(name):
         torch.testing.assert_close(out, module(x))
         out.sum().backward()
         assert x.grad.shape == x.shape
+
+
+def trained(name, dtype=torch.float32):
+    """An upsampler that is no longer at its start, and its inputs."""
+    torch.manual_seed(0)
+    module = build_upsampler(dict(type=name), 8, guide_channels=8).to(dtype)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    inputs = (torch.randn(2, 8, 3, 5, dtype=dtype), torch.randn(2, 8, 6, 10).to(dtype))
+    return module, inputs if is_guided(module) else inputs[:1]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_symbolic_trace(name):
+    """By torch.fx, which quantization, pruning and feature extraction start from."""
+    module, inputs = trained(name)
+    traced = torch.fx.symbolic_trace(module)
+    for size in (inputs, [x[:1].transpose(2, 3) for x in inputs]):
+        out = traced(*size)
+        torch.testing.assert_close(out, module(*size), rtol=0, atol=0)
+    if weights := list(module.parameters()):
+        assert all(w.abs().sum() > 0 for w in torch.autograd.grad(out.sum(), weights))
+
+
+@pytest.mark.filterwarnings('ignore:There is a performance drop')
+@pytest.mark.parametrize('name', NAMES)
+def test_torch_func(name):
+    """Forward mode is the transpose of reverse mode; vmap is a loop over images."""
+    module, inputs = trained(name, torch.float64)
+    weights = dict(module.named_parameters())
+
+    def call(weights, *images):
+        images = [x[None] for x in images]
+        return func.functional_call(module, weights, tuple(images)).square().sum()
+
+    images = [x[0] for x in inputs]
+    gradients = func.grad(call)(weights, *images)
+    if weights:  # per sample
+        each = func.vmap(func.grad(call), (None, *(0 for _ in inputs)))(
+            weights, *inputs
+        )
+        first = {key: grad[0] for key, grad in each.items()}
+        torch.testing.assert_close(first, gradients)
+    tangents = tuple(torch.randn_like(x) for x in inputs)
+    if name in ('dysample', 'freqfusion'):
+        with pytest.raises(NotImplementedError, match='grid_sampler_2d'):  # torch's
+            func.jvp(module, inputs, tangents)
+        return
+    out, tangent = func.jvp(module, inputs, tangents)
+    cotangent = torch.randn_like(out)
+    back = func.vjp(module, *inputs)[1](cotangent)
+    expected = sum((a * b).sum() for a, b in zip(back, tangents))
+    torch.testing.assert_close((tangent * cotangent).sum(), expected)
 
 
 @pytest.mark.filterwarnings('ignore')

@@ -137,14 +137,15 @@ def neck_case(neck, upsampler):
             dynamic_axes={n: {0: 'n', 2: f'h{n}', 3: f'w{n}'} for n in names},
         )
     run, domains = session(file.getvalue())
-    worst = 0.0
+    errors = []
     for size in ((24, 8), (32, 16), (8, 40)):
         maps = levels(*size, generator)
         outs = run.run(None, dict(zip(names, (m.numpy() for m in maps))))
         for out, expected in zip(outs, module(maps)):
             error = np.abs(out - expected.numpy()).max()
-            worst = max(worst, float(error / max(1, expected.abs().max())))
-    return worst, domains
+            errors.append(float(error / max(1, expected.abs().max())))
+    # which keeps NaN, as max does not
+    return np.max(errors), domains
 
 
 @torch.no_grad()
@@ -208,14 +209,14 @@ def main():
     for neck, upsampler in CASES:
         try:
             worst, domains = neck_case(neck, upsampler)
-            failed += worst > 1e-4
+            failed += not worst <= 1e-4
             print(f'{neck:13} {upsampler:14} {worst:.1e}  {", ".join(domains)}')
         except Exception as error:  # the other cases are wanted all the same
             failed += 1
             print(f'{neck:13} {upsampler:14} {type(error).__name__}: {error}'[:400])
     with tempfile.TemporaryDirectory() as folder:
         number, score, box, domains = detector_case(Path(folder))
-    failed += score > 1e-4 or box > 0.05
+    failed += not (number > 0 and score <= 1e-4 and box <= 0.05)
     print(
         f'RetinaNet with dlu: {number} boxes, scores to {score:.1e}, '
         f'boxes to {box:.1e} pixels  {", ".join(domains)}'

@@ -31,6 +31,7 @@ from dlu_mmdet.visualization.cam import (
     xgradcam,
 )
 from dlu_mmdet.visualization.detector_score import (
+    _by_prior,
     default_layer,
     detect,
     detection_probability,
@@ -419,6 +420,71 @@ def test_score_of_a_dense_head(models, seen):
     assert len(levels) > 1
     layer = LayerScore(model, f'neck.fpn_convs.{level}', run)
     assert not collect_evidence(layer).is_empty
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        'yolo/yolov3_mobilenetv2_8xb24-320-300e_coco.py',
+        'yolox/yolox_tiny_8xb8-300e_coco.py',
+    ],
+)
+def test_score_of_a_yolo_head(folder, config):
+    """Its objectness, which the score is multiplied by, is left out."""
+    cfg = get_config(f'mmdet::{config}')
+    cfg.model.backbone.init_cfg = None
+    cfg.model.bbox_head.num_classes = len(CLASSES)
+    cfg.model.test_cfg.update(score_thr=0.0, conf_thr=0.0)
+    for transform in cfg.test_dataloader.dataset.pipeline:
+        if transform.type == 'Resize':
+            transform.scale = (128, 128)
+        if transform.type == 'Pad':
+            transform.update(size=(128, 128), pad_to_square=False)
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).eval()
+    for parameter in model.bbox_head.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    model.cfg = cfg
+    inputs, sample = detect(model, folder / '1.png')
+    with torch.no_grad():
+        out = model.bbox_head(model.extract_feat(inputs))
+        if 'yolox' in config:
+            maps = [_by_prior(x, len(CLASSES)) for x in out[0]]
+            objectness = [_by_prior(x, 1) for x in out[2]]
+        else:
+            maps = [_by_prior(x, 5 + len(CLASSES)) for x in out[0]]
+            objectness = [x[..., 4:5] for x in maps]
+            maps = [x[..., 5:] for x in maps]
+        logits = torch.cat(maps, 1)[0]
+        scores = logits.sigmoid() * torch.cat(objectness, 1)[0].sigmoid()
+        found = sample.pred_instances
+        for index in range(0, len(found), len(found) // 8):
+            label = found.labels[index]
+            prior = (scores[:, label] - found.scores[index]).abs().argmin()
+            run, _ = detection_score(model, inputs, sample, index)
+            torch.testing.assert_close(run(2), logits[prior, label].repeat(2))
+            score = detection_probability(model, inputs, sample, index)
+            torch.testing.assert_close(score(inputs), run(1).sigmoid())
+    with pytest.raises(ValueError, match='no default layer is known for'):
+        default_layer(model, 0)
+
+
+def test_detectors_that_cannot_be_explained(models, folder, monkeypatch):
+    """If it fails, they end in a traceback that explains nothing."""
+    model, image = models['retina'], folder / '1.png'
+
+    def needs_text(*args):
+        raise AttributeError('no\ntext')
+
+    monkeypatch.setattr(model, 'predict', needs_text)
+    with pytest.raises(
+        ValueError, match=r'RetinaNet does not detect in .*1\.png alone'
+    ):
+        detect(model, image)
+    monkeypatch.setattr(model, 'predict', lambda x, samples: samples)
+    with pytest.raises(ValueError, match='and no boxes with scores'):
+        detect(model, image)
 
 
 @pytest.mark.parametrize('kind', ['faster', 'mask', 'retina'])

@@ -16,7 +16,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from dlu_mmdet.analysis.bootstrap import Evaluation
-from dlu_mmdet.datasets import annotations, check_data
+from dlu_mmdet.datasets import ShapesDataset, annotations, check_data
 from dlu_mmdet.datasets.shapes import CLASSES
 from dlu_mmdet.engine import build_runner
 
@@ -130,6 +130,55 @@ def test_what_has_one_meaning_changes_nothing(config, files, change):
     check_data(config, ('train', 'test'))
     assert loaded(config) == whole and len(whole) > 50
     assert perfect_metric(config)['bbox_mAP'] == 1
+
+
+def numbered(names):
+    """Names of categories in a file, as a script writes them that counts."""
+    return each('categories', lambda category, i: category.update(name=names[i]))
+
+
+NUMBERS = (7, 2.5, 0, -1, 10, 3)
+
+
+@pytest.mark.parametrize('own', [True, False], ids=['config', 'data set class'])
+def test_class_names_that_are_numbers(config, files, monkeypatch, own):
+    """They are text from there on, wherever they are drawn, printed or compared."""
+    expected = tuple(map(str, NUMBERS))
+    for split, file in (('train', 'train'), ('test', 'val')):
+        if own:
+            dataset = config[f'{split}_dataloader'].dataset
+            dataset.metainfo = dict(classes=NUMBERS)
+        files(file, numbered(NUMBERS))
+    if not own:
+        monkeypatch.setattr(ShapesDataset, 'METAINFO', dict(classes=NUMBERS))
+    check_data(config, ('train', 'test'))
+    for split in ('train', 'test'):
+        data = DATASETS.build(config[f'{split}_dataloader'].dataset)
+        assert tuple(data.metainfo['classes']) == expected
+    assert {name for _, name in loaded(config)} <= {*expected}
+    table = perfect_metric(config, classwise=True)
+    assert {f'{name}_precision' for name in expected} <= {*table}
+    # a data set that is built without this check finds its categories too
+    config.train_dataloader.dataset.metainfo = dict(classes=NUMBERS)
+    assert len(DATASETS.build(config.train_dataloader.dataset)) == 16
+
+
+@pytest.mark.parametrize('name', [None, True, ['a'], {}])
+def test_class_names_that_are_neither_text_nor_numbers(config, files, name):
+    files('train', numbered([name, *NUMBERS[1:]]))
+    with pytest.raises(ValueError, match=r'categories\[0\].* name .*text or'):
+        check_data(config, ('train',))
+    files('train', lambda data: None)
+    config.train_dataloader.dataset.metainfo = dict(classes=[name, *NUMBERS[1:]])
+    message = r'train_dataloader\.dataset\.metainfo\.classes\[0\] is .*text or a num'
+    with pytest.raises(ValueError, match=message):
+        check_data(config, ('train',))
+
+
+def test_a_number_and_its_text_are_one_name(config, files):
+    files('train', numbered([7, '7', *CLASSES[2:]]))
+    with pytest.raises(ValueError, match="categories has the name '7' more than once"):
+        check_data(config, ('train',))
 
 
 @pytest.mark.parametrize('processes', [False, True])

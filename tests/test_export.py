@@ -5,6 +5,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -15,19 +16,16 @@ from mmdet.structures import DetDataSample
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from dlu_mmdet.analysis.export_benchmark import (
-    OnnxModel,
-    check_sizes,
-    difference,
-    summary,
-)
+from dlu_mmdet.analysis.export_benchmark import check_sizes, summary
 from dlu_mmdet.engine import (
     choose_part,
+    export,
     export_onnx,
     read_config,
     set_upsampler,
     trace,
 )
+from dlu_mmdet.engine.export_verify import Agreement, OnnxModel, agreement, compare
 from dlu_mmdet.necks import UpsampleFPN
 from dlu_mmdet.ops import carafe, dlu, exported, reference, window_scores
 from dlu_mmdet.torch_compat import EXPORTS
@@ -74,7 +72,7 @@ def small_neck(name):
 
 def differences(part, path):
     model = OnnxModel(path)
-    return [difference(part, model, *size) for size in UNTRACED]
+    return [agreement(part, model, *size).difference for size in UNTRACED]
 
 
 #: quick ones that have every operator of an export: sampling, windows and scores
@@ -158,7 +156,8 @@ def detector(config, upsampler=None):
     init_default_scope('mmdet')
     model = MODELS.build(cfg.model).eval()
     # every upsampler away from its start, and nothing that overflows
-    as_if_trained(getattr(model.neck, 'upsample_modules', nn.ModuleList()))
+    neck = getattr(model, 'neck', None)
+    as_if_trained(getattr(neck, 'upsample_modules', nn.ModuleList()))
     return model
 
 
@@ -187,6 +186,76 @@ def test_whole_detectors_in_onnxruntime(config, upsampler, tmp_path):
     names = [value.name for value in model.get_outputs()]
     assert {'cls_scores.0', 'bbox_preds.0'} <= set(names)
     assert 'image  batch x 3 x' in summary(tmp_path / 'model.onnx')
+
+
+#: what --part detector has beside the maps of the first head, and what it has not
+HEADS = {
+    'yolact/yolact_r50_1xb8-55e_coco': (
+        {'coeff_preds.0', 'mask_head.protonet.0'},
+        ['mask_head.segm_branch'],  # for training alone
+    ),
+    'panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco': (
+        {'pyramid.0', 'semantic_head.seg_preds.0'},
+        ['roi_head'],
+    ),
+    'condinst/condinst_r50_fpn_ms-poly-90k_coco_instance': (
+        {'param_preds.0', 'mask_head.mask_feature_head.0'},
+        [],
+    ),
+    'htc/htc_r50_fpn_1x_coco': (
+        {'pyramid.0', 'roi_head.semantic_head.0.0'},
+        ['roi_head.bbox_head', 'roi_head.mask_head'],
+    ),
+    'rtmdet/rtmdet-ins_tiny_8xb32-300e_coco': ({'kernel_preds.0', 'mask_feat.0'}, []),
+    'cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco': (
+        {'pyramid.0', 'rpn_head.stages.0.2.0'},
+        ['rpn_head.stages.1', 'roi_head'],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        pytest.param(config, marks=[] if place < 3 else pytest.mark.slow)
+        for place, config in enumerate(HEADS)
+    ],
+)
+def test_every_head_over_the_pyramid_is_there_or_named(config):
+    """If it fails, an exported model lacks what masks are made of, without a word."""
+    model = detector(f'mmdet::{config}.py')
+    part = choose_part(model, 'detector')
+    expected, left_out = HEADS[config]
+    assert expected <= {*part.outputs} and list(part.left_out) == left_out
+    assert len({*part.outputs}) == len(part.outputs)
+    (image,) = inputs = part.make(1, 2, 2)
+    with torch.no_grad():
+        outputs = dict(zip(part.outputs, part.module(inputs)))
+        pyramid = model.extract_feat(image)
+        if 'yolact' in config:
+            prototypes = model.mask_head.protonet(pyramid[0])
+            torch.testing.assert_close(outputs['mask_head.protonet.0'], prototypes)
+        if 'panoptic' in config:
+            found = model.semantic_head(pyramid)['seg_preds']
+            torch.testing.assert_close(outputs['semantic_head.seg_preds.0'], found)
+
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        ('detr/detr_r18_8xb2-500e_coco', 'DETR has no heads that read the maps'),
+        ('fast_rcnn/fast-rcnn_r50_fpn_1x_coco', "no attribute 'rpn_head'.*neck"),
+        pytest.param(
+            'ssd/ssd300_coco',
+            'SingleStageDetector cannot be run on an image of 32 x 64 pixels '
+            '.*greater than actual input size.*; use --divisor 512$',
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_detectors_without_such_a_head_are_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        choose_part(detector(f'mmdet::{config}.py'), 'detector')
 
 
 # ---- boxes ---------------------------------------------------------------------
@@ -281,12 +350,36 @@ def test_boxes_of_another_kind_are_refused():
     for name, other in (
         ('mmdet::gfl/gfl_r50_fpn_1x_coco.py', 'GFLHead'),
         ('mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py', 'CascadeRoIHead'),
+        ('mmdet::double_heads/dh-faster-rcnn_r50_fpn_1x_coco.py', 'DoubleHeadRoIHead'),
+        ('mmdet::sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py', 'EmbeddingRPNHead'),
     ):
         with pytest.raises(ValueError, match=f'does not know how {other} makes boxes'):
             choose_part(detector(name), 'boxes')
     model = small_detector()
     model.roi_head.test_cfg.nms.type = 'soft_nms'
     with pytest.raises(ValueError, match="the nms of StandardRoIHead's test_cfg"):
+        choose_part(model, 'boxes')
+
+
+@pytest.mark.slow
+def test_boxes_behind_a_shared_head():
+    """Of a detector without a neck, whose last stage is behind its RoIs."""
+    model = that_detects('mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py')
+    model.rpn_head.test_cfg.max_per_img = 20
+    part = choose_part(model, 'boxes')  # which compares them
+    with torch.no_grad():
+        _, scores, _ = part.module(part.make(1, 2, 2))
+    assert (scores > 0).sum() > 20
+
+
+def test_boxes_are_held_against_those_of_mmdet(monkeypatch):
+    """A class of one's own may decode otherwise in a method that nobody looks at."""
+    from dlu_mmdet.engine import export_boxes
+
+    model = that_detects(SHAPES_DLU)
+    read = export_boxes._read
+    monkeypatch.setattr(export_boxes, '_read', lambda *args: 2 * read(*args))
+    with pytest.raises(ValueError, match='how FasterRCNN makes boxes: its own differ'):
         choose_part(model, 'boxes')
 
 
@@ -321,6 +414,145 @@ def assert_same(got, expected, **tolerance):
         torch.testing.assert_close(x, y, **tolerance)
 
 
+# ---- verification --------------------------------------------------------------
+
+
+BOXES = SimpleNamespace(detects=True, threshold=0.05)
+MAPS = SimpleNamespace(detects=False)
+
+
+def detections(*rows):
+    """Outputs of a part 'boxes' with 4 slots from x, score and label of each."""
+    found = torch.zeros(4, 3)
+    found[: len(rows)] = torch.tensor(rows).reshape(-1, 3)
+    x, score, label = found.T
+    boxes = torch.stack([x, x, x + 20, x + 30], 1)
+    return boxes[None], score[None], label.long()[None]
+
+
+def test_slots_without_a_detection_do_not_count():
+    """And the order does not; all else does."""
+    first, second = (10.0, 0.9, 1), (60.0, 0.5, 0)
+    expected = detections(first, second)
+    empty = detections(second, first)
+    empty[0][:, 2:] += 33
+    empty[2][:, 2:] += 7
+    assert compare(BOXES, expected, empty) == Agreement(0.0, 2)
+    for other in (
+        [first],
+        [first, second, (40.0, 0.6, 0)],
+        [(10.5, 0.9, 1), second],
+        [(10.0, 0.89, 1), second],
+        [(10.0, 0.9, 0), second],
+        [(float('nan'), 0.9, 1), second],
+    ):
+        assert not compare(BOXES, expected, detections(*other)).close
+    # a score that rounding puts on either side of a threshold
+    last = (80.0, 0.05, 0)
+    found = compare(BOXES, detections(first, last), detections(first))
+    assert found == Agreement(0.0, 1)
+    # or at the end of a full list
+    full = [first, second, (30.0, 0.4, 0), last]
+    found = compare(BOXES, detections(*full), detections(*full[:3], (90.0, 0.05, 0)))
+    assert found == Agreement(0.0, 3)
+    # nothing to compare is not taken for agreement
+    assert compare(BOXES, detections(), detections()) == Agreement(0.0, 0)
+
+
+def test_numbers_that_are_not_finite_do_not_pass():
+    """The largest of NaN and 0 is 0 to Python, in one order of the two."""
+    ones, nan = torch.ones(2), torch.tensor([1.0, float('nan')])
+    for pair in ([ones, nan], [nan, ones]):
+        assert not compare(MAPS, [ones, ones], pair).close
+    assert not compare(MAPS, [ones], [torch.ones(3)]).close
+    assert compare(MAPS, [1e6 * ones], [1e6 * ones + 1]).difference == pytest.approx(
+        1e-6
+    )
+
+
+def test_a_model_that_differs_is_not_kept(monkeypatch, tmp_path):
+    part, run = small_neck('nearest'), OnnxModel.__call__
+    monkeypatch.setattr(
+        OnnxModel, '__call__', lambda self, x: [y + 0.1 for y in run(self, x)]
+    )
+    with pytest.raises(
+        ValueError, match=r'differs from PyTorch by .* by more than 0\.001'
+    ):
+        export_onnx(part, tmp_path / 'x.onnx')
+    monkeypatch.undo()
+    weight = next(part.module.parameters())
+    with torch.no_grad():
+        weight[0] = float('nan')
+    with pytest.raises(ValueError, match='not finite; the training has diverged'):
+        export_onnx(part, tmp_path / 'x.onnx')
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_tool_says_what_was_verified():
+    tool, part = load_tool('export'), SimpleNamespace(detects=True, divisor=32)
+    found = tool.describe_agreement(part, Agreement(1e-6, 7))
+    assert '1 x 96 x 32 and 2 x 32 x 128' in found and '7 detections: 1.0e-06' in found
+    assert 'NOT VERIFIED' in tool.describe_agreement(part, Agreement(0.0, 0))
+
+
+# ---- sizes and opsets ----------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def nearest(tmp_path_factory):
+    """A neck without an upsampler of its own, in the lowest opset."""
+    path = tmp_path_factory.mktemp('nearest') / 'neck.onnx'
+    part = small_neck('nearest')
+    found = export_onnx(part, path, opset=export.LOWEST_OPSET)
+    assert found.close and found.detections is None
+    return path
+
+
+def test_onnxruntime_says_which_sizes_a_model_takes(nearest):
+    model = onnxruntime.InferenceSession(nearest)
+    kept = model.get_modelmeta().custom_metadata_map
+    assert json.loads(kept['verified'])['difference'] < 1e-4
+
+    def run(batch, *sizes):
+        maps = (np.zeros((batch, 3, *size), np.float32) for size in sizes)
+        return model.run(None, {f'features.{i}': x for i, x in enumerate(maps)})
+
+    # a divisor of 8 pixels is 2 x 2 of the finer map and 1 x 1 of the other
+    assert run(3, (4, 10), (2, 5))[0].shape == (3, 8, 4, 10)
+    name = 'batch_at_least_1_and_sides_multiples_of_8'
+    for batch, *sizes in (
+        (0, (4, 10), (2, 5)),
+        (1, (5, 10), (2, 5)),
+        (1, (4, 8), (2, 5)),
+        (1, (1, 1), (1, 1)),
+    ):
+        with pytest.raises(Exception, match=name):
+            run(batch, *sizes)
+
+
+def test_the_tool_says_which_sizes_a_model_takes():
+    """And where the test pipeline makes images of a size that is none of them."""
+    tool = load_tool('export')
+    model = SimpleNamespace(
+        cfg=read_config('mmdet::yolact/yolact_r50_1xb8-55e_coco.py')
+    )
+    found = tool.describe_sizes(SimpleNamespace(divisor=32), model)
+    assert 'batch 1 or more, height and width multiples of 32' in found
+    assert 'batch_at_least_1_and_sides_multiples_of_32' in found
+    assert 'images of 550 x 550, no multiples of 32' in found
+    model.cfg.test_dataloader.dataset.pipeline[1].keep_ratio = True
+    found = tool.describe_sizes(SimpleNamespace(divisor=32), model)
+    assert '550' not in found
+
+
+def test_opset(nearest, tmp_path):
+    (entry,) = onnx.load(nearest).opset_import
+    assert entry.version == 18
+    for opset in (17, -1, 99):
+        with pytest.raises(ValueError, match=f'opset must be from 18 to .*got {opset}'):
+            export_onnx(None, tmp_path / 'x.onnx', opset=opset)
+
+
 # ---- bad input -----------------------------------------------------------------
 
 
@@ -337,6 +569,11 @@ def test_out_must_be_onnx(monkeypatch, tmp_path):
 def test_out_needs_its_folder(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match='folder .*none does not exist; make'):
         call(monkeypatch, '--out', str(tmp_path / 'none/x.onnx'))
+
+
+def test_opset_is_checked_first(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match='opset must be from 18'):
+        call(monkeypatch, '--out', str(tmp_path / 'x.onnx'), '--opset', '12')
 
 
 def test_missing_package_is_named(monkeypatch, tmp_path):
@@ -374,7 +611,7 @@ def test_what_cannot_be_traced_is_named(tmp_path):
 def test_part_that_is_not_there():
     with pytest.raises(ValueError, match='Tiny has no neck'):
         choose_part(Tiny(None), 'neck')
-    with pytest.raises(ValueError, match='Tiny has none of rpn_head, bbox_head'):
+    with pytest.raises(ValueError, match="Tiny cannot be run .*'extract_feat'"):
         choose_part(Tiny(Odd()), 'detector')
     with pytest.raises(ValueError, match='level 1 of the backbone is 7 x 10 .*divisor'):
         choose_part(Tiny(Odd()), 'neck', divisor=28)

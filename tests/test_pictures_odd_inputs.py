@@ -291,6 +291,16 @@ def test_names_tell_images_apart():
     assert file_names(['A.png', 'a.png', 'a-b.jpg', 'a/b.jpg', 'a.gif', 'scan']) == [
         'A.png', 'a (2).png', 'a-b.jpg', 'a-b (2).jpg', 'a.gif.png', 'scan.png',
     ]  # fmt: skip
+    # one picture under two ids; no folder above, no hidden file, no Windows device
+    odd = ['1.jpg', '1.jpg', '1.png', '../../1.jpg', '/', 'C:\\x\t?.png']
+    assert file_names(odd) == [
+        '1.jpg', '1 (2).jpg', '1.png', '1 (3).jpg', 'image.png', 'C-x.png',
+    ]  # fmt: skip
+    # the same to a file system that composes characters
+    assert file_names(['\xe9.png', 'e\u0301.png'])[1] == 'e\u0301 (2).png'
+    long = file_names(['龙' * 300 + '.jpg', '龙' * 300 + 'x.jpg', 'y' * 300])
+    assert len({*long}) == 3 and all(len(name.encode()) < 256 for name in long)
+    assert long[0].endswith('龙.jpg') and long[1].endswith('龙 (2).jpg')
 
 
 def no_objects():
@@ -311,14 +321,17 @@ def test_pictures_do_not_overwrite_each_other(tmp_path):
         for name, source in (
             ('img 1', '/in/img 1.png'), ('img-1', '/in/img-1.png'),
             ('x', '/in/x.png'), ('龙' * 300, '/in/long.png'),
+            ('X', '/in/X.png'), ('../img 1', '/in/../img 1.png'),
         ):  # fmt: skip
             path = free_path(tmp_path, name, source)
             save_figure(figure, path, title=name, source=source)
             files.append(path.name)
         # again, the same image has the same file
         assert files[:3] == ['img-1.png', 'img-1-2.png', 'x-2.png']
+        # the names are distinct to a file system that ignores case too
+        assert files[4:] == ['X-3.png', 'img-1-3.png']
     page = write_page(tmp_path).read_text(encoding='utf-8')
-    assert page.count('<img') == 4
+    assert page.count('<img') == 6
     assert b'/in/' not in (tmp_path / 'img-1.png').read_bytes()
 
 
@@ -331,7 +344,8 @@ def test_every_tested_image_has_its_picture(photo, tmp_path, model, monkeypatch)
     content = dict(
         images=[
             dict(id=i, file_name=name, width=96, height=64)
-            for i, name in enumerate(images)
+            # one of them under two ids
+            for i, name in enumerate([*images, images[0]])
         ],
         categories=[dict(id=i, name=name) for i, name in enumerate(CLASSES)],
         annotations=[],
@@ -374,7 +388,7 @@ def test_every_tested_image_has_its_picture(photo, tmp_path, model, monkeypatch)
             hook.after_test_iter(runner, 0, {}, [sample])
     hook.after_val_iter(runner, 0, {}, [sample])
     folder = tmp_path / 'now' / 'show'
-    files = ['a-img.png', 'b-img.png', 'IMG.png', 'scan.png']
+    files = ['a-img.png', 'b-img.png', 'IMG.png', 'scan.png', 'a-img (2).png']
     assert sorted(path.name for path in folder.iterdir()) == sorted(files)
     for file in files:
         picture = np.array(Image.open(folder / file).convert('RGB'))

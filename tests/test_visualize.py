@@ -477,6 +477,53 @@ def test_image_files_need_no_ground_truth(detectors, tool, tmp_path, monkeypatch
     assert legend.get_text() == 'detection, not judged'
 
 
+def test_a_picture_under_two_ids(detectors, tool, tmp_path, monkeypatch):
+    """If it fails, one of its two pictures is written over the other."""
+    (config, checkpoint) = detectors['dlu']
+    folder = Path(config).parent
+    content = json.loads((folder / 'annotations.json').read_text())
+    # names of files are made of the ids
+    ids = 'a/1', 'a-1', 'A-1'
+    content['images'] = [dict(content['images'][0], id=i) for i in ids]
+    content['annotations'] = [dict(content['annotations'][0], image_id=i) for i in ids]
+    (folder / 'twice.json').write_text(json.dumps(content))
+    option = 'test_dataloader.dataset.ann_file=twice.json'
+    flags = '--image-ids', *ids, '--out', tmp_path, '--cfg-options', option
+    for _ in range(2):
+        call(tool, monkeypatch, config, checkpoint, *flags, command='features')
+    names = {path.name.casefold() for path in tmp_path.glob('*.png')}
+    assert names == {f'features-image-a-1{end}.png' for end in ('', '-2', '-3')}
+
+
+def test_classes_that_are_numbers(detectors, tool, tmp_path, monkeypatch):
+    """If it fails, what a script counted cannot be drawn."""
+    config, checkpoint = detectors['dlu']
+    folder = Path(config).parent
+    content = json.loads((folder / 'annotations.json').read_text())
+    for category, number in zip(content['categories'], (7, 2.5)):
+        category['name'] = number
+    (folder / 'numbers.json').write_text(json.dumps(content))
+    answer(tool, monkeypatch, {str(i): [([8, 8, 48, 48], 1, 0.9)] for i in OBJECTS})
+    state = torch.load(checkpoint, weights_only=True)
+    state['meta']['dataset_meta']['classes'] = (7, 2.5)
+    torch.save(state, tmp_path / 'numbers.pth')
+    options = (
+        'test_dataloader.dataset.ann_file=numbers.json',
+        'test_dataloader.dataset.metainfo.classes=[7,2.5]',
+    )
+    drawn = []
+    draw = tool.detections.draw_detections
+    monkeypatch.setattr(
+        tool.detections,
+        'draw_detections',
+        lambda *args, **kwargs: drawn.append(draw(*args, **kwargs)) or drawn[-1],
+    )
+    files = config, tmp_path / 'numbers.pth', '--out', tmp_path / 'out.png'
+    call(tool, monkeypatch, *files, '--cfg-options', *options)
+    texts = {text.get_text() for axes in drawn[0].axes for text in axes.texts}
+    assert {'7', '2.5'} <= texts
+
+
 def test_one_page_holds_all_pictures(detectors, tool, tmp_path, monkeypatch, capsys):
     """If it fails, the page lacks pictures, or shows none once it is sent."""
     folder = tmp_path / 'pictures'

@@ -4,15 +4,11 @@ import argparse
 import time
 
 import torch
+from mmdet.utils import get_test_pipeline_cfg
+from torch import nn
 
 from dlu_mmdet.analysis import op_benchmark
-from dlu_mmdet.analysis.export_benchmark import (
-    OnnxModel,
-    check_sizes,
-    difference,
-    summary,
-    time_table,
-)
+from dlu_mmdet.analysis.export_benchmark import check_sizes, summary, time_table
 from dlu_mmdet.engine import (
     PARTS,
     add_cfg_options,
@@ -26,6 +22,8 @@ from dlu_mmdet.engine import (
     print_anything,
     use_safe_loaders,
 )
+from dlu_mmdet.engine.export import Part, check_opset, guard_name
+from dlu_mmdet.engine.export_verify import SIZES, TOLERANCE, Agreement
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,6 +50,11 @@ def parse_args() -> argparse.Namespace:
         'data_preprocessor.pad_size_divisor of the config, 32 at least',
     )
     parser.add_argument(
+        '--opset',
+        type=int,
+        help="version of ONNX's operators (default: 20)",
+    )
+    parser.add_argument(
         '--time',
         nargs='+',
         type=op_benchmark.parse_size,
@@ -68,12 +71,53 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def describe_sizes(part: Part, model: nn.Module) -> str:
+    """Which inputs an exported model takes, and what happens with others."""
+    lines = [
+        f'batch 1 or more, height and width multiples of {part.divisor}; for others '
+        f'onnxruntime stops at its node {guard_name(part)}'
+    ]
+    for step in get_test_pipeline_cfg(model.cfg.copy()):
+        scale = step.get('scale')
+        if (
+            str(step['type']).endswith('Resize')
+            and isinstance(scale, (list, tuple))
+            and not step.get('keep_ratio', False)
+            and any(length % part.divisor for length in scale)
+        ):
+            width, height = scale
+            lines.append(
+                f'the test pipeline makes images of {height} x {width}, no multiples '
+                f'of {part.divisor}: resize to multiples, or give a --divisor of both'
+            )
+    return '\n'.join(lines)
+
+
+def describe_agreement(part: Part, agreement: Agreement) -> str:
+    """How far onnxruntime and PyTorch agree."""
+    sizes = ' and '.join(
+        f'{batch} x {part.divisor * height} x {part.divisor * width}'
+        for batch, height, width in SIZES
+    )
+    if agreement.detections == 0:
+        return (
+            f'NOT VERIFIED: PyTorch and onnxruntime find nothing in random images of '
+            f'{sizes}, so no box was compared; compare both on a photo'
+        )
+    over = f', {agreement.detections} detections' if part.detects else ''
+    return (
+        f'largest difference to PyTorch at {sizes}, which were not traced{over}: '
+        f'{agreement.difference:.1e}, of {TOLERANCE:g} that pass'
+    )
+
+
 def main() -> None:
     print_anything()
     use_safe_loaders()
     args = parse_args()
     check_packages()
     check_out(args.out)
+    check_opset(args.opset)
     if args.threads:
         torch.set_num_threads(args.threads)
     model = load_detector(
@@ -85,13 +129,14 @@ def main() -> None:
     part = choose_part(model, args.part, args.divisor)
     check_sizes(part, args.time or [])
     began, worked = time.perf_counter(), time.process_time()
-    export_onnx(part, args.out, describe(model))
+    agreement = export_onnx(part, args.out, describe(model), args.opset)
     took, worked = time.perf_counter() - began, time.process_time() - worked
     print(f'{args.out}: exported in {took:.1f} s, {worked:.1f} s of processor time')
     print(summary(args.out))
-    found = difference(part, OnnxModel(args.out), batch=1, height=3, width=1)
-    size = f'{3 * part.divisor} x {part.divisor}'
-    print(f'largest difference to PyTorch at {size}, which was not traced: {found:.1e}')
+    print(describe_sizes(part, model))
+    if part.left_out:
+        print(f'not in the model: {", ".join(part.left_out)}')
+    print(describe_agreement(part, agreement))
     if args.time:
         print(time_table(part, args.out, args.time, args.rounds))
 

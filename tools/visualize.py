@@ -255,7 +255,10 @@ def write(
 ) -> None:
     """Write figures, each with its name, images and caption, where --out says."""
     for figure, name, infos, caption in figures:
-        source = '\n'.join(os.path.abspath(str(info['img_path'])) for info in infos)
+        # a data set may list a picture under several ids
+        source = '\n'.join(
+            f'{os.path.abspath(str(info["img_path"]))} {info["name"]}' for info in infos
+        )
         path = args.out
         if path.suffix != '.png':
             path = free_path(path, f'{args.command} {name}'.strip(), source)

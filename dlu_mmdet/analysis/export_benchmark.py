@@ -1,4 +1,4 @@
-"""An exported model beside the PyTorch module that it was: numbers, and time."""
+"""An exported model beside the PyTorch module that it was: its size, and time."""
 
 from __future__ import annotations
 
@@ -6,59 +6,11 @@ import os
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from ..engine.export import Part
+from ..engine.export_verify import OnnxModel
 from .op_benchmark import interleaved
 from .tables import to_markdown
-
-
-class OnnxModel:
-    """An ONNX model on onnxruntime's CPU, called as the module that it was.
-
-    Args:
-        path (str | PathLike): The .onnx file.
-        threads (int): CPU threads. Defaults to those of torch.
-    """
-
-    def __init__(self, path: str | os.PathLike, threads: int | None = None) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(
-            str(path), options, providers=['CPUExecutionProvider']
-        )
-
-    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Run the model on tensors, in the order of its inputs."""
-        names = [value.name for value in self.session.get_inputs()]
-        feeds = {name: x.numpy() for name, x in zip(names, inputs)}
-        return list(map(torch.from_numpy, self.session.run(None, feeds)))
-
-
-def difference(
-    part: Part, model: OnnxModel, batch: int, height: int, width: int
-) -> float:
-    """Largest difference between a model and the module that it was.
-
-    Args:
-        part (Part): What was exported.
-        model (OnnxModel): The result.
-        batch (int): Images.
-        height (int): In units of the part's divisor.
-        width (int): Likewise.
-
-    Returns:
-        float: Over all outputs; of each relative to its largest value, if above 1.
-    """
-    inputs = part.make(batch, height, width)
-    with torch.no_grad():
-        expected = part.module(inputs)
-    return max(
-        ((y - x).abs().max() / x.abs().max().clamp(min=1)).item()
-        for x, y in zip(expected, model(inputs))
-    )
 
 
 def summary(path: str | os.PathLike) -> str:

@@ -13,7 +13,7 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,13 +42,36 @@ def _fail(path: object, what: str, index: int, entry: object, problem: str) -> N
     raise ValueError(f'{path}: {name} {problem}')
 
 
+def class_name(name: object, where: object) -> str:
+    """A class name as text, which a number may stand for.
+
+    Args:
+        name (object): From an annotation file, a config or a checkpoint.
+        where (object): Where it is, for errors.
+
+    Returns:
+        str: '7' for 7.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    if isinstance(name, bool) or not isinstance(name, _NAMES):
+        raise ValueError(f'{where} is {name!r}; a class name must be text or a number')
+    return str(name)
+
+
+def class_names(names: Iterable[object], where: object) -> tuple[str, ...]:
+    """Class names as text, see :func:`class_name`."""
+    return tuple(class_name(name, f'{where}[{i}]') for i, name in enumerate(names))
+
+
 def complete(content: object, path: object) -> dict:
     """Check a COCO annotation file's content and fill in what is left out.
 
-    A missing ``iscrowd`` is 0, an ``area`` that is missing or not above 0 the box's, a
-    missing ``info`` empty. pycocotools takes an object of id 0 for none and objects of
-    one id for one, so ids that are not different whole numbers above 0 are numbered
-    anew.
+    Names of categories become text. A missing ``iscrowd`` is 0, an ``area`` that is
+    missing or not above 0 the box's, a missing ``info`` empty. pycocotools takes an
+    object of id 0 for none and objects of one id for one, so ids that are not different
+    whole numbers above 0 are numbered anew.
 
     Args:
         content (object): The parsed file; completed in place.
@@ -97,6 +120,8 @@ def complete(content: object, path: object) -> dict:
                 ):
                     problem = f'has the file_name {entry[key]!r}; it must be a path'
                     _fail(path, what, index, entry, problem)
+                if key == 'name':
+                    entry[key] = class_name(entry[key], f'{path}: {what}[{index}].name')
         for key in {'id', 'name'} & {*keys}:
             values = Counter(entry[key] for entry in content[what])
             twice = [value for value, number in values.items() if number > 1]
@@ -275,6 +300,8 @@ class COCO(api_wrappers.COCO):
         if not len(cat_names) or len(sup_names) or len(cat_ids):
             return self.getCatIds(cat_names, sup_names, cat_ids)
         categories = self.dataset['categories']
+        if not isinstance(cat_names, str):
+            cat_names = class_names(cat_names, 'metainfo.classes')
         check_classes(categories, cat_names, getattr(self, '_path', 'annotations'))
         by_name = {category['name']: category['id'] for category in categories}
         return [by_name[name] for name in cat_names]

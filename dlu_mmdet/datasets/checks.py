@@ -61,11 +61,24 @@ class Source:
     @property
     def classes(self) -> Sequence[str]:
         """Class names, in the order of the labels."""
+        classes = self._classes
+        if isinstance(classes, str):
+            if osp.isfile(classes):
+                return Path(classes).read_text(encoding='utf-8').split('\n')
+            return classes
+        return annotations.class_names(classes, f'{self.key}.metainfo.classes')
+
+    @property
+    def _classes(self) -> object:
+        """As the config or the class has them."""
         metainfo = {**(self.cls.METAINFO or {}), **(self.cfg.get('metainfo') or {})}
-        classes = metainfo.get('classes') or ()
-        if isinstance(classes, str) and osp.isfile(classes):
-            return Path(classes).read_text(encoding='utf-8').split('\n')
-        return classes
+        return metainfo.get('classes') or ()
+
+    def name_classes(self) -> None:
+        """Let the config name the classes as text, where numbers stand for names."""
+        if any(not isinstance(name, str) for name in self._classes):
+            metainfo = dict(self.cfg.get('metainfo') or {}, classes=self.classes)
+            self.cfg['metainfo'] = metainfo
 
     @property
     def has_own_classes(self) -> bool:
@@ -183,7 +196,7 @@ def check_data(
     """Check the data of a config before anything is built.
 
     Args:
-        cfg (Config): A complete config.
+        cfg (Config): A complete config; numbers among its class names become text.
         splits (Sequence[str]): Of 'train', 'val' and 'test', those to check.
         hold (bool): Whether what was read is handed to the data sets and evaluators
             that are built next in this process. Defaults to True.
@@ -196,9 +209,11 @@ def check_data(
         ValueError: If an annotation file cannot be used with the config's classes or
             with its evaluator, or leaves nothing to learn or to find.
     """
+    found = {split: _all_sources(cfg, split) for split in splits}
+    for source in [source for each in found.values() for source in each]:
+        source.name_classes()
     if not is_main_process():
         return
-    found = {split: _all_sources(cfg, split) for split in splits}
     # what is trained will be tested, and a test needs no training data
     options = elsewhere(cfg) if 'train' in splits else elsewhere(cfg, splits=splits)
     for source in [source for each in found.values() for source in each]:

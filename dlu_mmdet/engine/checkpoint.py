@@ -51,6 +51,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.structures import InstanceData
 from torch import nn
 
+from ..datasets.annotations import class_names
 from ..datasets.checks import misplaced, sources
 from ..necks import upsampler_name
 from ..torch_compat import allow_types, load_pickle, load_weights
@@ -679,7 +680,7 @@ class CheckpointGuardHook(Hook):
 
 def _check_order(cfg: Config, meta: Mapping) -> None:
     """See that the labels a checkpoint was trained with are those of the data."""
-    trained = list((meta.get('dataset_meta') or {}).get('classes') or ())
+    trained = [*map(str, (meta.get('dataset_meta') or {}).get('classes') or ())]
     split = 'train' if cfg.get('resume') else 'test'
     dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
     for source in sources(dataset, f'{split}_dataloader.dataset'):
@@ -838,7 +839,8 @@ def _dataset_meta(checkpoint: Mapping, config: Config, model: nn.Module) -> dict
     meta = {k.lower(): v for k, v in meta.items()}
     if meta.get('classes'):
         classes = meta['classes']
-        meta['classes'] = [classes] if isinstance(classes, str) else classes
+        classes = [classes] if isinstance(classes, str) else classes
+        meta['classes'] = class_names(classes, 'the classes of the checkpoint')
         return {k: meta[k] for k in ('classes', 'palette') if k in meta}
     dataset = config.get('test_dataloader', {}).get('dataset', {})
     while 'dataset' in dataset or 'datasets' in dataset:
@@ -854,7 +856,7 @@ def _dataset_meta(checkpoint: Mapping, config: Config, model: nn.Module) -> dict
             f'{len(classes)} for a head of num_classes={number}; set '
             'test_dataloader.dataset.metainfo.classes to those of the training'
         )
-    return dict(found)
+    return dict(found, classes=class_names(classes, 'metainfo.classes'))
 
 
 def load_detectors(

@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..torch_compat import EXPORTS
+from .export_heads import (
+    FEATURES,
+    Call,
+    find_calls,
+    flat,
+    larger_divisor,
+    names_of,
+    reason_of,
+    without,
+)
 from .files import replacing
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from .export_verify import Agreement
 
 PARTS = ('detector', 'neck', 'boxes')
 #: What :func:`export_onnx` takes beside torch; the extra ``export`` brings them.
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
-# heads over a whole pyramid, by the names that mmdet's detectors have for them
-_HEADS = ('rpn_head', 'bbox_head', 'mask_head')
+#: Version of ONNX's operators that is written without another wish.
+OPSET = 20
+#: The lowest that torch's exporter writes.
+LOWEST_OPSET = 18
 _DETECTIONS = ('boxes', 'scores', 'labels')
 # height and width that a part is tried at, in units of the divisor
 _TRIED = (2, 3)
@@ -40,12 +57,21 @@ class Part:
             there are in each unit of height and width.
         outputs (list[str]): Names of what it returns.
         divisor (int): Pixels of the image in a unit.
+        left_out (list[str]): Modules of the detector whose weights it does not hold.
+        threshold (float): Of boxes, the score below which there are none.
     """
 
     module: nn.Module
     inputs: Mapping[str, tuple[int, int]]
     outputs: Sequence[str]
     divisor: int
+    left_out: Sequence[str] = ()
+    threshold: float = 0.0
+
+    @property
+    def detects(self) -> bool:
+        """Whether its outputs are boxes, scores and labels."""
+        return tuple(self.outputs) == _DETECTIONS
 
     def make(self, batch: int, height: int, width: int) -> tuple[Tensor, ...]:
         """Random inputs for images of so many units of the divisor."""
@@ -110,32 +136,24 @@ class _Neck(nn.Module):
 
 
 class _Detector(nn.Module):
-    """An image to what the head over the pyramid gives.
+    """An image to what the heads make of its pyramid.
 
     A two-stage detector gives the pyramid too, which its second stage reads.
     """
 
-    def __init__(self, model: nn.Module, head: str) -> None:
+    def __init__(self, model: nn.Module, calls: Sequence[Call]) -> None:
         super().__init__()
         self.model = model
-        self.head = head
+        self.calls = calls
 
     def forward(self, inputs: tuple[Tensor]) -> tuple[Tensor, ...]:
         pyramid = self.model.extract_feat(inputs[0])
-        out = getattr(self.model, self.head)(pyramid)
-        return tuple(_flat([pyramid, out] if _two_stage(self.model) else out))
+        outs = [call.run(self.model, pyramid) for call in self.calls]
+        return tuple(flat([pyramid, *outs] if _two_stage(self.model) else outs))
 
 
 def _two_stage(model: nn.Module) -> bool:
     return hasattr(model, 'roi_head')
-
-
-def _flat(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _flat(inner)
 
 
 def check_packages() -> None:
@@ -171,6 +189,24 @@ def check_out(out: str | os.PathLike) -> None:
         )
 
 
+def check_opset(opset: int | None) -> int:
+    """See that an opset can be asked for; None is the default.
+
+    Raises:
+        ValueError: If it is below :data:`LOWEST_OPSET`, or later than the installed
+            onnx.
+    """
+    import onnx
+
+    opset, highest = OPSET if opset is None else opset, onnx.defs.onnx_opset_version()
+    if not LOWEST_OPSET <= opset <= highest:
+        raise ValueError(
+            f'opset must be from {LOWEST_OPSET} to {highest}, the latest of onnx '
+            f'{onnx.__version__}, got {opset}'
+        )
+    return opset
+
+
 def choose_part(model: nn.Module, part: str, divisor: int | None = None) -> Part:
     """Take the part of a detector that is tensors alone.
 
@@ -201,42 +237,63 @@ def choose_part(model: nn.Module, part: str, divisor: int | None = None) -> Part
         divisor = max(32, getattr(model.data_preprocessor, 'pad_size_divisor', 1))
     if divisor < 1:
         raise ValueError(f'divisor must be at least 1, got {divisor}')
-    name = type(model).__name__
-    if part == 'neck':
-        if getattr(model, 'neck', None) is None:
-            raise ValueError(
-                f'{name} has no neck, so there is no part "neck"; take "detector"'
-            )
-        features = _run(model.backbone, _image(divisor), 'backbone')
-        inputs = {
-            f'features.{i}': (x.shape[1], _pixels(x, i, divisor))
-            for i, x in enumerate(features)
-        }
-        module = _Neck(model)
-        pyramid = _run(module, features, part)
-        outputs = [f'pyramid.{i}' for i in range(len(pyramid))]
-        pixels = [n for _, n in inputs.values()]
-        return Part(_Tied(module, pixels).eval(), inputs, outputs, divisor)
-    if part == 'boxes':
-        # late: it declares operators that an older torch does not take
-        from .export_boxes import Boxes, check_boxes
+    choose = dict(neck=_choose_neck, detector=_choose_detector, boxes=_choose_boxes)
+    return choose[part](model, divisor)
 
-        check_boxes(model)
-        module = _Tied(Boxes(model), [divisor]).eval()
-        return Part(module, {'image': (3, divisor)}, _DETECTIONS, divisor)
-    head = next((h for h in _HEADS if getattr(model, h, None) is not None), None)
-    if head is None:
+
+def _choose_neck(model: nn.Module, divisor: int) -> Part:
+    if getattr(model, 'neck', None) is None:
         raise ValueError(
-            f'{name} has none of {", ".join(_HEADS)}, whose maps are what is exported; '
-            'take the part "neck"'
+            f'{type(model).__name__} has no neck, so there is no part "neck"; take '
+            f'"detector"'
         )
-    module = _Tied(_Detector(model, head), [divisor]).eval()
-    with torch.no_grad():
-        pyramid = model.extract_feat(_image(divisor))
-    maps = _run(getattr(model, head), pyramid, head)
+    features = _run(model.backbone, _image(divisor), 'backbone')
+    inputs = {
+        f'features.{i}': (x.shape[1], _pixels(x, i, divisor))
+        for i, x in enumerate(features)
+    }
+    pyramid = _run(model.neck, features, 'neck')
+    outputs = [f'pyramid.{i}' for i in range(len(pyramid))]
+    pixels = [n for _, n in inputs.values()]
+    return Part(_Tied(_Neck(model), pixels).eval(), inputs, outputs, divisor)
+
+
+def _choose_detector(model: nn.Module, divisor: int) -> Part:
+    pyramid, calls = find_calls(model, divisor)
     outputs = [f'pyramid.{i}' for i in range(len(pyramid))] if _two_stage(model) else []
-    outputs += _names_of(getattr(model, head), maps)
-    return Part(module, {'image': (3, divisor)}, outputs, divisor)
+    outputs += names_of(model, pyramid, calls)
+    module = _Tied(_Detector(model, calls), [divisor]).eval()
+    left_out = without(model, {*FEATURES, *(call.name for call in calls)})
+    return Part(module, {'image': (3, divisor)}, outputs, divisor, list(left_out))
+
+
+def _choose_boxes(model: nn.Module, divisor: int) -> Part:
+    # late: it declares operators that an older torch does not take
+    from .export_boxes import Boxes, check_boxes
+    from .export_verify import check_decoding
+
+    check_boxes(model)
+    head = model.roi_head if _two_stage(model) else model.bbox_head
+    heads = ('rpn_head', 'bbox_head', 'roi_head.bbox_head', 'roi_head.shared_head')
+    part = Part(
+        _Tied(Boxes(model), [divisor]).eval(),
+        {'image': (3, divisor)},
+        _DETECTIONS,
+        divisor,
+        left_out=list(without(model, {*FEATURES, *heads})),
+        threshold=float(head.test_cfg.get('score_thr', 0)),
+    )
+    try:
+        check_decoding(part, model)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a detector says to an image alone
+        raise ValueError(
+            f'{type(model).__name__} predicts no boxes in images of {divisor} x '
+            f'{2 * divisor} pixels ({reason_of(error)})'
+            f'{larger_divisor(model, divisor, error)}'
+        ) from error
+    return part
 
 
 def _image(divisor: int) -> Tensor:
@@ -250,9 +307,10 @@ def _run(module: nn.Module, inputs: object, name: str) -> object:
         with torch.no_grad():
             return module(inputs)
     except Exception as error:  # whatever a module says to maps alone
+        hint = '; try a larger --divisor' if isinstance(error, RuntimeError) else ''
         raise ValueError(
             f'{name}, a {type(module).__name__}, cannot be exported: it does not run '
-            f'on tensors alone ({_reason(error)})'
+            f'on tensors alone ({reason_of(error)}){hint}'
         ) from error
 
 
@@ -267,17 +325,6 @@ def _pixels(x: Tensor, level: int, divisor: int) -> int:
             f'{divisor} pixels; use --divisor {2 * divisor}'
         )
     return pixels
-
-
-def _names_of(head: nn.Module, out: Sequence) -> list[str]:
-    """Names for a head's outputs: the arguments of what decodes them."""
-    decode = getattr(head, 'predict_by_feat', None)
-    known = list(inspect.signature(decode).parameters) if decode else []
-    names = []
-    for i, value in enumerate(out if isinstance(out, (list, tuple)) else [out]):
-        name = known[i] if i < len(known) else f'output_{i}'
-        names += [f'{name}.{level}' for level, _ in enumerate(_flat(value))]
-    return names
 
 
 def trace(part: Part) -> torch.export.ExportedProgram:
@@ -304,7 +351,7 @@ def trace(part: Part) -> torch.export.ExportedProgram:
     except Exception as error:  # tracing runs whatever the model holds
         raise ValueError(
             f'{_culprit(part.module, error)} cannot be traced for an export: '
-            f'{_reason(error)}'
+            f'{reason_of(error)}'
         ) from error
 
 
@@ -321,35 +368,49 @@ def _culprit(module: nn.Module, error: BaseException) -> str:
     return f'{name}, a {type(found).__name__},' if name else 'the part'
 
 
-def _reason(error: BaseException) -> str:
-    # torch.export says in the second line what it means by the first
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f'{type(error).__name__}: {" ".join(lines[:2])}'
-
-
 def export_onnx(
-    part: Part, out: str | os.PathLike, metadata: Mapping[str, object] | None = None
-) -> None:
-    """Write a part as an ONNX model of standard operators.
+    part: Part,
+    out: str | os.PathLike,
+    metadata: Mapping[str, object] | None = None,
+    opset: int | None = None,
+) -> Agreement:
+    """Write a part as an ONNX model of standard operators, and verify it.
 
-    Batch, height and width stay open. The file is whole or not there at all.
+    Batch, height and width stay open. The file is there if it is whole and
+    onnxruntime gives what PyTorch gives, see
+    :func:`~dlu_mmdet.engine.export_verify.verify`; else it is not there at all.
 
     Args:
         part (Part): From :func:`choose_part`.
         out (str | PathLike): The .onnx file.
         metadata (Mapping, optional): Kept in the model, as JSON each.
+        opset (int, optional): Version of the standard's operators. Defaults to None,
+            :data:`OPSET`.
+
+    Returns:
+        Agreement: Of onnxruntime and PyTorch.
 
     Raises:
-        ValueError: If the part cannot be traced or ONNX lacks an operator.
+        ValueError: If the part cannot be traced, ONNX lacks an operator, it cannot be
+            written in that opset, or the model does not give PyTorch's numbers.
         FileNotFoundError: If the folder of ``out`` does not exist.
     """
+    # late: it imports this
+    from .export_verify import SIZES, TOLERANCE, verify
+
     check_packages()
     check_out(out)
+    opset = check_opset(opset)
     program = trace(part)
-    # it tells of packages that are not needed
-    registration = logging.getLogger('torch.onnx._internal.exporter._registration')
+    # they tell of packages that are not needed, and of versions that are checked here
+    chatty = [
+        logging.getLogger(f'torch.onnx._internal.exporter.{name}')
+        for name in ('_registration', '_compat')
+    ] + [logging.getLogger('onnxscript')]
+    levels = [logger.level for logger in chatty]
     try:
-        registration.disabled = True
+        for logger in chatty:
+            logger.setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             # about the names of open dimensions that several inputs share
             warnings.simplefilter('ignore')
@@ -360,28 +421,93 @@ def export_onnx(
                 input_names=list(part.inputs),
                 output_names=list(part.outputs),
                 custom_translation_table=_translations(part),
+                opset_version=opset,
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        reason = _reason(error.__cause__ or error)
+        reason = reason_of(error.__cause__ or error)
         raise ValueError(f'the model cannot be written as ONNX: {reason}') from error
     finally:
-        registration.disabled = False
+        for logger, level in zip(chatty, levels):
+            logger.setLevel(level)
     custom = sorted({n.op_type for n in model.model.graph.all_nodes() if n.domain})
     if custom:
         raise ValueError(
             f'the model cannot be written as ONNX: {", ".join(custom)} are no '
             'operators of its standard'
         )
-    kept = dict(metadata or {}, size_divisor=part.divisor)
-    texts = {k: json.dumps(v, allow_nan=False) for k, v in kept.items()}
-    model.model.metadata_props.update(texts)
+    written = model.model.opset_imports['']
+    if written != opset:
+        raise ValueError(
+            f'the model cannot be written in opset {opset}, which lacks an operator of '
+            f'it; take opset {written}'
+        )
+    _guard(model.model.graph, part)
     with replacing(out) as partial:
         model.save(partial, external_data=False)
+        agreement = verify(part, partial)
+        kept = dict(
+            metadata or {},
+            size_divisor=part.divisor,
+            left_out=list(part.left_out),
+            verified=dict(
+                difference=agreement.difference,
+                tolerance=TOLERANCE,
+                detections=agreement.detections,
+                units=SIZES,
+            ),
+        )
+        texts = {k: json.dumps(v, allow_nan=False) for k, v in kept.items()}
+        model.model.metadata_props.update(texts)
+        model.save(partial, external_data=False)
+    return agreement
+
+
+def guard_name(part: Part) -> str:
+    """The node at which onnxruntime stops for inputs that the model does not take."""
+    return f'batch_at_least_1_and_sides_multiples_of_{part.divisor}'
+
+
+def _guard(graph: ir.Graph, part: Part) -> None:
+    """Let a model stop where sizes are not those that it takes, and say so.
+
+    Without it some other node fails, or a model without an upsampler goes on. Every
+    input is reshaped to what it should be.
+    """
+    import onnx_ir as ir
+
+    nodes = []
+
+    def node(op: str, *inputs: object, **attributes: int) -> ir.Value:
+        values = []
+        for value in inputs:
+            if not isinstance(value, ir.Value):
+                constant = ir.tensor(value, dtype=ir.DataType.INT64)
+                nodes.append(ir.node('Constant', [], dict(value=constant)))
+                value = nodes[-1].outputs[0]
+            values.append(value)
+        nodes.append(ir.node(op, values, attributes))
+        return nodes[-1].outputs[0]
+
+    channels, pixels = zip(*part.inputs.values())
+    last = graph.inputs[-1]
+    units = node('Div', node('Shape', last, start=2), [pixels[-1]])
+    batch = node('Max', node('Shape', last, start=0, end=1), [1])
+    for value, c, n in zip(list(graph.inputs), channels, pixels):
+        used = list(value.uses())
+        shape = node('Concat', batch, [c], node('Mul', units, [n]), axis=0)
+        # without allowzero 0 stands for the size that the input has
+        held = node('Reshape', value, shape, allowzero=1)
+        held.shape, held.dtype = value.shape, value.dtype
+        nodes[-1].name = f'{guard_name(part)}_{value.name}'
+        for user, index in used:
+            if user not in nodes:
+                user.replace_input_with(index, held)
+    graph.insert_before(graph[0], nodes)
 
 
 def _translations(part: Part) -> dict | None:
-    if part.outputs is not _DETECTIONS:
+    if not part.detects:
         return None
     from .export_boxes import translations
 

@@ -14,11 +14,25 @@ import torch.nn.functional as F
 from mmcv.ops import nms, roi_align
 from mmdet.models.dense_heads import RPNHead, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+from mmdet.models.detectors import SingleStageDetector, TwoStageDetector
+from mmdet.models.detectors.panoptic_two_stage_segmentor import (
+    TwoStagePanopticSegmentor,
+)
 from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor, nn
 
+from .export_heads import metas_of
+
+# how images become detections in detectors that are known here
+_FLOWS = (
+    SingleStageDetector.predict,
+    TwoStageDetector.predict,
+    TwoStagePanopticSegmentor.predict,
+)
 #: What an image has where the config's ``test_cfg`` names no ``max_per_img``.
 MAX_PER_IMG = 300
 
@@ -70,7 +84,7 @@ def _(features: Tensor, rois: Tensor, height: int, width: int, *args) -> Tensor:
 
 def translations() -> dict[object, Callable]:
     """The operators in ONNX, the ``custom_translation_table`` of an export."""
-    from onnxscript import opset20 as op
+    from onnxscript import opset18 as op
 
     def suppress(boxes, scores, iou: float):
         every = op.Unsqueeze(scores, [1])
@@ -108,33 +122,43 @@ def check_boxes(model: nn.Module) -> None:
         ValueError: If not; says what is another.
     """
     head = getattr(model, 'rpn_head', None) or getattr(model, 'bbox_head', None)
-    parts = {type(model).__name__: head is not None}
+    parts = {type(model).__name__: type(model).predict in _FLOWS and head is not None}
     if head is not None:
         known = (
             BaseDenseHead._predict_by_feat_single,
             RPNHead._predict_by_feat_single,
         )
         plain = (
-            type(head).predict_by_feat is BaseDenseHead.predict_by_feat
+            isinstance(head, BaseDenseHead)
+            and type(head).predict is BaseDenseHead.predict
+            and type(head).predict_by_feat is BaseDenseHead.predict_by_feat
             and type(head)._predict_by_feat_single in known
-            and not getattr(head.loss_cls, 'custom_cls_channels', False)
+            # SSD's has no loss_cls
+            and not getattr(
+                getattr(head, 'loss_cls', None), 'custom_cls_channels', False
+            )
         )
         parts[type(head).__name__] = plain or type(head) is YOLOXHead
-        parts[f"the nms of {type(head).__name__}'s test_cfg"] = _is_plain(head.test_cfg)
+        parts[f"the nms of {type(head).__name__}'s test_cfg"] = _is_plain(head)
     if hasattr(model, 'roi_head'):
         roi = model.roi_head
-        parts[type(roi).__name__] = isinstance(roi, StandardRoIHead)
-        if isinstance(roi, StandardRoIHead):
+        plain = isinstance(roi, StandardRoIHead) and all(
+            getattr(type(roi), name) is getattr(StandardRoIHead, name)
+            for name in ('predict', 'predict_bbox', '_bbox_forward')
+        )
+        parts[type(roi).__name__] = plain
+        if plain:
             box, extractor = roi.bbox_head, roi.bbox_roi_extractor
             parts[type(box).__name__] = (
-                type(box)._predict_by_feat_single is BBoxHead._predict_by_feat_single
+                isinstance(box, BBoxHead)
+                and type(box).predict_by_feat is BBoxHead.predict_by_feat
+                and type(box)._predict_by_feat_single
+                is BBoxHead._predict_by_feat_single
                 and box.with_reg
                 and not box.custom_cls_channels
             )
             parts[type(extractor).__name__] = type(extractor) is SingleRoIExtractor
-            parts[f"the nms of {type(roi).__name__}'s test_cfg"] = _is_plain(
-                roi.test_cfg
-            )
+            parts[f"the nms of {type(roi).__name__}'s test_cfg"] = _is_plain(roi)
     other = [name for name, known in parts.items() if not known]
     if other:
         raise ValueError(
@@ -143,7 +167,11 @@ def check_boxes(model: nn.Module) -> None:
         )
 
 
-def _is_plain(cfg: dict) -> bool:
+def _is_plain(head: nn.Module) -> bool:
+    """Whether a head's NMS is of the kind that ONNX has."""
+    cfg = getattr(head, 'test_cfg', None)
+    if cfg is None:
+        return False
     nms_cfg = cfg.get('nms')
     known = {'type', 'iou_threshold', 'class_agnostic', 'split_thr'}
     return not nms_cfg or (
@@ -151,6 +179,34 @@ def _is_plain(cfg: dict) -> bool:
         and 'iou_threshold' in nms_cfg
         and set(nms_cfg) <= known
     )
+
+
+def predicted(model: nn.Module, images: Tensor, number: int) -> tuple[Tensor, ...]:
+    """The boxes that MMDetection's own heads predict, as :class:`Boxes` gives them.
+
+    Args:
+        model (nn.Module): A detector, see :func:`check_boxes`.
+        images (Tensor): (B, 3, H, W).
+        number (int): K, slots of an image.
+
+    Returns:
+        tuple[Tensor, ...]: Boxes (B, K, 4), scores (B, K) and labels (B, K).
+    """
+    samples = [DetDataSample(metainfo=metas_of(images)) for _ in images]
+    pyramid = model.extract_feat(images)
+    if hasattr(model, 'roi_head'):
+        proposals = model.rpn_head.predict(pyramid, samples, rescale=False)
+        found = model.roi_head.predict(pyramid, proposals, samples, rescale=False)
+    else:
+        found = model.bbox_head.predict(pyramid, samples, rescale=False)
+    sides = []
+    for each in found:
+        room = number - len(each)
+        boxes = F.pad(get_box_tensor(each.bboxes), (0, 0, 0, room))
+        sides.append(
+            (boxes, F.pad(each.scores, (0, room)), F.pad(each.labels, (0, room)))
+        )
+    return tuple(map(torch.stack, zip(*sides)))
 
 
 class Boxes(nn.Module):
@@ -295,7 +351,10 @@ def _second_stage(
     images = torch.arange(batch, device=proposals.device, dtype=proposals.dtype)
     images = images[:, None, None].expand(batch, count, 1)
     rois = torch.cat([images, proposals], -1).flatten(0, 1)
-    cls_score, bbox_pred = head.bbox_head(_read(head, pyramid, rois))
+    features = _read(head, pyramid, rois)
+    if head.with_shared_head:
+        features = head.shared_head(features)
+    cls_score, bbox_pred = head.bbox_head(features)
     scores = cls_score.softmax(-1)[:, :-1].reshape(batch, count, -1)
     classes = scores.shape[2]
     # the room of proposals that there are not

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mmdet.engine
@@ -23,7 +23,8 @@ class DetVisualizationHook(mmdet.engine.DetVisualizationHook):
 
     mmdet reads the file a second time, with flags of its own: boxes of an image
     loaded without its EXIF orientation come to lie on the turned one. It also gives
-    the pictures of two images of one name the same file, and takes ``$`` in a class
+    the pictures of two images of one name the same file, or of one image that is
+    listed under two ids, and takes ``$`` in a class
     name for mathematics.
     """
 
@@ -38,9 +39,9 @@ class DetVisualizationHook(mmdet.engine.DetVisualizationHook):
         step = runner.iter + batch_idx
         if not self.draw or step % self.interval:
             return
-        if not hasattr(self, '_val_images'):
-            self._val_images = dict(_list_images(runner.val_dataloader.dataset))
-        transforms = self._val_images[_key(outputs[0].img_path)]
+        if not hasattr(self, '_val_loaders'):
+            self._val_loaders, _ = _list_images(runner.val_dataloader.dataset)
+        transforms = self._val_loaders[_path(outputs[0].img_path)]
         self._draw(outputs[0], transforms, 'val_img', step)
 
     def after_test_iter(
@@ -53,20 +54,20 @@ class DetVisualizationHook(mmdet.engine.DetVisualizationHook):
         """Draw every image; see mmdet."""
         if not self.draw:
             return
-        if not hasattr(self, '_test_images'):
-            self._test_images = dict(_list_images(runner.test_dataloader.dataset))
-            names = file_names(image_names(list(self._test_images)))
-            self._files = dict(zip(self._test_images, names))
+        if not hasattr(self, '_test_loaders'):
+            loaders, images = _list_images(runner.test_dataloader.dataset)
+            names = file_names(image_names([path for path, _ in images]))
+            self._test_loaders, self._files = loaders, dict(zip(images, names))
         for sample in outputs:
             self._test_index += 1
-            key = _key(sample.img_path)
+            path = _path(sample.img_path)
             file = None
             if self.test_out_dir is not None:
                 folder = Path(runner.work_dir, runner.timestamp, self.test_out_dir)
                 folder.mkdir(parents=True, exist_ok=True)
-                file = str(folder / self._files[key])
+                file = str(folder / self._files[path, sample.img_id])
             self._draw(
-                sample, self._test_images[key], 'test_img', self._test_index, file
+                sample, self._test_loaders[path], 'test_img', self._test_index, file
             )
 
     def _draw(
@@ -80,7 +81,7 @@ class DetVisualizationHook(mmdet.engine.DetVisualizationHook):
         classes = self._visualizer.dataset_meta.get('classes') or ()
         with rc_context(plain_settings(classes)):
             self._visualizer.add_datasample(
-                Path(_key(sample.img_path)).name if self.show else name,
+                Path(_path(sample.img_path)).name if self.show else name,
                 loaded_pixels(transforms, sample.img_path),
                 data_sample=sample,
                 show=self.show,
@@ -91,20 +92,29 @@ class DetVisualizationHook(mmdet.engine.DetVisualizationHook):
             )
 
 
-def _key(path: str | Sequence[str]) -> str:
-    """What stands for an image: its file, or the first of several."""
+def _path(path: str | Sequence[str]) -> str:
+    """The file of an image, or the first of several."""
     return path if isinstance(path, str) else path[0]
 
 
-def _list_images(dataset: BaseDataset) -> Iterator[tuple[str, Sequence[Callable]]]:
-    """The images of a data set, or of those that it wraps, and what loads them."""
+def _list_images(
+    dataset: BaseDataset,
+) -> tuple[dict[str, Sequence[Callable]], list[tuple[str, object]]]:
+    """What loads the images of a data set, or of those that it wraps, by file.
+
+    Returns:
+        tuple: The transforms; each file with each id that it is listed under.
+    """
     inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
     if inner != [None]:
+        loaders, images = {}, []
         for each in inner:
-            yield from _list_images(each)
-        return
-    for index in range(len(dataset)):
-        yield (
-            _key(dataset.get_data_info(index)['img_path']),
-            dataset.pipeline.transforms,
-        )
+            own_loaders, own_images = _list_images(each)
+            loaders.update(own_loaders)
+            images += own_images
+        return loaders, list(dict.fromkeys(images))
+    infos = map(dataset.get_data_info, range(len(dataset)))
+    images = [(_path(info['img_path']), info.get('img_id')) for info in infos]
+    return dict.fromkeys(
+        (path for path, _ in images), dataset.pipeline.transforms
+    ), images

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+from mmdet.models.dense_heads import YOLOV3Head, YOLOXHead
 from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.structures import DetDataSample
@@ -13,6 +14,16 @@ from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor, nn
 
 from .images import load_image
+
+# what detectors raise that need more than an image, or a larger one
+_FAILURES = (
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+)
 
 
 @torch.no_grad()
@@ -31,14 +42,29 @@ def detect(model: nn.Module, image: str | os.PathLike) -> tuple[Tensor, DetDataS
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not a readable image.
+        ValueError: If it is not a readable image, or the detector needs more than an
+            image, or gives no boxes.
     """
     item = load_image(model, image)
     data = {key: [item[key]] for key in ('inputs', 'data_samples')}
     data = model.data_preprocessor(data, training=False)
-    (sample,) = model.predict(data['inputs'], data['data_samples'])
-    order = sample.pred_instances.scores.argsort(descending=True, stable=True)
-    sample.pred_instances = sample.pred_instances[order]
+    name = type(model).__name__
+    try:
+        (sample,) = model.predict(data['inputs'], data['data_samples'])
+    except _FAILURES as error:
+        reason = f'{type(error).__name__}: {" ".join(str(error).split())}'
+        raise ValueError(
+            f'{name} does not detect in {image} alone, an input of '
+            f'{tuple(data["inputs"].shape)} ({reason}); it cannot be pictured or '
+            f'explained'
+        ) from error
+    found = sample.get('pred_instances')
+    if found is None or not {'bboxes', 'scores', 'labels'} <= {*found.keys()}:
+        raise ValueError(
+            f'{name} gives {", ".join(sample.keys())} and no boxes with scores; it '
+            f'cannot be pictured or explained'
+        )
+    sample.pred_instances = found[found.scores.argsort(descending=True, stable=True)]
     sample.image = item['image']
     return data['inputs'], sample
 
@@ -56,7 +82,7 @@ def detection_score(
     Args:
         model (nn.Module): A detector with a standard RoI head (Faster R-CNN, Mask
             R-CNN) or a dense head that decodes boxes from priors (RetinaNet,
-            FCOS, ATSS).
+            FCOS, ATSS, YOLOX, YOLOv3).
         inputs (Tensor): (1, C, H, W), from :func:`detect`.
         sample (DetDataSample): From :func:`detect`.
         index (int): Which of its detections.
@@ -96,7 +122,9 @@ def detection_probability(
     """
     logits, label, _ = _class_logits(model, inputs, sample, index)
     if getattr(model, 'roi_head', None) is None:
-        activate = torch.sigmoid if model.bbox_head.use_sigmoid_cls else _softmax
+        # YOLOv3's head does not say so
+        sigmoid = getattr(model.bbox_head, 'use_sigmoid_cls', True)
+        activate = torch.sigmoid if sigmoid else _softmax
     elif model.roi_head.bbox_head.custom_cls_channels:
         activate = model.roi_head.bbox_head.loss_cls.get_activation
     else:
@@ -120,7 +148,8 @@ def _class_logits(
     else:
         raise ValueError(
             f'a {type(model).__name__} has neither a standard RoI head nor a dense '
-            'head; Faster R-CNN, Mask R-CNN, RetinaNet, FCOS and ATSS can be explained'
+            'head; Faster R-CNN, Mask R-CNN, RetinaNet, FCOS, ATSS, YOLOX and YOLOv3 '
+            'can be explained'
         )
     box = sample.pred_instances.bboxes[index]
     box = get_box_tensor(box) * box.new_tensor(sample.scale_factor).repeat(2)
@@ -180,47 +209,78 @@ def _dense_logits(model, inputs, sample, index, box, label):
     """What a dense head says where a box came from."""
     head = model.bbox_head
     with torch.no_grad():
-        cls_scores, bbox_preds, *_ = head(model.extract_feat(inputs))
-    coder = getattr(head, 'bbox_coder', None)
-    size = getattr(coder, 'encode_size', None)
-    if size is None or any(
-        pred.shape[1] != head.num_base_priors * size for pred in bbox_preds
-    ):
-        raise ValueError(
-            f'a {type(head).__name__} does not decode its boxes from priors as '
-            'RetinaNet, FCOS and ATSS do; it cannot be explained'
-        )
-
+        levels = _candidates(head, head(model.extract_feat(inputs)), sample.img_shape)
     # the box came out of this very decoding, so its prior gives it back
-    priors = head.prior_generator.grid_priors(
-        [pred.shape[2:] for pred in bbox_preds], inputs.dtype, inputs.device
-    )
-    boxes = [
-        coder.decode(prior, _by_prior(pred, size)[0], max_shape=sample.img_shape)
-        for prior, pred in zip(priors, bbox_preds)
-    ]
-    distances = (torch.cat([get_box_tensor(b) for b in boxes]) - box).abs().amax(1)
+    boxes = torch.cat([get_box_tensor(boxes) for boxes, _ in levels])
+    distances = (boxes - box).abs().amax(1)
     if distances.min() > 1:
         raise ValueError(
             f'no prior of the {type(head).__name__} decodes to detection {index}, '
             f'the nearest is {distances.min():.1f} px off; it cannot be explained'
         )
     # boxes cut off at the border can agree: the class tells them apart
-    logits = torch.cat(
-        [_by_prior(cls, head.cls_out_channels)[0, :, label] for cls in cls_scores]
-    )
+    logits = torch.cat([logits[0, :, label] for _, logits in levels])
     near = distances <= distances.min() + 1e-2
     prior = int(logits.masked_fill(~near, -torch.inf).argmax())
     level = 0
-    while prior >= len(priors[level]):
-        prior -= len(priors[level])
+    while prior >= len(levels[level][0]):
+        prior -= len(levels[level][0])
         level += 1
 
     def run(images: Tensor) -> Tensor:
-        cls = head(model.extract_feat(images))[0][level]
-        return _by_prior(cls, head.cls_out_channels)[:, prior]
+        return _class_maps(head, head(model.extract_feat(images)))[level][:, prior]
 
     return run, level
+
+
+def _class_maps(head: nn.Module, out: Sequence) -> list[Tensor]:
+    """Class logits (N, P, classes) at the priors of each level."""
+    if isinstance(head, YOLOV3Head):
+        return [_by_prior(x, head.num_attrib)[..., 5:] for x in out[0]]
+    return [_by_prior(x, head.cls_out_channels) for x in out[0]]
+
+
+def _candidates(
+    head: nn.Module, out: Sequence, size: Sequence[int]
+) -> list[tuple[Tensor, Tensor]]:
+    """Boxes (P, 4) of one image and class logits (1, P, classes), level by level.
+
+    Raises:
+        ValueError: If the head does not decode its boxes from priors.
+    """
+    coder = getattr(head, 'bbox_coder', None)
+    yolox, yolov3 = isinstance(head, YOLOXHead), isinstance(head, YOLOV3Head)
+    width = getattr(coder, 'encode_size', None)
+    if not (yolox or yolov3) and (
+        width is None
+        or not all(torch.is_tensor(pred) for pred in out[1])
+        or any(pred.shape[1] != head.num_base_priors * width for pred in out[1])
+    ):
+        raise ValueError(
+            f'a {type(head).__name__} does not decode its boxes from priors as '
+            'RetinaNet, FCOS and ATSS do; it cannot be explained'
+        )
+    maps = out[0]
+    priors = head.prior_generator.grid_priors(
+        [x.shape[2:] for x in maps],
+        dtype=maps[0].dtype,
+        device=maps[0].device,
+        **dict(with_stride=True) if yolox else {},
+    )
+    boxes = []
+    for level, prior in enumerate(priors):
+        if yolox:
+            found = head._bbox_decode(prior, _by_prior(out[1][level], 4))[0]
+        elif yolov3:
+            pred = _by_prior(maps[level], head.num_attrib)[0, :, :4].clone()
+            pred[:, :2] = pred[:, :2].sigmoid()
+            stride = pred.new_full((len(pred), 1), head.featmap_strides[level])
+            found = coder.decode(prior, pred, stride)
+        else:
+            pred = _by_prior(out[1][level], width)[0]
+            found = coder.decode(prior, pred, max_shape=size)
+        boxes.append(found)
+    return list(zip(boxes, _class_maps(head, out)))
 
 
 def _by_prior(values: Tensor, size: int) -> Tensor:

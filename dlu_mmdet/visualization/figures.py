@@ -22,7 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..engine import replacing
 from .fonts import write_plainly
-from .images import printable
+from .images import file_name, folded
 
 #: Dots per inch of every figure.
 DPI = 150
@@ -144,13 +144,13 @@ def free_path(folder: str | os.PathLike, name: str, source: str) -> Path:
         Path: A PNG that is not there, or that :func:`save_figure` made of the
         same source.
     """
-    stem = re.sub(r'[\s/\\:*?"<>|]+', '-', printable(name))
-    # file systems end at 255 bytes
-    stem = stem.encode()[:200].decode(errors='ignore')
+    stem = re.sub(r'\s+', '-', file_name(name))
+    there = {folded(path.name): path for path in Path(folder).glob('*')}
     for number in count(1):
-        path = Path(folder, f'{stem}-{number}.png' if number > 1 else f'{stem}.png')
-        if not path.exists():
-            return path
+        file = f'{stem}-{number}.png' if number > 1 else f'{stem}.png'
+        path = there.get(folded(file))
+        if path is None:
+            return Path(folder, file)
         texts = _read_texts(path)
         if texts.get(_MAKER) == _OURS and texts.get(_SOURCE) == _hash(source):
             return path

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
 
 import numpy as np
+from mmcv.transforms import LoadAnnotations
+from mmdet.registry import TRANSFORMS
 from mmdet.utils import get_test_pipeline_cfg
 from mmengine.dataset import Compose
 from PIL import Image
 from torch import nn
 
+from ..datasets.checks import resolve
 from ..datasets.transforms import apply
 
 
@@ -36,7 +40,10 @@ def load_image(model: nn.Module, path: str | os.PathLike | Sequence[str]) -> dic
         FileNotFoundError: If there is no such file.
         ValueError: If it is not a readable image, or a transform fails.
     """
-    pipeline = Compose(get_test_pipeline_cfg(model.cfg.copy()))
+    steps = get_test_pipeline_cfg(model.cfg.copy())
+    # an image has no annotations, and loaders of them may need packages of their own
+    steps = [step for step in steps if not _loads_annotations(step)]
+    pipeline = Compose(steps)
     image, metas = None, {}
     for results in _steps(pipeline.transforms, path):
         if 'img' in results:
@@ -57,6 +64,11 @@ def load_image(model: nn.Module, path: str | os.PathLike | Sequence[str]) -> dic
     sample = results['data_samples']
     sample.set_metainfo({k: v for k, v in metas.items() if k not in sample})
     return dict(results, image=image)
+
+
+def _loads_annotations(step: dict) -> bool:
+    cls = resolve(TRANSFORMS, step.get('type', ''))
+    return isinstance(cls, type) and issubclass(cls, LoadAnnotations)
 
 
 def loaded_pixels(
@@ -165,25 +177,46 @@ def image_names(
 
 
 def file_names(names: Sequence[str]) -> list[str]:
-    """File names for pictures of images, none the same to any file system.
+    """File names for pictures of images, no two the same on any file system.
 
     Args:
         names (Sequence[str]): From :func:`image_names`, one per picture.
 
     Returns:
-        list[str]: The names, without folders, with the suffix of an image
-        format and numbered where they would meet; case does not tell apart.
+        list[str]: The names as :func:`file_name` makes them, with the suffix of an
+        image format, numbered where they would meet.
     """
     taken, files = set(), []
     for name in names:
-        name = re.sub(r'[/\\]+', '-', name).strip('-')
         stem, suffix = os.path.splitext(name)
         if suffix.lower() not in ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff'):
             stem, suffix = name, '.png'
+        stem = file_name(stem)
         file, number = f'{stem}{suffix}', 1
-        while file.casefold() in taken:
+        while folded(file) in taken:
             number += 1
             file = f'{stem} ({number}){suffix}'
-        taken.add(file.casefold())
+        taken.add(folded(file))
         files.append(file)
     return files
+
+
+def file_name(name: str) -> str:
+    """A name that every file system takes, without folders and without a suffix.
+
+    Args:
+        name (str): Any text.
+
+    Returns:
+        str: Its separators and other reserved characters as hyphens, no dot in
+        front, at most 200 bytes, so that a number and a suffix can follow.
+    """
+    name = re.sub(r'[\x00-\x1f/\\:*?"<>|]+', '-', printable(name)).lstrip('.-')
+    # file systems end at 255 bytes
+    name = name.encode()[:200].decode(errors='ignore').rstrip('-')
+    return name or 'image'
+
+
+def folded(file: str) -> str:
+    """What is equal for names that some file system takes for the same."""
+    return unicodedata.normalize('NFC', file).casefold()

@@ -23,6 +23,7 @@ from mmengine.registry import init_default_scope
 
 from ..datasets import check_data, check_num_classes
 from ..datasets.checks import sources
+from ..engine import check_param_groups
 from ..necks import upsampler_name
 from ..ops import library
 from .bootstrap import METRICS, Evaluation, paired_differences
@@ -152,7 +153,8 @@ def rehearse(runs: Sequence[Run]) -> None:
         init_default_scope(run.cfg.get('default_scope') or 'mmdet')
         # building a model writes into its config
         model = MODELS.build(deepcopy(run.cfg.model))
-        check_num_classes(model, run.cfg, ('train', 'test'))
+        check_num_classes(model, run.cfg, ('train', 'val', 'test'))
+        check_param_groups(model, run.cfg)
         try:
             measure_costs([run], rounds=1)
         except Exception as error:

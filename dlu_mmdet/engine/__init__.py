@@ -34,6 +34,7 @@ from .export import (
 from .files import check_writable, print_anything, replacing
 from .options import merge_options
 from .own_data import set_data
+from .param_groups import check_param_groups, refuse_unreached
 from .runner import build_runner, leave_together, lost_processes
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     'add_upsampler',
     'build_runner',
     'check_classes',
+    'check_param_groups',
     'config_stem',
     'check_out',
     'check_packages',
@@ -65,6 +67,7 @@ __all__ = [
     'merge_options',
     'print_anything',
     'read_config',
+    'refuse_unreached',
     'replacing',
     'resume_latest',
     'set_data',

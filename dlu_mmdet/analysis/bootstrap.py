@@ -13,7 +13,6 @@ from typing import BinaryIO
 
 import numpy as np
 from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from scipy import stats
 
 from ..datasets import annotations
@@ -44,9 +43,9 @@ _MAX_THREADS = 8
 class Evaluation:
     """What pycocotools' ``evaluate`` found for a detector on a data set.
 
-    Detections come category after category, by falling score in each. A areas
-    (all, small, medium, large), T IoU thresholds (0.50 to 0.95), K categories,
-    I images, D detections.
+    Detections come category after category, in the order that was asked for, and by
+    falling score in each. A areas (all, small, medium, large), T IoU thresholds (0.50
+    to 0.95), K categories, I images, D detections.
 
     Attributes:
         start (np.ndarray): (K + 1,) int64, where each category begins.
@@ -82,7 +81,7 @@ class Evaluation:
                 coco = annotations.COCO.completed(coco)
             # loadRes cannot take an empty list
             results = coco.loadRes(detections) if detections else COCO()
-            evaluation = COCOeval(coco, results, 'bbox')
+            evaluation = annotations.COCOeval(coco, results, 'bbox')
             evaluation.params.catIds = list(category_ids)
             evaluation.params.maxDets = [MAX_DETECTIONS]
             evaluation.evaluate()
@@ -90,6 +89,8 @@ class Evaluation:
         sizes = (len(params.catIds), len(params.areaRng), len(params.imgIds))
         per_image = np.empty(sizes, dtype=object)
         per_image.reshape(-1)[:] = evaluation.evalImgs
+        # pycocotools sorts the categories
+        per_image = per_image[[params.catIds.index(i) for i in category_ids]]
 
         objects = np.zeros((sizes[1], sizes[0], sizes[2]), dtype=np.int32)
         start, image, hit, ignored = [0], [], [], []

@@ -26,7 +26,7 @@ from mmengine.registry import init_default_scope
 
 from ..datasets import check_data, check_num_classes
 from ..datasets.checks import sources
-from ..engine import read_config
+from ..engine import check_param_groups, read_config
 from ..necks import upsampler_cfg, upsampler_name
 from ..ops import library
 from ..upsamplers import upsampler_class
@@ -253,7 +253,8 @@ def rehearse(runs: Sequence[Run]) -> None:
         init_default_scope(run.cfg.get('default_scope') or 'mmdet')
         # building a model writes into its config
         model = MODELS.build(deepcopy(run.cfg.model))
-        check_num_classes(model, run.cfg, ('train', 'test'))
+        check_num_classes(model, run.cfg, ('train', 'val', 'test'))
+        check_param_groups(model, run.cfg)
         try:
             measure_costs([run], rounds=1)
         except Exception as error:

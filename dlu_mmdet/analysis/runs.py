@@ -39,6 +39,7 @@ from ..engine import (
     read_divergence,
     read_dumped_config,
     read_json,
+    refuse_unreached,
     replacing,
     set_data,
     set_upsampler,
@@ -288,7 +289,8 @@ def plan(
                 set_data(cfg, data)
             if upsampler:
                 set_upsampler(cfg, upsampler)
-            merge_options(cfg, options or {})
+            # an upsampler without parameters may stand beside one that has them
+            merge_options(cfg, options or {}, reach=False)
             _check_config(config, cfg)
             check_outputs(config, cfg)
             _skip_last_validation(cfg)
@@ -297,6 +299,7 @@ def plan(
                 name = upsampler_label(upsampler)
                 stem += f'-{name}'
             entries.append(Entry(str(config), stem, name, cfg))
+    refuse_unreached([entry.cfg for entry in entries], options or {})
     _refuse_repeated([entry.stem for entry in entries], 'config name')
     _check_comparable(entries)
     _check_work_dir(Path(work_dir), [e.stem for e in entries], seeds, launch)

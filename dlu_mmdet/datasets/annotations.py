@@ -3,7 +3,8 @@
 Importing this module puts :class:`COCO` and :class:`COCOeval` in the place of those
 that mmdet's ``CocoDataset`` and ``CocoMetric`` use: what a file leaves out and has one
 meaning is filled in, what pycocotools takes amiss is put right, and labels follow the
-config's class names, not the order of the file.
+config's class names, not the order of the file. mmdet's metrics get
+:func:`eval_recalls` as well, since their own fails with numpy 1.24 and later.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from mmdet.datasets import CocoDataset, api_wrappers
 with warnings.catch_warnings():
     # the forks tell whoever imports these that an optional metric is not installed
     warnings.simplefilter('ignore', UserWarning)
-    from mmdet.evaluation.metrics import LVISMetric, coco_metric  # noqa: F401
+    from mmdet.evaluation.functional import recall
+    from mmdet.evaluation.metrics import coco_metric, lvis_metric, voc_metric
 
 # a file that takes longer to read than people wait without being told, in bytes
 _LARGE = 50e6
@@ -32,6 +34,8 @@ _MANY = 0.01
 # share of the boxes over their image's edge, by this share of it, that is no accident
 _OVER, _EDGE = 0.05, 0.1
 _NAMES = (str, int, float)
+# pycocotools keeps the ids of objects as float64, which holds integers up to this one
+_MAX_OBJECT_ID = 2**53
 _COCO = CocoDataset.METAINFO['classes']
 
 
@@ -71,7 +75,7 @@ def complete(content: object, path: object) -> dict:
     Names of categories become text. A missing ``iscrowd`` is 0, an ``area`` that is
     missing or not above 0 the box's, a missing ``info`` empty. pycocotools takes an
     object of id 0 for none and objects of one id for one, so ids that are not different
-    whole numbers above 0 are numbered anew.
+    whole numbers from 1 to 2**53 are numbered anew.
 
     Args:
         content (object): The parsed file; completed in place.
@@ -112,7 +116,7 @@ def complete(content: object, path: object) -> dict:
                 if key in ('height', 'width') and not _is_positive(entry[key]):
                     problem = f'has the {key} {entry[key]!r}; it must be in pixels'
                     _fail(path, what, index, entry, problem)
-                if key in ('id', 'name') and not isinstance(entry[key], _NAMES):
+                if key in ('id', 'name') and not _is_name(entry[key]):
                     problem = f'has the {key} {entry[key]!r}; it must be text or number'
                     _fail(path, what, index, entry, problem)
                 if key == 'file_name' and not (
@@ -131,12 +135,12 @@ def complete(content: object, path: object) -> dict:
                     f'{path}: {what} has the {key} {shown} more than once; give each '
                     f'its own'
                 )
-    types = {isinstance(image['id'], str) for image in content['images']}
-    if len(types) > 1:
-        raise ValueError(
-            f"{path}: the images' ids are text in some places and numbers in others; "
-            f'make them all the same, and image_id in the annotations too'
-        )
+    for what, key in (('images', 'image_id'), ('categories', 'category_id')):
+        if len({isinstance(entry['id'], str) for entry in content[what]}) > 1:
+            raise ValueError(
+                f"{path}: the {what}' ids are text in some places and numbers in "
+                f'others; make them all the same, and {key} in the annotations too'
+            )
     complete_objects(annotations, path)
     return content
 
@@ -164,9 +168,15 @@ def complete_objects(annotations: list[dict], path: object) -> None:
                 problem = f'has the {key} {ann[key]!r}; it must be 0 or 1'
                 _fail(path, 'annotations', index, ann, problem)
         ids.append(ann.get('id'))
-    if any(type(i) is not int or i < 1 for i in ids) or len(set(ids)) < len(ids):
+    usable = all(type(i) is int and 1 <= i <= _MAX_OBJECT_ID for i in ids)
+    if not usable or len(set(ids)) < len(ids):
         for number, ann in enumerate(annotations, 1):
             ann['id'] = number
+
+
+def _is_name(value: object) -> bool:
+    """Whether a value can tell one entry from another: NaN is not even itself."""
+    return isinstance(value, _NAMES) and value == value
 
 
 def _is_positive(value: object) -> bool:
@@ -306,33 +316,92 @@ class COCO(api_wrappers.COCO):
         by_name = {category['name']: category['id'] for category in categories}
         return [by_name[name] for name in cat_names]
 
+    def annToRLE(self, ann: dict) -> dict:
+        """The mask of an object as RLE, of the polygons that training takes too.
 
-class _CategoriesInOrder:
-    """An evaluation whose categories are in the order they were given in.
+        pycocotools reads a first polygon of two points as a box, and fails at the
+        next one.
+        """
+        mask = ann['segmentation']
+        if isinstance(mask, list):
+            ann = dict(ann, segmentation=[p for p in mask if _is_polygon(p)])
+        return super().annToRLE(ann)
 
-    pycocotools sorts them; mmdet's table of classes reads them as they were.
+
+class _Evaluation:
+    """What pycocotools' evaluation leaves to its caller.
+
+    Ids are matched as they are: numpy turns those on both sides of 2**63 into floats.
+    Thresholds may be a number or any sequence. Categories stay in the order they were
+    given in: pycocotools sorts them, and mmdet's table of classes reads them as they
+    were.
     """
 
     def evaluate(self) -> None:
         """Match detections, and remember the order of the categories."""
-        self._order = list(self.params.catIds)
+        params = self.params
+        self._order = list(params.catIds)
+        params.imgIds = np.array([*params.imgIds], dtype=object)
+        params.catIds = np.array([*params.catIds], dtype=object)
+        params.iouThrs = np.array(params.iouThrs, dtype=float, ndmin=1)
         super().evaluate()
 
     def accumulate(self, p: object = None) -> None:
         """Find precision (T, R, K, A, M) and recall (T, K, A, M)."""
         super().accumulate(p)
         if self.params.useCats:
-            places = np.searchsorted(self.params.catIds, self._order)
+            places = [self.params.catIds.index(i) for i in self._order]
             for key, axis in (('precision', 2), ('scores', 2), ('recall', 1)):
                 self.eval[key] = np.take(self.eval[key], places, axis)
 
 
-class COCOeval(_CategoriesInOrder, api_wrappers.COCOeval):
+class COCOeval(_Evaluation, api_wrappers.COCOeval):
     """pycocotools' evaluation."""
 
 
-class COCOevalMP(_CategoriesInOrder, api_wrappers.COCOevalMP):
+class COCOevalMP(_Evaluation, api_wrappers.COCOevalMP):
     """The same in several processes, ``use_mp_eval`` of ``CocoMetric``."""
+
+
+def eval_recalls(
+    gts: Sequence[np.ndarray],
+    proposals: Sequence[np.ndarray],
+    proposal_nums: int | Sequence[int],
+    iou_thrs: float | Sequence[float] | None = 0.5,
+    logger: object = None,
+    use_legacy_coordinate: bool = False,
+) -> np.ndarray:
+    """mmdet's function of this name, for any version of numpy.
+
+    Its own makes an array of one IoU matrix an image, which numpy refuses since 1.24
+    where their shapes differ.
+
+    Args:
+        gts (Sequence[np.ndarray]): For each image the objects, (G, 4) x1 y1 x2 y2.
+        proposals (Sequence[np.ndarray]): For each image the boxes, (D, 4) with the
+            best first, or (D, 5) with scores.
+        proposal_nums (int | Sequence[int]): N numbers of boxes an image.
+        iou_thrs (float | Sequence[float], optional): T thresholds.
+        logger (object, optional): Where the table is printed, see mmengine.
+        use_legacy_coordinate (bool): Whether a box ends after its last pixel.
+
+    Returns:
+        np.ndarray: (N, T), the share of the objects that are found.
+    """
+    numbers = np.array(proposal_nums, ndmin=1)
+    thresholds = np.array(0.5 if iou_thrs is None else iou_thrs, dtype=float, ndmin=1)
+    ious = np.empty(len(gts), dtype=object)
+    for index, (objects, boxes) in enumerate(zip(gts, proposals)):
+        if boxes.shape[1] == 5:
+            boxes = boxes[np.argsort(-boxes[:, 4], kind='stable')]
+        ious[index] = recall.bbox_overlaps(
+            objects,
+            boxes[: numbers.max(), :4],
+            use_legacy_coordinate=use_legacy_coordinate,
+        )
+    found = recall._recalls(ious, numbers, thresholds)
+    recall.print_recall_summary(found, numbers, thresholds, logger=logger)
+    return found
 
 
 # data sets of the users' own that derive from mmdet's have them too
@@ -340,6 +409,8 @@ CocoDataset.COCOAPI = COCO
 coco_metric.COCO = COCO
 coco_metric.COCOeval = COCOeval
 coco_metric.COCOevalMP = COCOevalMP
+for _metric in (coco_metric, lvis_metric, voc_metric):
+    _metric.eval_recalls = eval_recalls
 
 
 def check_classes(
@@ -437,13 +508,15 @@ def survey(content: dict, classes: Sequence[str], masks: str | None = None) -> S
     Args:
         content (dict): From :func:`read`.
         classes (Sequence[str]): The config's class names.
-        masks (str, optional): 'learned' or 'scored' where masks are. Those of fewer
-            than three points are left out of training, and cannot be scored.
+        masks (str, optional): Where masks are read: 'learned', 'learned as polygons'
+            or 'scored'. Training leaves those out that it cannot use; all that are
+            scored must be usable.
 
     Returns:
         Survey: The counts.
     """
     sizes = {i['id']: (i['width'], i['height']) for i in content['images']}
+    ids = {c['id'] for c in content['categories']}
     wanted = {c['id'] for c in content['categories'] if c['name'] in classes}
     annotations = content['annotations']
     found = Survey(len(sizes), len(annotations))
@@ -451,53 +524,84 @@ def survey(content: dict, classes: Sequence[str], masks: str | None = None) -> S
     for ann in annotations:
         size = sizes.get(ann['image_id'])
         if size is None:
-            dropped[_orphan(ann['image_id'], sizes)] += 1
-        elif ann['category_id'] not in wanted:
-            dropped['of classes that the config does not name'] += 1
-        elif ann['iscrowd'] or ann.get('ignore'):
-            dropped['crowds or marked to be ignored'] += 1
-        else:
-            x, y, w, h = ann['bbox']
-            if w < 1 or h < 1:
-                dropped[
-                    'less than a pixel wide or high (boxes are in pixels, not in '
-                    'shares of the image)'
-                ] += 1
-            elif x >= size[0] or y >= size[1] or x + w <= 0 or y + h <= 0:
-                dropped["outside of their image's width and height in the file"] += 1
-            else:
-                problem = _mask_problem(ann, size) if masks else ''
-                if problem == _FEW_POINTS and masks == 'learned':
-                    dropped[f'whose segmentation {problem}'] += 1
-                    continue
-                kept += 1
-                found.over += (
-                    max(-x, x + w - size[0]) > _EDGE * size[0]
-                    or max(-y, y + h - size[1]) > _EDGE * size[1]
-                )
-                if problem and not found.without_mask:
-                    found.without_mask, found.mask_problem = ann, problem
+            dropped[_orphan(ann, 'image_id', sizes)] += 1
+            continue
+        if ann['category_id'] not in wanted:
+            dropped[
+                'of classes that the config does not name'
+                if ann['category_id'] in ids
+                else _orphan(ann, 'category_id', ids)
+            ] += 1
+            continue
+        reason = _reason_dropped(ann, size)
+        # training loads the masks of crowds too, and a score needs every mask
+        if masks and (masks == 'scored' or reason in ('', _CROWD)):
+            problem = _mask_problem(ann, size, masks)
+            if problem in _LEFT_OUT and masks != 'scored':
+                reason = reason or f'whose segmentation {problem}'
+            elif problem and not found.without_mask:
+                found.without_mask, found.mask_problem = ann, problem
+        if reason:
+            dropped[reason] += 1
+            continue
+        kept += 1
+        x, y, w, h = ann['bbox']
+        found.over += (
+            max(-x, x + w - size[0]) > _EDGE * size[0]
+            or max(-y, y + h - size[1]) > _EDGE * size[1]
+        )
     found.kept = kept
     return found
 
 
+_CROWD = 'crowds'
+
+
+def _reason_dropped(ann: dict, size: tuple[int, int]) -> str:
+    """Why an object is neither learned nor to be found; empty if it is."""
+    if ann.get('ignore'):
+        return 'marked to be ignored'
+    x, y, w, h = ann['bbox']
+    if w < 1 or h < 1:
+        return (
+            'less than a pixel wide or high (boxes are in pixels, not in shares of '
+            'the image)'
+        )
+    if x >= size[0] or y >= size[1] or x + w <= 0 or y + h <= 0:
+        return "outside of their image's width and height in the file"
+    return _CROWD if ann['iscrowd'] else ''
+
+
 _FEW_POINTS = 'has no polygon of three points or more'
+_NO_POLYGON = 'is an RLE, which LoadAnnotations leaves out with poly2mask=False'
+_LEFT_OUT = (_FEW_POINTS, _NO_POLYGON)
 
 
-def _mask_problem(ann: dict, size: tuple[int, int]) -> str:
-    """What keeps an object's mask from being read; empty if nothing."""
+def _is_polygon(points: Sequence[float]) -> bool:
+    """Whether mmdet trains on it: x and y of three points or more."""
+    return len(points) >= 6 and len(points) % 2 == 0
+
+
+def _mask_problem(ann: dict, size: tuple[int, int], masks: str) -> str:
+    """What keeps an object's mask from being used; empty if nothing."""
     mask = ann.get('segmentation')
     if not mask:
         return "has no 'segmentation'"
     try:
         if isinstance(mask, dict):
             height, width = mask['size']
-            if mask['counts'] and (width, height) == size:
-                return ''
-            return f"has a mask of {width} x {height} pixels, not its image's size"
-        if math.isfinite(sum(map(sum, mask))):
-            usable = any(len(p) >= 6 and len(p) % 2 == 0 for p in mask)
-            return '' if usable else _FEW_POINTS
+            counts = mask['counts']
+            if (width, height) != size:
+                return f"has a mask of {width} x {height} pixels, not its image's size"
+            if isinstance(counts, list) and sum(counts) != width * height:
+                return (
+                    f'has an RLE whose counts add up to {sum(counts)}, not to the '
+                    f'{width} x {height} pixels of its image'
+                )
+            if counts and (isinstance(counts, str) or min(counts) >= 0):
+                return _NO_POLYGON if masks == 'learned as polygons' else ''
+        elif math.isfinite(sum(map(sum, mask))):
+            return '' if any(map(_is_polygon, mask)) else _FEW_POINTS
     except (TypeError, ValueError, KeyError):
         pass
     return (
@@ -506,10 +610,11 @@ def _mask_problem(ann: dict, size: tuple[int, int]) -> str:
     )
 
 
-def _orphan(image_id: object, sizes: dict) -> str:
-    """Why an object has no image."""
-    is_text = isinstance(image_id, str)
-    if is_text != isinstance(next(iter(sizes), image_id), str):
+def _orphan(ann: dict, key: str, ids: Collection) -> str:
+    """Why the id under a key of an object is none of the file's."""
+    what = {'image_id': 'images', 'category_id': 'categories'}[key]
+    is_text = isinstance(ann[key], str)
+    if is_text != isinstance(next(iter(ids), ann[key]), str):
         own, other = ('text', 'numbers') if is_text else ('numbers', 'text')
-        return f"whose image_id is {own} where the images' ids are {other}"
-    return 'of images that the file does not list'
+        return f"whose {key} is {own} where the {what}' ids are {other}"
+    return f'of {what} that the file does not list'

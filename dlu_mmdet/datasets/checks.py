@@ -13,13 +13,21 @@ from pathlib import Path
 
 import mmdet
 import numpy as np
+from mmcv.transforms import LoadAnnotations as BaseLoadAnnotations
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset, CocoPanopticDataset, LVISV05Dataset
 from mmdet.datasets.transforms import PackDetInputs
+from mmdet.evaluation.metrics import (
+    CocoMetric,
+    LVISMetric,
+    OpenImagesMetric,
+    VOCMetric,
+)
 from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
 from mmdet.registry import DATASETS, METRICS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.evaluator import BaseMetric, DumpResults, Evaluator
 from mmengine.registry import Registry
 from PIL import Image
 from torch import nn
@@ -28,6 +36,10 @@ from . import annotations
 
 # images whose sizes are compared with those of the file
 _LOOKED_AT = 16
+# what CocoMetric takes as metric and as metric_items
+_METRICS = ('bbox', 'segm', 'proposal', 'proposal_fast')
+_AP = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+_AR = ('AR@100', 'AR@300', 'AR@1000', 'AR_s@1000', 'AR_m@1000', 'AR_l@1000')
 # what a detector's results cannot be brought back to the image without
 _NEEDED_META = ('img_id', 'ori_shape', 'img_shape', 'scale_factor')
 
@@ -133,22 +145,30 @@ def _all_sources(cfg: Config, split: str) -> list[Source]:
 
 def _evaluators(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
     """The evaluators of a split by their keys."""
-    evaluators = cfg.get(f'{split}_evaluator') or []
+    key = f'{split}_evaluator'
+    evaluators = cfg.get(key) or []
+    if isinstance(evaluators, dict) and evaluators.get('type', 'Evaluator') in (
+        'Evaluator',
+        Evaluator,
+    ):
+        key, evaluators = f'{key}.metrics', evaluators.get('metrics') or []
     several = isinstance(evaluators, (list, tuple))
     for index, evaluator in enumerate(evaluators if several else [evaluators]):
-        yield f'{split}_evaluator' + (f'.{index}' if several else ''), evaluator
+        yield key + (f'.{index}' if several else ''), evaluator
 
 
 def coco_evaluators(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
     """The CocoMetrics of a split by their keys; LVIS scores otherwise."""
     for key, evaluator in _evaluators(cfg, split):
-        cls = resolve(METRICS, evaluator['type']) if 'type' in evaluator else None
-        if (
-            inspect.isclass(cls)
-            and issubclass(cls, annotations.coco_metric.CocoMetric)
-            and not issubclass(cls, annotations.LVISMetric)
-        ):
+        cls = _metric_class(evaluator)
+        if issubclass(cls, CocoMetric) and not issubclass(cls, LVISMetric):
             yield key, evaluator
+
+
+def _metric_class(evaluator: dict) -> type:
+    """The class of an evaluator; without one that is known, that of all."""
+    cls = resolve(METRICS, evaluator['type']) if 'type' in evaluator else None
+    return cls if inspect.isclass(cls) else BaseMetric
 
 
 def elsewhere(
@@ -299,8 +319,8 @@ def _check_source(
     if not source.classes:
         return
     annotations.check_classes(content['categories'], source.classes, where)
-    needs_masks = scored == 'segm' or (split == 'train' and _loads_masks(source))
-    masks = ('learned' if split == 'train' else 'scored') if needs_masks else None
+    masks = _loaded_masks(source) if split == 'train' else None
+    masks = 'scored' if scored == 'segm' else masks
     survey = annotations.survey(content, source.classes, masks)
     if not content['images']:
         raise ValueError(f'{where} lists no images; use another file')
@@ -331,8 +351,12 @@ def _check_source(
     _compare_sizes(source, content, where)
 
 
-def _loads_masks(source: Source) -> bool:
-    return any(step.get('with_mask') for step in source.cfg.get('pipeline') or ())
+def _loaded_masks(source: Source) -> str | None:
+    """How a pipeline loads masks, for :func:`annotations.survey`."""
+    for step in source.cfg.get('pipeline') or ():
+        if step.get('with_mask'):
+            return 'learned' if step.get('poly2mask', True) else 'learned as polygons'
+    return None
 
 
 def _folder(source: Source) -> str:
@@ -409,6 +433,7 @@ def _check_evaluators(
     Returns:
         tuple: What they score, 'bbox', 'segm' or None; the files that they read.
     """
+    _check_metrics([*_evaluators(cfg, split)], each)
     scored, files = None, []
     for key, evaluator in coco_evaluators(cfg, split):
         metrics = evaluator.get('metric', 'bbox')
@@ -439,6 +464,133 @@ def _check_evaluators(
         if each and all(source.is_coco for source in each):
             _check_same_data(each, where, content, read, options)
     return scored, files
+
+
+def _check_metrics(evaluators: list[tuple[str, dict]], each: list[Source]) -> None:
+    """Check the settings of evaluators, most of which are read after the last image.
+
+    Args:
+        evaluators (list[tuple[str, dict]]): Those of a split by their keys.
+        each (list[Source]): The data sets of the split.
+    """
+    owners = {}
+    for key, evaluator in evaluators:
+        cls = _metric_class(evaluator)
+        if cls is BaseMetric or issubclass(cls, DumpResults):
+            continue
+        # others are taken to report the same names wherever they are
+        names = [cls.__name__]
+        if cls.compute_metrics in (
+            CocoMetric.compute_metrics,
+            LVISMetric.compute_metrics,
+        ):
+            names = _check_coco_metric(key, evaluator)
+        elif issubclass(cls, VOCMetric):
+            _check_voc_metric(key, evaluator, each)
+        _check_objects_are_loaded(key, evaluator, cls, each)
+        prefix = evaluator.get('prefix') or cls.default_prefix
+        for name in names:
+            other = owners.setdefault((prefix, name), key)
+            if other != key or names.count(name) > 1:
+                raise ValueError(
+                    f'{other} and {key} both report {prefix}/{name}; give each metric '
+                    f'an evaluator with a prefix of its own: {key}.prefix=NAME'
+                )
+
+
+def _check_coco_metric(key: str, evaluator: dict) -> list[str]:
+    """Check the settings of a CocoMetric.
+
+    Returns:
+        list[str]: Names of what it reports.
+    """
+
+    def refuse(name: str, reason: str) -> None:
+        raise ValueError(f'{key}.{name}={evaluator.get(name)!r}: {reason}')
+
+    metrics = evaluator.get('metric', 'bbox')
+    metrics = [metrics] if isinstance(metrics, str) else metrics
+    known = isinstance(metrics, list) and all(m in _METRICS for m in metrics)
+    if not known or not metrics:
+        refuse('metric', f'it must be one, or a list, of {", ".join(_METRICS)}')
+    items = evaluator.get('metric_items')
+    if items is not None and not all(item in _AP + _AR for item in items):
+        refuse('metric_items', f'it must be a list of {", ".join(_AP + _AR)}')
+    numbers = [*evaluator.get('proposal_nums', (100, 300, 1000))]
+    names = []
+    for metric in metrics:
+        if metric == 'proposal_fast':
+            names += [f'AR@{number}' for number in numbers]
+            continue
+        own = (_AR if metric == 'proposal' else _AP) if items is None else items
+        names += [n if metric == 'proposal' else f'{metric}_{n}' for n in own]
+        # pycocotools reads three numbers, and its AP is of 100 detections an image
+        usable = len(numbers) > 2 and 100 in numbers
+        if not usable and not evaluator.get('use_mp_eval'):
+            refuse('proposal_nums', 'it must be three numbers or more, one of them 100')
+        if {*own} & {*_AR} and sorted(numbers) != [100, 300, 1000]:
+            refuse(
+                'proposal_nums',
+                f'{", ".join(_AR)} are of (100, 300, 1000); leave them out of '
+                f'metric_items, or take these numbers',
+            )
+    if evaluator.get('iou_thrs') is not None:
+        try:
+            thresholds = np.array(evaluator['iou_thrs'], dtype=float, ndmin=1)
+        except (TypeError, ValueError):
+            thresholds = np.zeros(1)
+        if not thresholds.size or ((thresholds <= 0) | (thresholds > 1)).any():
+            refuse('iou_thrs', 'it must be a number above 0 and up to 1, or a list')
+        if evaluator.get('classwise') and thresholds[0:6:5].tolist() != [0.5, 0.75]:
+            refuse(
+                'iou_thrs',
+                'the table of classwise=True has AP at 0.5 and at 0.75 from places 0 '
+                'and 5; leave out one of the two settings',
+            )
+    return [] if evaluator.get('format_only') else names
+
+
+def _check_voc_metric(key: str, evaluator: dict, each: list[Source]) -> None:
+    """Check the settings of a VOCMetric."""
+    thresholds = evaluator.get('iou_thrs', 0.5)
+    if not isinstance(thresholds, (float, list)):
+        raise ValueError(
+            f'{key}.iou_thrs={thresholds!r}: it must be a float or a list of them'
+        )
+    recall = evaluator.get('metric', 'mAP') in ('recall', ['recall'])
+    if recall and any(len(source.classes) > 1 for source in each):
+        raise ValueError(
+            f'{key}.metric={evaluator["metric"]!r}: mmdet counts the detections of the '
+            f"first class alone; take a CocoMetric with metric='proposal'"
+        )
+
+
+def _check_objects_are_loaded(
+    key: str, evaluator: dict, cls: type, each: list[Source]
+) -> None:
+    """Check that a pipeline hands on the objects that an evaluator reads from it."""
+    for source in each:
+        steps = source.cfg.get('pipeline') or ()
+        classes = [resolve(TRANSFORMS, step.get('type', '')) for step in steps]
+        loaded = any(_is_subclass(c, BaseLoadAnnotations) for c in classes)
+        kept = [key for step in steps for key in step.get('meta_keys', ())]
+        if issubclass(cls, VOCMetric) and not loaded:
+            missing = "dict(type='LoadAnnotations', with_bbox=True)"
+        elif 'instances' not in kept and (
+            issubclass(cls, OpenImagesMetric)
+            or (cls in (CocoMetric, LVISMetric) and not evaluator.get('ann_file'))
+        ):
+            missing = "'instances' to the meta_keys of PackDetInputs, or an ann_file"
+        else:
+            continue
+        raise ValueError(
+            f'{key}: {cls.__name__} reads the objects that {source.key}.pipeline '
+            f'loads; add {missing}'
+        )
+
+
+def _is_subclass(cls: object, base: type) -> bool:
+    return inspect.isclass(cls) and issubclass(cls, base)
 
 
 def _check_same_data(
@@ -496,7 +648,7 @@ def _check_meta_keys(source: Source) -> None:
 
 
 def check_num_classes(model: nn.Module, cfg: Config, splits: Sequence[str]) -> None:
-    """Check that every head has as many classes as the data.
+    """Check that every head has as many classes as the data, and gives what is scored.
 
     Args:
         model (nn.Module): The detector.
@@ -504,8 +656,11 @@ def check_num_classes(model: nn.Module, cfg: Config, splits: Sequence[str]) -> N
         splits (Sequence[str]): Of 'train', 'val' and 'test', those to check.
 
     Raises:
-        ValueError: If a head has another number, with both and the key.
+        ValueError: If a head has another number, with both and the key; or if masks
+            are scored and the detector has nothing that makes masks.
     """
+    for split in splits:
+        _check_masks(model, cfg, split)
     for source in (source for split in splits for source in _all_sources(cfg, split)):
         number = len(source.classes)
         # other heads count otherwise: things and stuff, or words of a text
@@ -530,3 +685,17 @@ def check_num_classes(model: nn.Module, cfg: Config, splits: Sequence[str]) -> N
                     f'classes; set both to the same number: --cfg-options '
                     f'model.{name}.num_classes={number}'
                 )
+
+
+def _check_masks(model: nn.Module, cfg: Config, split: str) -> None:
+    """Check that a detector makes masks where they are scored."""
+    named = (f'{n} {type(m).__name__}'.lower() for n, m in model.named_modules())
+    if split == 'train' or any('mask' in name for name in named):
+        return
+    for key, evaluator in _evaluators(cfg, split):
+        metrics = evaluator.get('metric', ())
+        if issubclass(_metric_class(evaluator), CocoMetric) and 'segm' in metrics:
+            raise ValueError(
+                f'{key}.metric={metrics!r} scores masks, and the detector has no mask '
+                f"head; set it to 'bbox', or take a detector of masks"
+            )

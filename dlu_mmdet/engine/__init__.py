@@ -42,6 +42,7 @@ from .files import check_writable, print_anything, read_json, replacing
 from .hooks import Diverged, DivergenceHook, ResumeHook, read_divergence
 from .options import merge_options
 from .own_data import set_data
+from .param_groups import check_param_groups, refuse_unreached
 from .runner import build_runner, leave_together, lost_processes
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     'build_runner',
     'check_classes',
     'check_foreign',
+    'check_param_groups',
     'config_stem',
     'check_out',
     'check_packages',
@@ -80,6 +82,7 @@ __all__ = [
     'read_divergence',
     'read_dumped_config',
     'read_json',
+    'refuse_unreached',
     'replacing',
     'resume_latest',
     'set_data',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 from pathlib import Path
 
@@ -52,12 +53,32 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OptionsAction,
         default={},
         metavar='KEY=VALUE',
         help='override settings of the config, of every one where there are several, '
-        'as in model.neck.upsample_cfg.type=carafe; a list is key="[a,b]"',
+        'as in model.neck.upsample_cfg.type=carafe; a list is key="[a,b]", a dict '
+        '"key={\'a.b\': 1}"',
     )
+
+
+class OptionsAction(DictAction):
+    """mmengine's action for ``--cfg-options``, which takes a dict as a value too.
+
+    A dict is written as in Python, for keys that have a dot.
+    """
+
+    @staticmethod
+    def _parse_iterable(val: str) -> object:
+        """The value of one option."""
+        if not val.strip().startswith('{'):
+            return DictAction._parse_iterable(val)
+        try:
+            return ast.literal_eval(val.strip())
+        except (ValueError, SyntaxError) as error:
+            raise argparse.ArgumentError(
+                None, f'--cfg-options: {val} is not a dict of plain values ({error})'
+            ) from None
 
 
 def add_upsampler(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +19,24 @@ from mmengine.registry import Registry
 
 from ..necks import NECKS, with_upsampler
 from ..upsamplers import UPSAMPLERS, registered_name, upsampler_class
+
+# what a config of MMDetection 2 says, and where MMDetection 3 reads it
+_OF_VERSION_2 = {
+    'data': 'train_dataloader, val_dataloader and test_dataloader',
+    'optimizer': 'optim_wrapper.optimizer',
+    'optimizer_config': 'optim_wrapper.clip_grad',
+    'lr_config': 'param_scheduler',
+    'momentum_config': 'param_scheduler',
+    'runner': 'train_cfg',
+    'total_epochs': 'train_cfg.max_epochs',
+    'evaluation': 'val_evaluator and train_cfg.val_interval',
+    'checkpoint_config': 'default_hooks.checkpoint',
+    'log_config': 'default_hooks.logger',
+    'dist_params': 'env_cfg.dist_cfg',
+    'img_norm_cfg': 'model.data_preprocessor',
+}
+# of these, what may be a variable of another config
+_MAYBE_VARIABLES = ('data', 'optimizer', 'runner', 'img_norm_cfg')
 
 
 def read_config(name: str | os.PathLike) -> Config:
@@ -32,8 +51,16 @@ def read_config(name: str | os.PathLike) -> Config:
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is no text, as a power cut may leave it.
+        ValueError: If it is written for MMDetection 2, or is no text, as a power cut
+            may leave it.
     """
+    cfg = _read(name)
+    _refuse_version_2(name, cfg)
+    return cfg
+
+
+def _read(name: str | os.PathLike) -> Config:
+    """Read a file or a config of an installed package."""
     package, found, path = str(name).partition('::')
     if not found:
         if not Path(name).is_file():
@@ -179,6 +206,41 @@ def _strings(value: object, key: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, (list, tuple)):
         for index, inner in enumerate(value):
             yield from _strings(inner, f'{key}.{index}')
+
+
+def _refuse_version_2(name: str | os.PathLike, cfg: Config) -> None:
+    """Refuse a config of MMDetection 2; warn of what is left of one.
+
+    Raises:
+        ValueError: If no part of it is of MMDetection 3.
+    """
+    new = [k for k in cfg if k.endswith('_dataloader') or k == 'optim_wrapper']
+    old = [key for key in _OF_VERSION_2 if key in cfg and key not in _MAYBE_VARIABLES]
+    data = cfg.get('data')
+    if isinstance(data, dict):
+        only = ('samples_per_gpu', 'workers_per_gpu')
+        only = only if new else (*only, 'train', 'val', 'test')
+        old = ['data'] * any(key in data for key in only) + old
+    if not new:
+        # beside these the others are no variables
+        old += [key for key in _MAYBE_VARIABLES[1:] if key in cfg]
+    if not old:
+        return
+    moved = ', '.join(f'{key} is now {_OF_VERSION_2[key]}' for key in old[:4])
+    if not new:
+        raise ValueError(
+            f"config {name} is in MMDetection 2's form ({', '.join(old)}), which "
+            f'MMDetection 3 does not read ({moved}); take the config of the same '
+            f'detector from MMDetection 3, as in mmdet::retinanet/'
+            f'retinanet_r50_fpn_1x_coco.py, or rewrite it by '
+            f'https://mmdetection.readthedocs.io/en/latest/migration/'
+            f'config_migration.html'
+        )
+    warnings.warn(
+        f"config {name} has keys of MMDetection 2's form, which nothing reads, so "
+        f'they change nothing: {moved}',
+        stacklevel=3,
+    )
 
 
 def config_stem(name: str | os.PathLike) -> str:

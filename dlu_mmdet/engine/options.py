@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from ..datasets.checks import elsewhere, resolve
 from ..upsamplers import UPSAMPLERS
+from .param_groups import refuse_unreached
 
 # what Runner.from_cfg and the tools read; other variables of a file are gone into
 # these once it is resolved
@@ -42,16 +43,6 @@ _UNTYPED = {
     'env_cfg': ((), ('cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit')),
     'env_cfg.mp_cfg': ((set_multi_processing,), ()),
     'optim_wrapper.clip_grad': ((clip_grad_norm_, clip_grad_value_), ('type',)),
-    'optim_wrapper.paramwise_cfg': (
-        (),
-        (
-            'custom_keys',
-            *('bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'flat_decay_mult'),
-            *('dwconv_decay_mult', 'dcn_offset_lr_mult', 'bypass_duplicate'),
-            # of mmdet's constructor with learning rates that decay
-            *('decay_rate', 'decay_type', 'num_layers'),
-        ),
-    ),
     **{
         f'{split}_dataloader': (
             (DataLoader,),
@@ -65,8 +56,8 @@ _UNTYPED_ENDS = {
     'filter_cfg': ('filter_empty_gt', 'min_size', 'bbox_min_size'),
     'metainfo': ('classes', 'palette'),
 }
-# parts whose keys are names of modules, or are handed on as they are
-_FREE = ('optim_wrapper.paramwise_cfg.custom_keys', 'env_cfg.dist_cfg')
+# parts that are checked elsewhere, or are handed on as they are
+_FREE = ('optim_wrapper.paramwise_cfg', 'env_cfg.dist_cfg')
 # mmdet's own: a name such as LoadAnnotations is another class in mmcv's
 _REGISTRIES = [
     v
@@ -75,7 +66,7 @@ _REGISTRIES = [
 ]
 
 
-def merge_options(cfg: Config, options: Mapping) -> None:
+def merge_options(cfg: Config, options: Mapping, reach: bool = True) -> None:
     """Merge ``--cfg-options`` into a config, and see that each has an effect.
 
     A key may be new where the class that its part of the config names has such an
@@ -84,11 +75,14 @@ def merge_options(cfg: Config, options: Mapping) -> None:
     Args:
         cfg (Config): Complete; changed in place.
         options (Mapping): By dotted key, the values.
+        reach (bool): Whether options for groups of parameters must reach one, see
+            :func:`~dlu_mmdet.engine.param_groups.refuse_unreached`. Defaults to True.
 
     Raises:
         ValueError: If a key is not in the config and no argument of its part, or is
             a variable of the file that nothing reads any more; the message names
-            keys that would work. Or if a key goes where the config has no such part.
+            keys that would work. Or if a key goes where the config has no such part,
+            or reaches no parameter.
     """
     before = dict(_nodes(cfg._cfg_dict))
     try:
@@ -102,10 +96,11 @@ def merge_options(cfg: Config, options: Mapping) -> None:
     read = _READ
     if cfg.get('runner_type') == 'FlexibleRunner':
         read = _READ | {'strategy'}
-    for key, value in options.items():
-        parts = key.split('.')
+    after = dict(_nodes(cfg._cfg_dict))
+    for parts, value in _leaves(options):
+        key = '.'.join(parts)
         known = key in before
-        if parts[0] in read and (known or _is_accepted(cfg, parts, before)):
+        if parts[0] in read and (known or _is_accepted(parts, before, after)):
             continue
         why = (
             'is a variable of the file, which nothing reads once the file is resolved'
@@ -118,6 +113,8 @@ def merge_options(cfg: Config, options: Mapping) -> None:
             f'--cfg-options {key}={value}: this key {why}, so it would change '
             f'nothing{hint}. What a class of your own reads can be set in a config file'
         )
+    if reach:
+        refuse_unreached([cfg], options)
 
 
 def _nodes(value: object, prefix: str = '') -> Iterator[tuple[str, object]]:
@@ -134,29 +131,52 @@ def _nodes(value: object, prefix: str = '') -> Iterator[tuple[str, object]]:
         yield from _nodes(inner, key)
 
 
-def _is_accepted(cfg: Config, parts: Sequence[str], before: Mapping) -> bool:
-    """Whether the part that a new key is in takes it."""
+def _leaves(
+    options: Mapping, prefix: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Options by the parts of their keys, those inside dicts one by one."""
+    for key, value in options.items():
+        # a name inside a dict may have dots of its own
+        parts = (*prefix, key) if prefix else tuple(key.split('.'))
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, parts)
+        else:
+            yield parts, value
+
+
+def _is_accepted(parts: Sequence[str], before: Mapping, after: Mapping) -> bool:
+    """Whether the parts that a new key is in, and makes, take it."""
     depth = next(i for i in range(len(parts)) if '.'.join(parts[: i + 1]) not in before)
-    name, where = parts[depth], '.'.join(parts[:depth])
-    if not depth or name == '_delete_' or not before[where]:
+    if not depth or not before['.'.join(parts[:depth])]:
         return True
-    if f'{where}.'.startswith(tuple(f'{free}.' for free in _FREE)):
+    inner = [_takes(parts[: i + 1], after) for i in range(depth, len(parts))]
+    return bool(inner[0]) and False not in inner
+
+
+def _takes(parts: Sequence[str], after: Mapping) -> bool | None:
+    """Whether a part of a config takes a key; None if nothing says what it takes."""
+    *inside, name = parts
+    where = '.'.join(inside)
+    free = tuple(f'{key}.' for key in _FREE)
+    if name in ('_delete_', 'type') or f'{where}.'.startswith(free):
         return True
-    part = dict(_nodes(cfg._cfg_dict))[where]
+    part = after.get(where)
+    if not isinstance(part, Mapping):
+        return None
     if 'type' in part:
-        classes = [_find(part['type'], parts[depth - 1])]
+        classes = [_find(part['type'], inside[-1])]
         others = _UNTYPED.get(where, ((), ()))[1]
         if None in classes:
             # mmengine says of an unknown type that it is unknown
             return True
     elif where == 'default_hooks':
-        return isinstance(part[name], Mapping)
+        return isinstance(part[name], Mapping) and 'type' in part[name]
     elif where in _UNTYPED:
         classes, others = _UNTYPED[where]
-    elif parts[depth - 1] in _UNTYPED_ENDS:
-        classes, others = (), _UNTYPED_ENDS[parts[depth - 1]]
+    elif inside[-1] in _UNTYPED_ENDS:
+        classes, others = (), _UNTYPED_ENDS[inside[-1]]
     else:
-        return False
+        return None
     accepted = [_arguments(cls) for cls in classes]
     return None in accepted or name in {*others, *(n for a in accepted for n in a)}
 

@@ -17,6 +17,8 @@ from ..datasets import check_data, check_num_classes
 from ..datasets.transforms import name_images
 from .checkpoint import use_safe_loaders
 from .hooks import DivergenceHook, ResumeHook
+from .loops import check_lengths, check_loops
+from .param_groups import check_param_groups
 
 # what gloo and NCCL say where the other end of a connection is gone
 _LOST = re.compile(
@@ -81,11 +83,15 @@ def build_runner(cfg: Config, mode: str) -> Runner:
         FileNotFoundError: If data are missing.
         ValueError: If the data cannot be used with the config, see
             :func:`~dlu_mmdet.datasets.check_data` and
-            :func:`~dlu_mmdet.datasets.check_num_classes`.
+            :func:`~dlu_mmdet.datasets.check_num_classes`; if a loop would do nothing,
+            see :func:`~dlu_mmdet.engine.loops.check_loops`, or a setting, see
+            :func:`~dlu_mmdet.engine.param_groups.check_param_groups`.
     """
     use_safe_loaders()
     name_images()
     splits = ('train', 'val') if mode == 'train' else ('test',)
+    if mode == 'train':
+        check_lengths(cfg)
     check_data(cfg, splits)
     for split in ('train', 'val', 'test'):
         loader = cfg.get(f'{split}_dataloader')
@@ -111,4 +117,6 @@ def build_runner(cfg: Config, mode: str) -> Runner:
         # not in the config, which the run leaves for tools that have no such hooks
         runner.register_hook(DivergenceHook())
         runner.register_hook(ResumeHook())
+        check_param_groups(runner.model, cfg)
+    check_loops(runner, mode)
     return runner

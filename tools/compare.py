@@ -20,6 +20,7 @@ from dlu_mmdet.engine import (
     add_cfg_options,
     add_data,
     add_training_arguments,
+    data_arguments,
     print_anything,
     upsampler_argument,
 )
@@ -403,7 +404,7 @@ def main() -> int:
         args.cfg_options,
         launch,
         args.upsamplers,
-        args.data,
+        data_arguments(args, args.work_dir),
     )
     check_baseline(planned, args.baseline)
     if args.report_only:

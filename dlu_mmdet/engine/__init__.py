@@ -17,6 +17,7 @@ from .cli import (
     add_data,
     add_training_arguments,
     add_upsampler,
+    data_arguments,
     enable_amp,
     load_config,
     upsampler_argument,
@@ -33,11 +34,12 @@ from .export import (
 )
 from .files import check_writable, print_anything, replacing
 from .options import merge_options
-from .own_data import set_data
+from .own_data import SPLIT_FOLDER, set_data
 from .runner import build_runner, leave_together, lost_processes
 
 __all__ = [
     'PARTS',
+    'SPLIT_FOLDER',
     'CheckpointGuardHook',
     'add_cfg_options',
     'add_config_arguments',
@@ -52,6 +54,7 @@ __all__ = [
     'check_state_dict',
     'check_writable',
     'choose_part',
+    'data_arguments',
     'describe',
     'enable_amp',
     'export_onnx',

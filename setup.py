@@ -168,7 +168,7 @@ setup(
     install_requires=['torch>=2.1'],
     extras_require={
         name: requirements(name)
-        for name in ('onedl', 'openmmlab', 'export', 'slurm', 'test')
+        for name in ('onedl', 'openmmlab', 'convert', 'export', 'slurm', 'test')
     },
     entry_points=dict(console_scripts=['dlu_mmdet = dlu_mmdet.__main__:main']),
     **arguments,

@@ -137,7 +137,7 @@ def test_the_way_of_a_stranger(shapes_root, tmp_path):
     config, checkpoint = work_dir / OWN.name, work_dir / 'epoch_2.pth'
     told = run('tools/test.py', config, checkpoint, '--work-dir', tmp_path / 'test')
     assert 'coco/bbox_mAP: ' in told.stdout
-    planned = runs.plan([OWN], [0], tmp_path / 'c', data=shapes_root)
+    planned = runs.plan([OWN], [0], tmp_path / 'c', data=dict(root=shapes_root))
     assert planned[0].cfg.train_dataloader.dataset.data_root == f'{shapes_root}/'
 
 

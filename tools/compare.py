@@ -22,6 +22,7 @@ from dlu_mmdet.engine import (
     add_cfg_options,
     add_data,
     add_training_arguments,
+    data_arguments,
     print_anything,
     upsampler_argument,
     use_safe_loaders,
@@ -503,7 +504,7 @@ def work(args: argparse.Namespace, children: runs.Children) -> int:
         args.cfg_options,
         launch,
         args.upsamplers,
-        args.data,
+        data_arguments(args, args.work_dir),
     )
     check_baseline(planned, args.baseline)
     if args.report_only:

@@ -29,6 +29,7 @@ from mmengine.config import Config
 from ..datasets.annotations import COCO
 from ..datasets.checks import check_data, coco_evaluators, sources
 from ..engine import (
+    SPLIT_FOLDER,
     build_runner,
     check_foreign,
     config_stem,
@@ -251,7 +252,7 @@ def plan(
     options: Mapping | None = None,
     launch: Launch = Launch(),
     upsamplers: Sequence[dict | None] = (None,),
-    data: str | Path | None = None,
+    data: Mapping | None = None,
 ) -> list[Run]:
     """List the runs of a comparison, seed by seed.
 
@@ -266,8 +267,8 @@ def plan(
         upsamplers (Sequence[dict | None]): What every config's neck upsamples with
             in turn, as ``upsample_cfg``; None leaves a config as it is. Defaults to
             that alone.
-        data (str | Path, optional): A folder in the place of every config's data, see
-            :func:`~dlu_mmdet.engine.set_data`.
+        data (Mapping, optional): Arguments of :func:`~dlu_mmdet.engine.set_data`, to
+            take a folder in the place of every config's data.
 
     Returns:
         list[Run]: Every config and upsampler with every seed.
@@ -286,7 +287,7 @@ def plan(
         for upsampler in upsamplers:
             cfg = read_config(config)
             if data:
-                set_data(cfg, data)
+                set_data(cfg, **data)
             if upsampler:
                 set_upsampler(cfg, upsampler)
             # an upsampler without parameters may stand beside one that has them
@@ -538,7 +539,7 @@ def _check_work_dir(
                     f'{work_dir} holds a comparison with {key} {", ".join(left)} '
                     f'too; name them as well, or another --work-dir'
                 )
-    elif work_dir.exists() and any(work_dir.iterdir()):
+    elif work_dir.exists() and any(p.name != SPLIT_FOLDER for p in work_dir.iterdir()):
         raise ValueError(
             f'{work_dir} is not empty and holds no comparison; name another --work-dir'
         )

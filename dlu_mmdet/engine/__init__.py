@@ -17,6 +17,7 @@ from .cli import (
     add_data,
     add_training_arguments,
     add_upsampler,
+    data_arguments,
     enable_amp,
     load_config,
     upsampler_argument,
@@ -41,12 +42,13 @@ from .export import (
 from .files import check_writable, print_anything, read_json, replacing
 from .hooks import Diverged, DivergenceHook, ResumeHook, read_divergence
 from .options import merge_options
-from .own_data import set_data
+from .own_data import SPLIT_FOLDER, set_data
 from .param_groups import check_param_groups, refuse_unreached
 from .runner import build_runner, leave_together, lost_processes
 
 __all__ = [
     'PARTS',
+    'SPLIT_FOLDER',
     'CheckpointGuardHook',
     'Diverged',
     'DivergenceHook',
@@ -66,6 +68,7 @@ __all__ = [
     'check_state_dict',
     'check_writable',
     'choose_part',
+    'data_arguments',
     'describe',
     'enable_amp',
     'export_onnx',

@@ -12,7 +12,7 @@ from mmengine.config import Config, DictAction
 from ..upsamplers import UPSAMPLERS
 from .configs import config_stem, parse_upsampler, read_config, set_upsampler
 from .options import merge_options
-from .own_data import set_data
+from .own_data import set_data, split_data
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """Add ``--data``."""
+    """Add ``--data`` and the flags that name or split its annotation files."""
     parser.add_argument(
         '--data',
         metavar='FOLDER',
@@ -46,6 +46,63 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         'FOLDER/annotations/instances_{train,val}.json and FOLDER/{train,val}/, or '
         'alike; classes are taken from the former',
     )
+    for split, what in (('train', 'training'), ('val', 'validation')):
+        parser.add_argument(
+            f'--{split}-json',
+            metavar='FILE',
+            help=f'annotation file of --data for {what}, where its name does not tell',
+        )
+    parser.add_argument(
+        '--val-fraction',
+        type=float,
+        metavar='SHARE',
+        help='split one annotation file of --data by image, about the same share of '
+        'every class, as in 0.2; the two files are written into the work directory',
+    )
+    parser.add_argument(
+        '--split-seed',
+        type=int,
+        metavar='SEED',
+        help='seed of --val-fraction (default: 0)',
+    )
+
+
+def data_arguments(args: argparse.Namespace, work_dir: str | os.PathLike) -> dict:
+    """The arguments of :func:`set_data`; ``--val-fraction`` splits the file here.
+
+    Args:
+        args (Namespace): What :func:`add_data` added.
+        work_dir (str | PathLike): Where the two parts are written.
+
+    Returns:
+        dict: Empty without ``--data``.
+
+    Raises:
+        FileNotFoundError: If a folder or a file does not exist.
+        ValueError: If flags do not go together, or a value is wrong.
+    """
+    flags = ('train_json', 'val_json', 'val_fraction', 'split_seed')
+    given = {key: getattr(args, key) for key in flags if getattr(args, key) is not None}
+    names = {key: f'--{key.replace("_", "-")}' for key in given}
+    if not args.data:
+        if given:
+            raise ValueError(
+                f'{", ".join(names.values())} must have --data FOLDER, the folder of '
+                f'the images'
+            )
+        return {}
+    if 'val_fraction' not in given:
+        if 'split_seed' in given:
+            raise ValueError('--split-seed must have --val-fraction, as in 0.2')
+        return dict(root=args.data, **given)
+    if 'val_json' in given:
+        raise ValueError(
+            f'--val-fraction takes validation images from the training file, and '
+            f'--val-json {args.val_json} names others; leave out one of them'
+        )
+    fraction, seed = given['val_fraction'], given.get('split_seed', 0)
+    files = split_data(args.data, args.train_json, fraction, seed, work_dir)
+    return dict(root=args.data, **files)
 
 
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
@@ -134,15 +191,17 @@ def load_config(args: argparse.Namespace) -> Config:
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
-    if args.data:
-        set_data(cfg, args.data)
+    work_dir = (
+        args.work_dir
+        or args.cfg_options.get('work_dir')
+        or cfg.get('work_dir')
+        or str(Path('work_dirs', config_stem(args.config)))
+    )
+    if data := data_arguments(args, work_dir):
+        set_data(cfg, **data)
     if args.upsampler:
         set_upsampler(cfg, args.upsampler)
     merge_options(cfg, args.cfg_options)
     cfg.launcher = args.launcher
-    cfg.work_dir = (
-        args.work_dir
-        or cfg.get('work_dir')
-        or str(Path('work_dirs', config_stem(args.config)))
-    )
+    cfg.work_dir = work_dir
     return cfg

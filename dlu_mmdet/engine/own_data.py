@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
-import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from mmdet.datasets import CocoPanopticDataset
 from mmengine.config import Config
 
-from ..datasets import annotations
+from ..datasets import annotations, formats
 from ..datasets.checks import coco_evaluators, sources
+from ..datasets.formats import words
+from ..datasets.split import check_split, describe_parts, split_images
+from .files import replacing
 
 #: Words in a file's path that tell its split.
-SPLITS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation')}
+SPLITS = {split: formats.SPLITS[split] for split in ('train', 'val')}
+#: Folder in a work directory for the files of ``--val-fraction``.
+SPLIT_FOLDER = 'split'
+# names of files in a message, and files that are opened to find the usable ones
+_LISTED, _OPENED = 6, 50
 
 
-def set_data(cfg: Config, root: str | os.PathLike) -> None:
+def set_data(
+    cfg: Config,
+    root: str | os.PathLike,
+    train_json: str | os.PathLike | None = None,
+    val_json: str | os.PathLike | None = None,
+) -> None:
     """Take a folder's data in the place of a config's, so that the config is complete.
 
     The folder has an annotation file in COCO's format for training and one for
@@ -30,18 +43,29 @@ def set_data(cfg: Config, root: str | os.PathLike) -> None:
         cfg (Config): Changed in place: data sets, evaluators, and every
             ``num_classes`` of the model that is the number of the config's classes.
         root (str | PathLike): The folder.
+        train_json (str | PathLike, optional): The annotation file for training, where
+            the folder's names do not tell. Images are looked for in the folder.
+        val_json (str | PathLike, optional): The one for validation.
 
     Raises:
         FileNotFoundError: If the folder, an annotation file or the first image that
             it lists is not there.
-        ValueError: If several files may be meant, or the config's own data are not
-            one set in COCO's format.
+        ValueError: If several files may be meant, the two files are one, the folder has
+            another format, or the config's own data are not one set in COCO's format.
     """
-    root = Path(root)
-    if not root.is_dir():
-        raise FileNotFoundError(f'--data {root} is no folder')
-    files = {split: _annotation_file(root, split) for split in SPLITS}
-    contents = {split: annotations.read(root / files[split]) for split in SPLITS}
+    root = _folder(root)
+    given = {'train': train_json, 'val': val_json}
+    named = {split: _named(root, file) for split, file in given.items() if file}
+    files = {
+        split: named.get(split) or _annotation_file(root, split, named)
+        for split in SPLITS
+    }
+    if os.path.samefile(root / files['train'], root / files['val']):
+        raise ValueError(
+            f'--data {root}: {files["train"]} is named for training and for '
+            f'validation; add --val-fraction 0.2 without --val-json to split it'
+        )
+    contents = {split: _read(root / files[split]) for split in SPLITS}
     classes = [category['name'] for category in contents['train']['categories']]
     if not classes:
         raise ValueError(f'{root / files["train"]} has no categories; add them')
@@ -82,27 +106,172 @@ def _only_source(cfg: Config, split: str):
     return found[0]
 
 
-def _words(path: Path) -> list[str]:
-    """A path's words, in small letters."""
-    return re.findall('[a-z]+', str(path).lower())
+def split_data(
+    root: str | os.PathLike,
+    train_json: str | os.PathLike | None,
+    fraction: float,
+    seed: int,
+    work_dir: str | os.PathLike,
+) -> dict[str, str]:
+    """Split the annotation file of a folder for ``--val-fraction``, and say so.
+
+    Args:
+        root (str | PathLike): The folder of the images.
+        train_json (str | PathLike, optional): The file; by default the only one.
+        fraction (float): The share of the images to validate on.
+        seed (int): Seed of the choice.
+        work_dir (str | PathLike): Two files are written into its folder ``split``.
+
+    Returns:
+        dict[str, str]: ``train_json`` and ``val_json`` of :func:`set_data`.
+
+    Raises:
+        FileNotFoundError: If the folder, the file or its images are not there.
+        ValueError: If the file cannot be split so, or the folder already holds
+            another split.
+    """
+    check_split(fraction, seed)
+    root = _folder(root)
+    file = _only_file(root) if train_json is None else _named(root, train_json)
+    content = _read(root / file)
+    images = Path(_image_folder(root, file, content))
+    # the new files lie elsewhere, so their names start from the root
+    content['images'] = [
+        dict(image, file_name=(images / image['file_name']).as_posix())
+        for image in content['images']
+    ]
+    parts = dict(zip(SPLITS, split_images(content, fraction, seed)))
+    folder, written = Path(work_dir, SPLIT_FOLDER), {}
+    for split, part in parts.items():
+        path = Path(os.path.abspath(folder / f'{split}.json'))
+        text = json.dumps(part)
+        if path.exists() and path.read_text(encoding='utf-8') != text:
+            raise ValueError(
+                f'{path} holds another split, of other annotations, --val-fraction or '
+                f'--split-seed; name another --work-dir, or remove the old run'
+            )
+        written[f'{split}_json'] = str(path)
+        if not path.exists():
+            with replacing(path) as partial:
+                partial.write_text(text, encoding='utf-8')
+    # one line, not one a process
+    if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
+        print(
+            f'split {root / file} by --val-fraction {fraction:g}, --split-seed {seed}: '
+            f'{describe_parts(parts)}; written to {folder}',
+            flush=True,
+        )
+    return written
 
 
-def _annotation_file(root: Path, split: str) -> str:
-    """The annotation file of a split, as a path in the folder."""
-    files = sorted(
+def _folder(root: str | os.PathLike) -> Path:
+    root = Path(root)
+    if root.is_dir():
+        return root
+    told = formats.advice(root) if root.is_file() else ''
+    raise FileNotFoundError(f'--data {root} {told or "is no folder"}')
+
+
+def _named(root: Path, file: str | os.PathLike) -> str:
+    """A named annotation file: inside the folder as a path in it, else a whole one."""
+    for path in (Path(file), root / file):
+        if path.is_file():
+            whole, base = Path(os.path.abspath(path)), Path(os.path.abspath(root))
+            if whole.is_relative_to(base):
+                return whole.relative_to(base).as_posix()
+            return str(whole)
+    raise FileNotFoundError(
+        f'the annotation file {file} exists neither here nor in --data {root}; '
+        f'name another with --train-json or --val-json'
+    )
+
+
+def _read(path: Path) -> dict:
+    """A COCO file of objects; the error names another format."""
+    kind = formats.json_kind(path)
+    try:
+        content = annotations.read(path)
+    except ValueError as error:
+        if kind:
+            raise ValueError(f'{path} is {kind}') from error
+        raise
+    if 'LVIS' in kind:
+        raise ValueError(f'{path} is {kind}')
+    return content
+
+
+def _json_files(root: Path) -> list[Path]:
+    """The JSON files of a folder and of its own folders, as paths in it."""
+    return sorted(
         p.relative_to(root) for p in (*root.glob('*.json'), *root.glob('*/*.json'))
     )
-    found = [path for path in files if {*_words(path)} & {*SPLITS[split]}]
+
+
+def _of_split(files: list[Path], split: str) -> list[Path]:
+    """The files whose path has the word of a split."""
+    found = [path for path in files if words(path) & {*SPLITS[split]}]
     # beside those of objects COCO has captions and keypoints
-    found = [p for p in found if p.name.startswith('instances')] or found
+    return [p for p in found if p.name.startswith('instances')] or found
+
+
+def _annotation_file(root: Path, split: str, named: Mapping[str, str]) -> str:
+    """The annotation file of a split, as a path in the folder."""
+    files = [p for p in _json_files(root) if p.as_posix() not in named.values()]
+    found = _of_split(files, split)
     if len(found) == 1:
         return found[0].as_posix()
-    names = ', '.join(path.as_posix() for path in found or files) or 'no .json'
+    (other,) = {*SPLITS} - {split}
+    taken = _of_split(files, other)
+    usable = _usable(root, found or [p for p in files if p not in taken])
+    if found and len(usable) == 1:
+        return usable[0].as_posix()
+    has_other = bool(taken or named)
+    if not (usable or has_other) and (told := formats.advice(root)):
+        raise ValueError(f'--data {root} {told}')
+    advice = []
+    if usable and (found or has_other or len(usable) > 1):
+        advice += [f'name it: --{split}-json {shlex.quote(str(root / usable[0]))}']
+    if (has_other and split == 'val') or (len(usable) == 1 and not has_other):
+        advice += ['split the file for training: --val-fraction 0.2']
+    advice = ', or '.join(advice) or 'name it: --train-json FILE, --val-json FILE'
     raise (ValueError if found else FileNotFoundError)(
         f"--data {root} must have one annotation file in COCO's format with the word "
         f'{" or ".join(SPLITS[split])} in its path, in the folder or in a folder of '
-        f'it, and has {names}; rename it, or write a config, see docs/own-data.md'
+        f'it, and has {_names(found or files)}; {advice}'
     )
+
+
+def _usable(root: Path, files: list[Path]) -> list[Path]:
+    # a file for each image is another format
+    return [p for p in files[:_OPENED] if formats.looks_like_coco(root / p)]
+
+
+def _only_file(root: Path) -> str:
+    """The annotation file that ``--val-fraction`` splits."""
+    files = _json_files(root)
+    train, val = (_of_split(files, split) for split in SPLITS)
+    usable = train if train and not val else files
+    usable = _usable(root, usable)
+    if len(usable) == 1:
+        return usable[0].as_posix()
+    if not usable and (told := formats.advice(root)):
+        raise ValueError(f'--data {root} {told}')
+    if usable:
+        flag = f'--train-json {shlex.quote(str(root / (train or usable)[0]))}'
+        raise ValueError(
+            f'--val-fraction splits one annotation file, and --data {root} has '
+            f'{_names(usable)}; name the one to split, as in {flag}'
+        )
+    raise FileNotFoundError(
+        f"--data {root} has no annotation file in COCO's format, and has "
+        f'{_names(files)}; name it with --train-json'
+    )
+
+
+def _names(files: list[Path]) -> str:
+    shown = ', '.join(path.as_posix() for path in files[:_LISTED]) or 'no .json'
+    more = len(files) - _LISTED
+    return f'{shown} and {more} more' if more > 0 else shown
 
 
 def _image_folder(root: Path, file: str, content: Mapping) -> str:
@@ -110,13 +279,16 @@ def _image_folder(root: Path, file: str, content: Mapping) -> str:
     if not content['images']:
         raise ValueError(f'{root / file} lists no images; use another file')
     first, path = content['images'][0]['file_name'], Path(file)
-    split = path.stem.removeprefix('instances_')
-    names = [
-        split,
-        *next(words for words in SPLITS.values() if {*_words(path)} & {*words}),
-    ]
-    folders = [path.parent, *map(Path, names)]
-    folders += [Path('images', name) for name in names] + [Path('images'), Path()]
+    known = [names for names in SPLITS.values() if words(path) & {*names}]
+    names = [path.stem.removeprefix('instances_'), *(known or [('train',)])[0]]
+    folders = list(map(Path, names)) + [Path('images', name) for name in names]
+    # CVAT's and FiftyOne's
+    folders += [Path('images'), Path('data'), Path()]
+    if not path.is_absolute():
+        inside = [path.parent, path.parent / 'images', path.parent / 'data']
+        folders = inside + folders
+        if len(path.parts) > 2:
+            folders += [path.parents[1] / folder for folder in folders]
     for folder in folders:
         if (root / folder / first).is_file():
             return f'{folder.as_posix()}/'

@@ -547,6 +547,7 @@ def test_bad_tensors_raise_in_the_extension_too(device, change, message):
 
 
 @needs_ops
+@needs_later_torch
 @pytest.mark.parametrize('name', library._SCHEMAS)
 def test_fake_and_meta_tensors_are_checked_alike(name):
     """Every operator, for every argument: what fails when it runs fails before."""

@@ -164,6 +164,30 @@ def test_bad_input(folders, tmp_path):
         Across({'cells': read_results(folders[1])}, 'carafe')
 
 
+def test_results_of_other_data_are_not_averaged(folders):
+    """By the hashes that each result has, wherever its data lay."""
+    files = [folders[0] / 'dlu' / f'seed{seed}' / 'result.json' for seed in (0, 1)]
+    key = 'val_evaluator.ann_file'
+    for file, hashed in zip(files, ('1', '1')):
+        content = json.loads(file.read_text())
+        content['inputs'] = {key: f'/{file.parent.name}/val.json (sha256 {hashed})'}
+        file.write_text(json.dumps(content))
+    assert len(read_results(folders[0])) == 6
+    content['inputs'][key] = '/data/val.json (sha256 2)'
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f'seed0.*seed1.* other data(.|\n)*{key}'):
+        read_results(folders[0])
+
+
+def test_a_result_that_diverged_is_left_out(folders):
+    file = folders[0] / 'dlu' / 'seed1' / 'result.json'
+    content = json.loads(file.read_text())
+    content['diverged'] = dict(iteration=31, reason='the loss is nan')
+    file.write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match='seed1.*diverged'):
+        assert len(read_results(folders[0])) == 5
+
+
 def test_two_folders_of_one_name(folders, monkeypatch):
     monkeypatch.setattr('sys.argv', ['summarize.py', *map(str, folders[:1] * 2)])
     with pytest.raises(ValueError, match='two folders are called shapes; .* rename'):

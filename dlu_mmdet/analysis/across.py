@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+from .inputs import data_hashes, differing
 from .report import new_figure
 from .runs import divergence
 from .significance import LEVEL, Difference, holm, seed_difference
@@ -34,7 +35,8 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
 
     Raises:
         FileNotFoundError: If there is no folder, or no result in it.
-        ValueError: If two files hold the same upsampler and seed, or one is damaged.
+        ValueError: If two files hold the same upsampler and seed, or are of other data,
+            or one is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -44,6 +46,7 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
         )
     found: dict[tuple[str, int], dict] = {}
     files: dict[tuple[str, int], Path] = {}
+    hashes: dict[Path, dict[str, str]] = {}
     for file in sorted(folder.rglob('*.json')):
         try:
             content = json.loads(file.read_text(encoding='utf-8'))
@@ -68,6 +71,16 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
                 f'{files[key]} and {file} both hold {key[0]} with seed {key[1]}; keep '
                 f'the results of one data set and detector to a folder'
             )
+        data = data_hashes(content.get('inputs') or {})
+        for other, known in hashes.items():
+            # detectors may read other parts of it
+            common = sorted(data.keys() & known.keys())
+            if lines := differing(*({k: d[k] for k in common} for d in (known, data))):
+                raise ValueError(
+                    f'{other} and {file} are of other data; keep the results of one '
+                    f'data set to a folder. They differ in\n{lines}'
+                )
+        hashes[file] = data
         found[key], files[key] = content, file
     if not found:
         raise FileNotFoundError(

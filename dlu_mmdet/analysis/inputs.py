@@ -88,6 +88,11 @@ def _get(cfg: Config, key: str) -> object:
     return value
 
 
+def data_hashes(found: Mapping[str, str]) -> dict[str, str]:
+    """The hashes of data in a :func:`fingerprint`, without the paths."""
+    return {k: v.rpartition(' (')[2] for k, v in found.items() if k.startswith(DATA)}
+
+
 def image_names(ann_file: str | os.PathLike) -> list[str]:
     """The file names in a COCO annotation file.
 

@@ -151,6 +151,16 @@ def test_tests_that_are_killed_are_counted(check, monkeypatch):
     assert step.table == '- test_b[cuda-2]'
 
 
+@pytest.mark.parametrize('kind', ['tests', 'timings'])
+def test_no_time_is_left(check, kind):
+    check.end = 0
+    arguments = dict(tests=('x', 'y'), timings=('float32', 'nchw'))[kind]
+    step = check.step(
+        make_step(lambda *args: getattr(gpu_check, kind)(*args, *arguments))
+    )
+    assert step.status == 'out of time' and step.sentence
+
+
 def test_a_step_that_fails_or_hangs_does_not_end_the_run(check, capsys):
     def hang(check, step):
         step.end = 0

@@ -380,7 +380,7 @@ def tests(check: Check, step: Step, file: str, select: str) -> str:
     finally:
         # also of a run that was killed
         log = check.out / f'{step.name}.log'
-        lines = log.read_text(errors='replace').splitlines()
+        lines = log.read_text().splitlines() if log.exists() else []
         ended = [line for line in lines if '%]' in line]
         counts = {
             word.lower(): sum(word in line for line in ended)
@@ -413,8 +413,8 @@ def timings(check: Check, step: Step, dtype: str, layout: str) -> str:
     try:
         check.run(step, command)
     finally:
-        # also of a run that was killed
-        if file.exists():
+        # also of a run that was killed, unless while it wrote
+        with suppress(FileNotFoundError, json.JSONDecodeError):
             kept = json.loads(file.read_text())
             step.table = timing_table(kept['rows'])
             step.sentence = (

@@ -65,7 +65,8 @@ def test_without_a_gpu_it_says_so():
 
 
 def test_a_rehearsal_prints_and_packs_every_step(tmp_path):
-    names = ['facts', 'operators', 'counters-float32', 'racecheck', 'rebuild']
+    names = ['operators', 'timings-float32-channels_last', 'counters-float32']
+    names += ['racecheck', 'rebuild']
     archive = tmp_path / 'a.tar.gz'
     output = run(
         *(TOOL, '--rehearse', '--out', tmp_path / 'out', '--archive', archive),
@@ -75,6 +76,7 @@ def test_a_rehearsal_prints_and_packs_every_step(tmp_path):
     assert {name for name, status in statuses if status == 'ok'} == set(names[:-1])
     assert dict(statuses)['rebuild'] == 'cannot run'
     assert '| dlu_mmdet::dlu_backward_kernels |' in output
+    assert output.count('\n| dlu, fused f+b |') == 1
     with tarfile.open(archive) as tar:
         packed = {Path(name).name for name in tar.getnames()}
     assert {'report.md', 'operators.log', 'racecheck.log'} <= packed
@@ -97,7 +99,7 @@ def test_a_killed_run_keeps_what_it_has(tmp_path):
     assert not any(Path(f'/proc/{child}').exists() for child in found)
     with tarfile.open(archive) as tar:
         report = tar.extractfile('out/report.md').read().decode()
-    assert '## facts: ok' in report
+    assert '## facts: ok' in report and '## parity: out of time' in report
 
 
 def test_operators_load_without_mmdet(check, tmp_path, monkeypatch):
@@ -147,6 +149,16 @@ def test_tests_that_are_killed_are_counted(check, monkeypatch):
     step = check.step(make_step(lambda *args: gpu_check.tests(*args, 'x', 'y')))
     assert (step.status, step.sentence) == ('out of time', '2 passed, 1 failed')
     assert step.table == '- test_b[cuda-2]'
+
+
+@pytest.mark.parametrize('kind', ['tests', 'timings'])
+def test_no_time_is_left(check, kind):
+    check.end = 0
+    arguments = dict(tests=('x', 'y'), timings=('float32', 'nchw'))[kind]
+    step = check.step(
+        make_step(lambda *args: getattr(gpu_check, kind)(*args, *arguments))
+    )
+    assert step.status == 'out of time' and step.sentence
 
 
 def test_a_step_that_fails_or_hangs_does_not_end_the_run(check, capsys):

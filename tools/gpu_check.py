@@ -136,6 +136,7 @@ class Check:
         self.out, self.device, self.archive = out, device, archive
         self.rehearses = device == 'cpu'
         self.end = time.monotonic() + seconds
+        self.stopped = False
         self.loads = True  # the library of the operators
         self.finished: list[Step] = []
         self.running: set[subprocess.Popen] = set()
@@ -176,7 +177,7 @@ class Check:
             TimeoutExpired: If it was killed, with all that it started.
         """
         left = min(step.end, self.end) - time.monotonic()
-        if left < 1:
+        if self.stopped or left < 1:
             raise subprocess.TimeoutExpired(command, 0)
         paths = filter(None, [str(self.alone), os.environ.get('PYTHONPATH')])
         environment['PYTHONPATH'] = os.pathsep.join(paths)
@@ -197,12 +198,14 @@ class Check:
             )
             self.running.add(process)
             try:
-                status = process.wait(left)
+                status = process.wait(0 if self.stopped else left)
             finally:
                 self.running.discard(process)
                 if process.returncode is None:
                     os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
+        if self.stopped:
+            raise subprocess.TimeoutExpired(command, left)
         output = log.read_bytes()[before:].decode(errors='replace')
         if status not in ok:
             raise subprocess.CalledProcessError(status, command, output)
@@ -248,15 +251,12 @@ class Check:
         except OSError as error:  # what is printed is worth having alone
             print(f'{self.archive}: {error}', file=sys.stderr)
 
-    def kill(self, *_: object) -> None:
-        """End at once, as a signal asks, with all that was started."""
+    def stop(self, *_: object) -> None:
+        """Kill what runs, as a signal asks; the step reports what it has."""
+        self.stopped = True
         for process in self.running.copy():
-            # it may end by itself, or the thread that started it may wait for it
-            with suppress(ProcessLookupError, ChildProcessError):
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-                os.waitpid(process.pid, 0)
-        self._pack()
-        os._exit(1)
 
     def need_operators(self) -> None:
         if not self.loads:
@@ -380,7 +380,7 @@ def tests(check: Check, step: Step, file: str, select: str) -> str:
     finally:
         # also of a run that was killed
         log = check.out / f'{step.name}.log'
-        lines = log.read_text(errors='replace').splitlines()
+        lines = log.read_text().splitlines() if log.exists() else []
         ended = [line for line in lines if '%]' in line]
         counts = {
             word.lower(): sum(word in line for line in ended)
@@ -413,8 +413,8 @@ def timings(check: Check, step: Step, dtype: str, layout: str) -> str:
     try:
         check.run(step, command)
     finally:
-        # also of a run that was killed
-        if file.exists():
+        # also of a run that was killed, unless while it wrote
+        with suppress(FileNotFoundError, json.JSONDecodeError):
             kept = json.loads(file.read_text())
             step.table = timing_table(kept['rows'])
             step.sentence = (
@@ -595,11 +595,14 @@ def run_all(check: Check, steps: Sequence[Step]) -> int:
     """Run the steps; returns the exit status."""
     with ThreadPoolExecutor() as beside:
         for step in steps:
+            if check.stopped:
+                break
             if step.name == 'rebuild':
                 beside.submit(check.step, step)
             else:
                 check.step(step)
-    return int(any(s.status in ('failed', 'out of time') for s in check.finished))
+    bad = any(step.status in ('failed', 'out of time') for step in check.finished)
+    return int(bad or check.stopped)
 
 
 # ---- what the steps start ----------------------------------------------------------
@@ -730,7 +733,7 @@ def main() -> int:
     seconds = args.seconds * (10 if on_cpu else 1)
     check = Check(args.out.resolve(), seconds, device, archive)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, check.kill)
+        signal.signal(number, check.stop)
     return run_all(check, steps)
 
 

@@ -74,6 +74,9 @@ def test_a_set_is_made_once_and_counted(scans, tmp_path, monkeypatch, capsys):
     (out / 'val/10000004.jpg').unlink()
     with pytest.raises(FileExistsError, match='something else than deeppcb'):
         make_real.make_real('deeppcb', out, scans)
+    (out / 'annotations/instances_val.json').write_bytes(bytes(50))
+    with pytest.raises(ValueError, match=r'instances_val\.json is damaged'):
+        make_real.make_real('deeppcb', out, scans)
 
 
 def test_other_counts_are_refused(scans, tmp_path, capsys):

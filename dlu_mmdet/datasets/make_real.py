@@ -336,11 +336,19 @@ def count(root: Path) -> dict[str, tuple[int, ...]]:
     Returns:
         dict: By split, images that are there, and small, medium and large objects
         whose mask pycocotools can draw; splits that are not there are left out.
+
+    Raises:
+        ValueError: If an annotation file is damaged.
     """
     found = {}
     for path in sorted((root / 'annotations').glob('instances_*.json')):
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco = COCO(str(path))
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                coco = COCO(str(path))
+        except ValueError as error:
+            raise ValueError(
+                f'{path} is damaged ({error}); remove {root} and make it again'
+            ) from error
         split = path.stem.removeprefix('instances_')
         names = (image['file_name'] for image in coco.loadImgs(coco.getImgIds()))
         objects = coco.loadAnns(coco.getAnnIds())

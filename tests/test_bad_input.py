@@ -1,20 +1,30 @@
 """Bad input: an error that names it and says what to do."""
 
+import argparse
+import copy
 import json
 import os
 import re
+import shlex
 import shutil
+import warnings
 
 import pytest
 from conftest import SHAPES_DLU, as_arguments, run
+from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
 
+from dlu_mmdet.analysis import runs
 from dlu_mmdet.engine import (
+    add_cfg_options,
     build_runner,
     load_checkpoint,
     load_detector,
     merge_options,
+    read_config,
 )
 
 
@@ -169,11 +179,176 @@ def test_wrong_upsampler_on_the_command_line(tmp_path):
         ('model.test_cfg.rcnn.score_thresh', 0.1, 'model.test_cfg.rcnn.score_thr'),
         ('model.neck.upsample_cfg.upkernel', 3, 'model.neck.upsample_cfg.up_kernel'),
         ('default_hooks.checkpoint.save_bst', 1, 'default_hooks.checkpoint.save_best'),
+        ('default_hooks.checkpont.interval', 1, 'default_hooks.checkpoint.interval'),
+        ('train_dataloader.dataset.filter_cfg.minsize', 1, 'filter_cfg'),
     ],
 )
 def test_an_override_that_would_change_nothing(config, key, value, hint):
     with pytest.raises(ValueError, match=rf'--cfg-options {key}=.*{re.escape(hint)}'):
         merge_options(config, {key: value})
+
+
+def test_an_override_inside_a_dict_that_would_change_nothing(config):
+    """In a part that the config has, and in one that it has not."""
+    with pytest.raises(ValueError, match='train_cfg.max_epoch=3.*train_cfg.max_epochs'):
+        merge_options(config, {'train_cfg': {'max_epoch': 3}})
+    config.train_dataloader.dataset.pop('filter_cfg')
+    key = 'train_dataloader.dataset.filter_cfg'
+    with pytest.raises(ValueError, match=rf'{key}\.minsize=9: this key is not in'):
+        merge_options(config, {f'{key}.minsize': 9})
+    merge_options(config, {key: {'min_size': 9}, 'train_cfg': {'max_epochs': 3}})
+    assert (config.train_cfg.max_epochs, config.train_cfg.val_interval) == (3, 4)
+
+
+PARAMWISE = 'optim_wrapper.paramwise_cfg'
+
+
+def rates(config):
+    """Learning rates of the upsamplers and of the rest."""
+    init_default_scope('mmdet')
+    model = MODELS.build(copy.deepcopy(config.model))
+    optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
+    upsamplers = {id(p) for p in model.neck.upsample_modules.parameters()}
+    found = {True: set(), False: set()}
+    for group in optimizer.param_groups:
+        for parameter in group['params']:
+            found[id(parameter) in upsamplers].add(group['lr'])
+    return found[True], found[False]
+
+
+def parsed(*options):
+    parser = argparse.ArgumentParser()
+    add_cfg_options(parser)
+    return parser.parse_args(['--cfg-options', *options]).cfg_options
+
+
+def test_a_name_with_dots_in_an_override(config):
+    """Each dot makes a key inside a key, which mmengine passes over. The form that the
+    message names works."""
+    option = f'{PARAMWISE}.custom_keys.neck.upsample_modules.lr_mult=0.1'
+    with pytest.raises(ValueError, match='would change nothing; a dot begins') as info:
+        merge_options(copy.deepcopy(config), parsed(option))
+    form = shlex.split(re.search('--cfg-options (".*")', str(info.value)).group(1))
+    merge_options(config, parsed(*form))
+    (own,), (others,) = rates(config)
+    assert own == pytest.approx(0.1 * others)
+    # as compare.py writes it down for its runs
+    text = Config.fromstring(config.pretty_text, '.py')
+    assert rates(text) == ({own}, {others})
+
+
+IDLE = [
+    ('custom_keys.nosuch.lr_mult=0.1', "a part of a parameter's name"),
+    ('custom_keys.nek.lr_mult=0.1', 'name, as neck'),
+    ('custom_keys.neck.lr_mul=0.1', 'nearest: lr_mult'),
+    ('custom_keys.neck=0.1', 'custom_keys.neck=0.1: it must be a dict of lr_mult'),
+    ('custom_keys.neck.lr_mult=low', "lr_mult='low': it must be a number"),
+    ("custom_keys={'neck': {'lr_mult': 2}, 'neck.': {}}", 'a longer key'),
+    ('bias_lr_mul=2', 'nearest: bias_lr_mult'),
+    ('bypass_duplicat=True', 'nearest: bypass_duplicate'),
+    ('dcn_offset_lr_mult=0.1', 'the model has no such parameter'),
+    # of another constructor
+    ('decay_rate=0.9', 'the constructor does not read it'),
+]
+
+
+@pytest.mark.parametrize(('option', 'message'), IDLE)
+def test_a_setting_that_reaches_no_parameter(config, option, message):
+    with pytest.raises(ValueError, match=f'{PARAMWISE}.*{message}'):
+        merge_options(config, parsed(f'{PARAMWISE}.{option}'))
+
+
+def test_a_multiplier_of_nothing(config):
+    options = {f'{PARAMWISE}.norm_decay_mult': 0.5}
+    merge_options(copy.deepcopy(config), options)
+    with pytest.raises(
+        ValueError, match='norm_decay_mult=0.5.* what it multiplies is 0'
+    ):
+        merge_options(config, {**options, 'optim_wrapper.optimizer.weight_decay': 0})
+
+
+@pytest.mark.parametrize(
+    ('paramwise', 'refused', 'message'),
+    [
+        (dict(custom_keys={'nosuch': dict(lr_mult=0.1)}), False, 'nosuch.lr_mult=0.1'),
+        (dict(norm_decay_mult=0, dcn_offset_lr_mult=2), False, 'dcn_offset_lr_mult=2'),
+        (dict(custom_keys=dict(neck=dict(lr_mul=0.1))), True, 'nearest: lr_mult'),
+        (
+            dict(custom_keys=dict(neck=dict(upsample_modules=dict(lr_mult=0.1)))),
+            True,
+            'a dot begins a key',
+        ),
+        (dict(bias_lr_mul=2), True, 'nearest: bias_lr_mult'),
+    ],
+)
+def test_settings_of_a_file_that_reach_no_parameter(
+    config, tmp_path, paramwise, refused, message
+):
+    """mmdet's schedules name parts of several backbones: a name is only said."""
+    config.work_dir = str(tmp_path)
+    config.optim_wrapper.paramwise_cfg = paramwise
+    if refused:
+        with pytest.raises(ValueError, match=message):
+            build_runner(config, 'train')
+    else:
+        with pytest.warns(UserWarning) as told:
+            build_runner(config, 'train')
+        texts = [str(w.message) for w in told if PARAMWISE in str(w.message)]
+        assert len(texts) == 1 and message in texts[0]
+
+
+def test_a_setting_for_one_upsampler_of_a_comparison(small, tmp_path):
+    """Interpolation has no parameters; the others are trained as the option says."""
+    options = {**small, f'{PARAMWISE}.custom_keys.upsample_modules.lr_mult': 0.1}
+    upsamplers = [dict(type='bilinear'), dict(type='dlu')]
+    planned = runs.plan([SHAPES_DLU], [0], tmp_path, options, upsamplers=upsamplers)
+    (own,), (others,) = rates(planned[1].cfg)
+    assert own == pytest.approx(0.1 * others)
+    with pytest.raises(ValueError, match='upsample_modules.lr_mult=0.1'):
+        runs.plan([SHAPES_DLU], [0], tmp_path, options, upsamplers=upsamplers[:1])
+
+
+OLD = """
+model = dict(type='RetinaNet', backbone=dict(type='ResNet', depth=18))
+data = dict(samples_per_gpu=2, train=dict(type='CocoDataset', ann_file='train.json'))
+optimizer = dict(type='SGD', lr=0.02)
+lr_config = dict(policy='step', step=[8, 11])
+runner = dict(type='EpochBasedRunner', max_epochs=12)
+evaluation = dict(interval=1)
+"""
+
+
+@pytest.mark.parametrize('left', ['data', 'lr_config', 'optimizer', 'evaluation'])
+def test_a_config_of_mmdetection_2(tmp_path, left):
+    """One sentence, in the place of a registry that does not have its runner."""
+    file = tmp_path / 'old.py'
+    lines = OLD.strip().splitlines()
+    file.write_text('\n'.join([lines[0], *(n for n in lines if n.startswith(left))]))
+    words = rf"old\.py is in MMDetection 2's form \({left}\).*{left} is now .*migration"
+    with pytest.raises(ValueError, match=words):
+        read_config(file)
+    with pytest.raises(ValueError, match="MMDetection 2's form"):
+        load_detector(file, 'none.pth')
+
+
+def test_keys_of_mmdetection_2_in_a_config_of_now(tmp_path):
+    """They change nothing, so they are said; a variable of such a name is not."""
+    file = tmp_path / 'new.py'
+    file.write_text(
+        f'_base_ = {str(SHAPES_DLU)!r}\n'
+        'data = dict(data_root="data")\noptimizer = dict(type="SGD")\n'
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        read_config(file)
+    file.write_text(
+        f'_base_ = {str(SHAPES_DLU)!r}\n'
+        'data = dict(samples_per_gpu=2)\ntotal_epochs = 3\n'
+    )
+    with pytest.warns(
+        UserWarning, match='data is now .*, total_epochs is now train_cf'
+    ):
+        read_config(file)
 
 
 def test_an_override_of_a_step_that_is_not_there(config):
@@ -201,6 +376,8 @@ def test_an_override_of_a_step_that_is_not_there(config):
         ('train_dataloader.dataset.pipeline.1.with_mask', True),
         ('train_dataloader.dataset.filter_cfg.min_size', 8),
         ('optim_wrapper.paramwise_cfg.custom_keys.backbone.lr_mult', 0.1),
+        ('optim_wrapper.paramwise_cfg.custom_keys.upsample_modules.weight_decay', 0),
+        ('optim_wrapper.paramwise_cfg.norm_decay_mult', 0),
         ('optim_wrapper.constructor', 'DefaultOptimWrapperConstructor'),
         ('env_cfg.dist_cfg.timeout', 1800),
         ('env_cfg.resource_limit', 8192),
@@ -208,6 +385,7 @@ def test_an_override_of_a_step_that_is_not_there(config):
         ('find_unused_parameters', True),
         ('sync_bn', 'torch'),
         ('compile', True),
+        ('activation_checkpointing', ['neck']),
         ('visualizer.vis_backends.0.type', 'TensorboardVisBackend'),
     ],
 )

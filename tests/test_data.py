@@ -14,6 +14,7 @@ import torch
 from mmdet.registry import DATASETS, METRICS
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from pycocotools import mask as mask_utils
 
 from dlu_mmdet.analysis.bootstrap import Evaluation
 from dlu_mmdet.datasets import ShapesDataset, annotations, check_data
@@ -95,6 +96,24 @@ def sparse(data):
         ann['category_id'] *= 10
 
 
+def renumber(what, key, ids):
+    """Give images or categories other ids."""
+
+    def apply(data):
+        new = {entry['id']: ids(n) for n, entry in enumerate(data[what])}
+        for entry in data[what]:
+            entry['id'] = new[entry['id']]
+        for ann in data['annotations']:
+            ann[key] = new[ann[key]]
+
+    return apply
+
+
+def hashes(number):
+    """Of 64 bits: numpy makes floats of those on both sides of 2**63."""
+    return (2**63 if number % 2 else 2**61) + number + 1
+
+
 SAME = {
     'reversed categories': lambda data: data['categories'].reverse(),
     'sparse category ids': sparse,
@@ -115,6 +134,15 @@ SAME = {
     'one id': each('annotations', lambda ann, _: ann.update(id=1)),
     'text ids': each('annotations', lambda ann, n: ann.update(id=f'a{n}')),
     'id null': each('annotations', lambda ann, n: ann.update(id=None)),
+    'ids of 64 bits': each('annotations', lambda ann, n: ann.update(id=hashes(n))),
+    'ids as floats': each('annotations', lambda ann, n: ann.update(id=n / 2)),
+    'image ids of 64 bits': renumber('images', 'image_id', hashes),
+    'image ids as text': renumber('images', 'image_id', lambda n: f'{2**63 - n}'),
+    'category ids of 64 bits': renumber('categories', 'category_id', hashes),
+    'category ids as text': renumber('categories', 'category_id', lambda n: f'{9 - n}'),
+    'category ids against the order': renumber(
+        'categories', 'category_id', lambda n: 1e20 - n * 1e18
+    ),
     'a class that the config does not name': lambda data: data['categories'].insert(
         0, {'id': 99, 'name': 'shape'}
     ),
@@ -198,7 +226,13 @@ def test_every_class_has_its_own_ap(config, files, processes):
     assert of_class == {name: float(name != 'ring') for name in CLASSES}
 
 
-@pytest.mark.parametrize('name', ['ids from 0', 'one id', 'text ids', 'no area'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        *('ids from 0', 'one id', 'text ids', 'no area'),
+        *('image ids of 64 bits', 'category ids of 64 bits'),
+    ],
+)
 def test_the_bootstrap_matches_what_pycocotools_takes_for_none(files, name):
     from pycocotools.coco import COCO
 
@@ -212,6 +246,21 @@ def test_the_bootstrap_matches_what_pycocotools_takes_for_none(files, name):
     evaluation = Evaluation.from_coco(coco, found, coco.getCatIds())
     ones = np.ones((1, evaluation.num_images), int)
     assert evaluation.metrics(ones, ['AP'])[0, 0] == 1
+
+
+@pytest.mark.parametrize('name', ['reversed categories', *list(SAME)[-3:]])
+def test_the_bootstrap_keeps_the_order_of_classes(files, name):
+    """Else the AP of a class is printed under the name of another."""
+    coco = annotations.COCO(str(files('val', SAME[name])))
+    ids = coco.get_cat_ids(CLASSES)
+    found = [
+        {**{k: a[k] for k in ('image_id', 'category_id', 'bbox')}, 'score': 0.9}
+        for a in coco.dataset['annotations']
+        if a['category_id'] != ids[CLASSES.index('ring')]
+    ]
+    evaluation = Evaluation.from_coco(coco, found, ids)
+    own = {n: evaluation.category(k).score()['AP'] for k, n in enumerate(CLASSES)}
+    assert own == {name: float(name != 'ring') for name in CLASSES}
 
 
 REFUSED = {
@@ -239,6 +288,27 @@ REFUSED = {
         each('annotations', lambda ann, _: ann.update(image_id=str(ann['image_id']))),
         r"nothing to learn: 0 of \d+ objects.*whose image_id is text where the images' "
         'ids are numbers',
+    ),
+    'some category ids are text': (
+        lambda data: data['categories'][0].update(id='1'),
+        "the categories' ids are text in some places and numbers in others",
+    ),
+    'category ids are text on one side': (
+        each('annotations', lambda a, _: a.update(category_id=str(a['category_id']))),
+        r'nothing to learn: 0 of \d+ objects.*whose category_id is text where the '
+        "categories' ids are numbers",
+    ),
+    'category ids are numbers on one side': (
+        each('categories', lambda category, n: category.update(id=f'{n + 1}')),
+        "whose category_id is numbers where the categories' ids are text",
+    ),
+    'category ids of nothing': (
+        each('annotations', lambda ann, _: ann.update(category_id=99)),
+        'left out are .* of categories that the file does not list',
+    ),
+    'an id that is not a number': (
+        lambda data: data['images'][0].update(id=float('nan')),
+        r'images\[0\] \(id nan\) has the id nan',
     ),
     'shares of the image': (
         each(
@@ -352,6 +422,12 @@ def test_masks_are_asked_for_where_they_are_scored(config, files):
 def test_classes_that_are_no_list_of_names(config, classes):
     config.train_dataloader.dataset.metainfo = dict(classes=classes)
     with pytest.raises(ValueError, match=r"metainfo\.classes.*'disc'"):
+        check_data(config, ('train',))
+
+
+def test_classes_as_mmdetection_2_spells_them(config):
+    config.train_dataloader.dataset.metainfo = dict(CLASSES=('disc',))
+    with pytest.raises(ValueError, match='metainfo.CLASSES .* call it classes'):
         check_data(config, ('train',))
 
 
@@ -534,12 +610,29 @@ def test_boxes_of_two_corners(config, files):
         check_data(config, ('train',))
 
 
+SQUARE = np.zeros((128, 128), np.uint8, order='F')
+SQUARE[10:60, 10:60] = 1
+RLE = mask_utils.encode(SQUARE)['counts'].decode()
 MASKS = {
     'one list': ([1, 1, 5, 1, 5, 5], 'neither polygons'),
     'text': ([['1', '1', '5', '1', '5', '5']], 'neither polygons'),
     'not a number': ([[1, 1, float('nan'), 1, 5, 5]], 'neither polygons'),
     'no size': (dict(counts=[0, 100]), 'neither polygons'),
     'another size': (dict(size=[9, 9], counts=[0, 81]), 'has a mask of 9 x 9 pixels'),
+    'too few counts': (
+        dict(size=[128, 128], counts=[5, 9]),
+        'has an RLE of 14 pixels, not of the 128 x 128',
+    ),
+    'counts below 0': (
+        dict(size=[128, 128], counts=[-1, 128 * 128 + 1]),
+        'is cut off or broken',
+    ),
+    'a string cut off': (dict(size=[128, 128], counts=RLE[:9]), 'cut off or broken'),
+    'a string cut off in a run': (dict(size=[128, 128], counts=RLE[:1]), 'is cut off'),
+    'a string too long': (dict(size=[128, 128], counts=RLE + '5'), 'is cut off or br'),
+    'an empty string': (dict(size=[128, 128], counts=''), 'is cut off or broken'),
+    'no counts': (dict(size=[128, 128], counts=None), 'neither polygons'),
+    'RLEs in a list': ([dict(size=[128, 128], counts=[0, 128 * 128])], 'neither polyg'),
 }
 
 
@@ -549,6 +642,24 @@ def test_masks_that_cannot_be_read(config, files, mask, message):
     config.train_dataloader.dataset.pipeline[1].with_mask = True
     with pytest.raises(ValueError, match=f'annotation 3 .*{message}'):
         check_data(config, ('train',))
+
+
+def test_masks_that_can_be_read(config, files):
+    """RLEs of any shape, compressed or not, are whole."""
+    draw = np.random.default_rng(0)
+
+    def masks(ann, number):
+        mask = (draw.random((128, 128)) < draw.random()).astype(np.uint8)
+        mask[: number % 3] = number % 2
+        rle = mask_utils.encode(np.asfortranarray(mask))
+        flat = np.r_[0, mask.ravel(order='F'), 1 - mask[-1, -1]]
+        runs = np.diff(np.r_[0, np.flatnonzero(np.diff(flat))]).tolist()
+        counts = runs if number % 4 == 3 else rle['counts'].decode()
+        ann['segmentation'] = dict(size=[128, 128], counts=counts)
+
+    files('train', each('annotations', masks))
+    config.train_dataloader.dataset.pipeline[1].with_mask = True
+    check_data(config, ('train',))
 
 
 @pytest.mark.parametrize('mask', [[[]], [[1, 1, 5, 5]], [[1, 1, 5, 5, 7, 7, 8]]])
@@ -562,6 +673,63 @@ def test_masks_of_too_few_points(config, files, mask):
     config.test_evaluator.metric = ['bbox', 'segm']
     with pytest.raises(ValueError, match='annotation 3 has no polygon of three'):
         check_data(config, ('test',))
+
+
+def test_the_masks_of_crowds_are_read_too(config, files):
+    """mmdet loads them, and pycocotools scores around them."""
+
+    def crowd(data):
+        data['annotations'][2].update(iscrowd=1)
+        data['annotations'][2].pop('segmentation')
+
+    files('train', crowd)
+    config.train_dataloader.dataset.pipeline[1].with_mask = True
+    with pytest.raises(ValueError, match="annotation 3 has no 'segmentation'"):
+        check_data(config, ('train',))
+    files('val', crowd)
+    config.test_evaluator.metric = 'segm'
+    with pytest.raises(ValueError, match="annotation 3 has no 'segmentation'"):
+        check_data(config, ('test',))
+
+
+def test_masks_that_polygon_pipelines_leave_out(config, files):
+    """With poly2mask=False mmdet drops every RLE, and would learn nothing."""
+    step = config.train_dataloader.dataset.pipeline[1]
+    step.update(with_mask=True, poly2mask=False)
+    with pytest.raises(ValueError, match='nothing to learn: 0 of .* poly2mask=False'):
+        check_data(config, ('train',))
+    square = [[1, 1, 9, 1, 9, 9, 1, 9]]
+    whole = each('annotations', lambda ann, _: ann.update(segmentation=square))
+    files('train', whole)
+    check_data(config, ('train',))
+
+
+@pytest.mark.parametrize(
+    'extra', [[[1, 1, 5, 5]], [[1, 1]], [[]], [[1, 1, 5, 5], [1, 2, 3, 4, 5, 6, 7]]]
+)
+@pytest.mark.parametrize('first', [True, False])
+def test_polygons_of_too_few_points_are_passed_over(files, extra, first):
+    """pycocotools takes a first one of four numbers for a box, after all the training;
+    mmdet trains without them."""
+    square = [[10, 10, 60, 10, 60, 60, 10, 60]]
+    mask = [*extra, *square] if first else [*square, *extra]
+    coco = annotations.COCO(
+        str(files('val', each('annotations', lambda a, _: a.update(segmentation=mask))))
+    )
+    found = [
+        dict(
+            image_id=ann['image_id'],
+            category_id=ann['category_id'],
+            segmentation=dict(size=[128, 128], counts=RLE),
+            score=0.9,
+        )
+        for ann in coco.dataset['annotations']
+    ]
+    evaluation = annotations.COCOeval(coco, coco.loadRes(found), 'segm')
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == 1
 
 
 def test_a_part_without_objects(config, files):
@@ -603,3 +771,317 @@ def test_metainfo_that_is_none(config):
     """As mmengine's own default."""
     config.train_dataloader.dataset.metainfo = None
     check_data(config, ('train',))
+
+
+@pytest.mark.parametrize(
+    'thresholds', [[0.5, 0.75], (0.75, 0.5), 0.5, np.array([0.5]), [0.5, 1]]
+)
+@pytest.mark.parametrize('processes', [False, True])
+def test_thresholds_of_any_kind(config, thresholds, processes):
+    """mmdet's documentation has them; pycocotools fails on a list or a number."""
+    config.test_evaluator.iou_thrs = thresholds
+    check_data(config, ('test',))
+    found = perfect_metric(config, use_mp_eval=processes)
+    assert found['bbox_mAP'] == found['bbox_mAP_50'] == 1
+    has_75 = 0.75 in np.array(thresholds, ndmin=1)
+    assert found['bbox_mAP_75'] == (1 if has_75 else -1)
+
+
+@pytest.mark.parametrize('thresholds', [None, [0.5, 0.9], 0.5])
+def test_recall_of_proposals(config, thresholds):
+    """mmdet's own fails with numpy 1.24 and later where images have other numbers."""
+    config.test_evaluator.iou_thrs = thresholds
+    config.test_evaluator.pop('metric_items', None)
+    found = perfect_metric(config, metric='proposal_fast', proposal_nums=(1, 100))
+    objects = [len(i) for i in loaded_by_image(config)]
+    assert found['AR@100'] == 1
+    assert found['AR@1'] == pytest.approx(len(objects) / sum(objects))
+    # of half of the boxes each image's first is found
+    assert perfect_metric(config, metric='proposal')['AR@100'] == 1
+
+
+def loaded_by_image(config):
+    data = DATASETS.build(config.test_dataloader.dataset)
+    return [data.get_data_info(n)['instances'] for n in range(len(data))]
+
+
+METRIC_SETTINGS = {
+    'no metric': (dict(metric=[]), r'metric=\[\]: it must be one'),
+    'an unknown metric': (dict(metric='keypoints'), "metric='keypoints': it must be"),
+    'a tuple of metrics': (dict(metric=('bbox', 'segm')), 'it must be one, or a list'),
+    'an unknown item': (dict(metric_items=['mAP_51']), r"items=\['mAP_51'\]: it must"),
+    'thresholds of nothing': (dict(iou_thrs=[]), r'iou_thrs=\[\]: it must be a number'),
+    'thresholds in percent': (dict(iou_thrs=50), 'iou_thrs=50: it must be a number'),
+    'thresholds as text': (dict(iou_thrs='half'), "iou_thrs='half': it must be"),
+    'a table of other thresholds': (
+        dict(iou_thrs=[0.5, 0.75], classwise=True),
+        'classwise=True has AP at 0.5 and at 0.75 from places 0 and 5',
+    ),
+    'one number of detections': (dict(proposal_nums=[100]), 'it must be three numbers'),
+    'no 100 detections': (
+        dict(proposal_nums=[10, 300, 1000]),
+        r'proposal_nums=\[10, 300, 1000\]: it must be three numbers or more, one of',
+    ),
+    'names of other numbers': (
+        dict(proposal_nums=[1, 10, 100], metric_items=['AR@100']),
+        r'are of \(100, 300, 1000\)',
+    ),
+    'two recalls': (
+        dict(metric=['proposal', 'proposal_fast'], metric_items=None),
+        'reports coco/AR@100 twice',
+    ),
+    'VOC with a tuple': (
+        dict(type='VOCMetric', iou_thrs=(0.5,), _delete_=True),
+        r'iou_thrs=\(0\.5,\): it must be a float or a list',
+    ),
+    "VOC's recall": (
+        dict(type='VOCMetric', metric='recall', _delete_=True),
+        'counts the detections of the first class alone',
+    ),
+    'Open Images of a CocoDataset': (
+        dict(type='OpenImagesMetric', _delete_=True),
+        "add 'instances' to the meta_keys",
+    ),
+    'objects that are not handed on': (
+        dict(type='CocoMetric', _delete_=True),
+        "add 'instances' to the meta_keys",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'), METRIC_SETTINGS.values(), ids=METRIC_SETTINGS
+)
+@pytest.mark.parametrize('listed', [False, True])
+def test_settings_that_an_evaluator_reads_last(config, settings, message, listed):
+    """Each fails, or gives -1, only after the training and the last test image."""
+    settings = dict(settings)
+    own = {} if settings.pop('_delete_', False) else dict(config.val_evaluator)
+    evaluator = {**own, **settings}
+    config.val_evaluator = dict(metrics=[evaluator]) if listed else evaluator
+    with pytest.raises(ValueError, match=message):
+        check_data(config, ('train', 'val'))
+
+
+def test_objects_for_a_voc_metric(config):
+    config.val_evaluator = dict(type='VOCMetric')
+    check_data(config, ('train', 'val'))
+    pipeline = config.val_dataloader.dataset.pipeline
+    config.val_dataloader.dataset.pipeline = [
+        step for step in pipeline if step.type != 'LoadAnnotations'
+    ]
+    with pytest.raises(ValueError, match=r"add dict\(type='LoadAnnotations'"):
+        check_data(config, ('train', 'val'))
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_two_evaluators_of_one_name(config, wrapped):
+    """mmengine finds that out after the last image."""
+    own = dict(config.val_evaluator)
+
+    def evaluators(*others):
+        each = [dict(own), *others]
+        config.val_evaluator = dict(metrics=each) if wrapped else each
+        check_data(config, ('train', 'val'))
+
+    part = 'val_evaluator.metrics.1' if wrapped else 'val_evaluator.1'
+    words = (
+        rf'{re.escape(part)} reports coco/bbox_mAP.* as {re.escape(part[:-1])}0 does'
+    )
+    with pytest.raises(ValueError, match=words):
+        evaluators(dict(own))
+    with pytest.raises(ValueError, match=words):
+        evaluators(dict(own, metric_items=['mAP_50']))
+    with pytest.raises(ValueError, match='reports pascal_voc/VOCMetric as'):
+        evaluators(dict(type='VOCMetric'), dict(type='VOCMetric', iou_thrs=0.7))
+    evaluators(dict(own, prefix='other'), dict(own, metric='proposal'))
+    evaluators(dict(type='VOCMetric'), dict(type='VOCMetric', prefix='strict'))
+
+
+@pytest.mark.parametrize('mode', ['train', 'test'])
+@pytest.mark.parametrize('metric', ['segm', ['bbox', 'segm']])
+def test_masks_of_a_detector_without(config, tmp_path, mode, metric):
+    config.work_dir = str(tmp_path)
+    config.val_evaluator.metric = config.test_evaluator.metric = metric
+    split = 'val' if mode == 'train' else 'test'
+    words = rf'{split}_evaluator\.metric=.* scores masks, and the detector has no mask'
+    with pytest.raises(ValueError, match=words):
+        build_runner(config, mode)
+
+
+def epochs(**settings):
+    return dict(type='EpochBasedTrainLoop', **{'max_epochs': 1, **settings})
+
+
+def iterations(**settings):
+    return dict(type='IterBasedTrainLoop', **{'max_iters': 2, **settings})
+
+
+# 16 images to train on and 8 to validate on
+LENGTHS = {
+    'a batch above the images': (
+        dict(batch_size=17, drop_last=True, batch_sampler=None),
+        epochs(),
+        r'train_dataloader gives no batch: 16 images, a batch size of 17 .* 16 or less',
+    ),
+    'the same by iterations': (
+        dict(batch_size=17, drop_last=True, batch_sampler=None),
+        iterations(),
+        'train_dataloader gives no batch',
+    ),
+    'the same in a batch sampler': (
+        dict(
+            batch_size=17,
+            batch_sampler=dict(type='AspectRatioBatchSampler', drop_last=True),
+        ),
+        epochs(),
+        'train_dataloader gives no batch',
+    ),
+    'images that are too small': (
+        {'dataset.filter_cfg.min_size': 999},
+        epochs(),
+        'train_dataloader.dataset.* has no images',
+    ),
+    'none of the images': (
+        {'dataset.indices': 0},
+        iterations(),
+        'train_dataloader.dataset.* has no images',
+    ),
+    'repeated no times': (
+        {'dataset.times': 0},
+        epochs(),
+        'train_dataloader.dataset.* has no images',
+    ),
+    'no epochs': ({}, epochs(max_epochs=0), 'train_cfg.max_epochs=0: it must be'),
+    'half an epoch': ({}, epochs(max_epochs=0.5), 'train_cfg.max_epochs=0.5: it must'),
+    'no iterations': ({}, iterations(max_iters=0), 'train_cfg.max_iters=0: it must be'),
+    'validation at no epoch': (
+        {},
+        epochs(val_interval=0),
+        'val_interval=0: it must be',
+    ),
+    'an epoch without end': (
+        {'sampler.type': 'InfiniteSampler'},
+        epochs(),
+        'train_dataloader.sampler.type=InfiniteSampler never ends',
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ('settings', 'train_cfg', 'message'), LENGTHS.values(), ids=LENGTHS
+)
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_a_training_of_nothing(config, tmp_path, settings, train_cfg, message, wrapped):
+    """Else an untrained detector is saved and scored, and all looks well."""
+    loader = config.train_dataloader
+    wrapped = wrapped or 'dataset.times' in settings
+    prefix = 'train_dataloader.'
+    config.work_dir = str(tmp_path)
+    if wrapped:
+        loader.dataset = dict(type='RepeatDataset', times=1, dataset=loader.dataset)
+        inner = {k: v for k, v in settings.items() if k != 'dataset.times'}
+        settings = {
+            **{k: v for k, v in settings.items() if k not in inner},
+            **{k.replace('dataset.', 'dataset.dataset.'): v for k, v in inner.items()},
+        }
+    config.train_cfg = train_cfg
+    config.merge_from_dict({prefix + key: value for key, value in settings.items()})
+    with pytest.raises(ValueError, match=message):
+        build_runner(config, 'train')
+
+
+@pytest.mark.parametrize('split', ['val', 'test'])
+def test_scored_images_that_a_loader_leaves_out(config, tmp_path, split):
+    """Their objects count as missed."""
+    config.work_dir = str(tmp_path)
+    loader = config[f'{split}_dataloader']
+    loader.update(batch_size=3, drop_last=True)
+    with pytest.raises(
+        ValueError, match=rf'{split}_dataloader leaves out 2 of the 8 i'
+    ):
+        build_runner(config, 'train' if split == 'val' else 'test')
+    loader.batch_size = 9
+    with pytest.raises(
+        ValueError, match=rf'{split}_dataloader gives no batch: 8 images'
+    ):
+        build_runner(config, 'train' if split == 'val' else 'test')
+    loader.sampler = dict(type='InfiniteSampler')
+    with pytest.raises(ValueError, match=rf'{split}_dataloader\.sampler.* never ends'):
+        build_runner(config, 'train' if split == 'val' else 'test')
+
+
+def test_the_share_of_a_process(config, tmp_path, monkeypatch):
+    """16 images are enough for a batch of 8, and not in each of 4 processes."""
+    config.work_dir = str(tmp_path)
+    config.train_dataloader.update(drop_last=True, batch_sampler=None)
+    build_runner(config, 'train')
+    monkeypatch.setattr('mmengine.dataset.sampler.get_dist_info', lambda: (0, 4))
+    monkeypatch.setattr('dlu_mmdet.engine.loops.get_world_size', lambda: 4)
+    with pytest.raises(ValueError, match='no batch: 16 images, 4 in this process'):
+        build_runner(config, 'train')
+
+
+def test_few_images_for_iterations(config, tmp_path):
+    """A sampler that begins again fills any batch."""
+    config.work_dir = str(tmp_path)
+    config.train_dataloader.update(
+        batch_size=17,
+        drop_last=True,
+        batch_sampler=None,
+        sampler=dict(type='InfiniteSampler'),
+    )
+    config.train_cfg = iterations(val_interval=99)
+    config.param_scheduler = []
+    config.default_hooks.checkpoint.by_epoch = False
+    build_runner(config, 'train')
+
+
+def test_what_counts_epochs_where_there_are_none(config, tmp_path):
+    config.work_dir = str(tmp_path)
+    config.train_dataloader.sampler = dict(type='InfiniteSampler')
+    config.train_cfg = iterations()
+    with pytest.warns(UserWarning) as told:
+        build_runner(config, 'train')
+    texts = '\n'.join(str(w.message) for w in told)
+    assert 'param_scheduler.1: CosineAnnealingLR counts epochs' in texts
+    assert 'default_hooks.checkpoint counts epochs' in texts
+
+
+def test_a_schedule_after_the_end(config, tmp_path):
+    config.work_dir = str(tmp_path)
+    config.param_scheduler = [
+        dict(type='MultiStepLR', milestones=[8, 11]),
+        dict(type='LinearLR', begin=99, by_epoch=False, start_factor=0.1),
+        dict(type='MultiStepLR', milestones=[3]),
+    ]
+    with pytest.warns(UserWarning) as told:
+        build_runner(config, 'train')
+    texts = [str(w.message) for w in told if 'param_scheduler' in str(w.message)]
+    assert len(texts) == 2
+    assert 'param_scheduler.0: MultiStepLR first acts at epoch 8' in texts[0]
+    assert 'param_scheduler.1: LinearLR first acts at iteration 99' in texts[1]
+
+
+def test_an_option_that_saving_does_not_take(config, tmp_path):
+    """mmengine raises it at the end of the first epoch."""
+    config.work_dir = str(tmp_path)
+    config.default_hooks.checkpoint.intervall = 2
+    with pytest.raises(ValueError, match='has the option intervall, which Checkpoint'):
+        build_runner(config, 'train')
+
+
+def test_a_metric_that_no_validation_reports(config, tmp_path):
+    """mmengine raises it after the first validation, or stops nothing."""
+    config.work_dir = str(tmp_path)
+    config.default_hooks.checkpoint.save_best = 'coco/bbox_mAPP'
+    with pytest.raises(
+        ValueError, match='follows coco/bbox_mAPP, .* of coco/bbox_mAP,'
+    ):
+        build_runner(config, 'train')
+    config.default_hooks.checkpoint.save_best = 'auto'
+    config.custom_hooks = [dict(type='EarlyStoppingHook', monitor='bbox_mAP')]
+    with pytest.raises(ValueError, match='EarlyStoppingHook follows bbox_mAP, which'):
+        build_runner(config, 'train')
+    config.custom_hooks[0].monitor = 'coco/bbox_mAP'
+    build_runner(config, 'train')

@@ -237,6 +237,11 @@ def check_data(
     # what is trained will be tested, and a test needs no training data
     options = elsewhere(cfg) if 'train' in splits else elsewhere(cfg, splits=splits)
     for source in [source for each in found.values() for source in each]:
+        if 'CLASSES' in (source.cfg.get('metainfo') or ()):
+            raise ValueError(
+                f"{source.key}.metainfo.CLASSES is MMDetection 2's spelling, which "
+                f'nothing reads; call it classes'
+            )
         for key, path in source.files.items():
             if not osp.exists(path):
                 raise FileNotFoundError(
@@ -480,10 +485,7 @@ def _check_metrics(evaluators: list[tuple[str, dict]], each: list[Source]) -> No
             continue
         # others are taken to report the same names wherever they are
         names = [cls.__name__]
-        if cls.compute_metrics in (
-            CocoMetric.compute_metrics,
-            LVISMetric.compute_metrics,
-        ):
+        if cls.compute_metrics is CocoMetric.compute_metrics:
             names = _check_coco_metric(key, evaluator)
         elif issubclass(cls, VOCMetric):
             _check_voc_metric(key, evaluator, each)
@@ -492,10 +494,25 @@ def _check_metrics(evaluators: list[tuple[str, dict]], each: list[Source]) -> No
         for name in names:
             other = owners.setdefault((prefix, name), key)
             if other != key or names.count(name) > 1:
+                twice = 'twice' if other == key else f'as {other} does'
                 raise ValueError(
-                    f'{other} and {key} both report {prefix}/{name}; give each metric '
-                    f'an evaluator with a prefix of its own: {key}.prefix=NAME'
+                    f'{key} reports {prefix}/{name} {twice}; give each metric an '
+                    f'evaluator with a prefix of its own: {key}.prefix=NAME'
                 )
+
+
+def reported(cfg: Config, split: str) -> set[str] | None:
+    """What a split's evaluators report; None if they are not known to this package."""
+    names = set()
+    for key, evaluator in _evaluators(cfg, split):
+        cls = _metric_class(evaluator)
+        if cls.compute_metrics is not CocoMetric.compute_metrics:
+            return None
+        if evaluator.get('classwise'):
+            return None
+        prefix = evaluator.get('prefix') or cls.default_prefix
+        names |= {f'{prefix}/{name}' for name in _check_coco_metric(key, evaluator)}
+    return names or None
 
 
 def _check_coco_metric(key: str, evaluator: dict) -> list[str]:

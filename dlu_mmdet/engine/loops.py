@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import warnings
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from mmdet.datasets.samplers import MultiSourceSampler
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_world_size
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.runner import (
     EpochBasedTrainLoop,
     IterBasedTrainLoop,
@@ -20,9 +21,15 @@ from mmengine.runner import (
 )
 from mmengine.runner.base_loop import BaseLoop
 
+from ..datasets.checks import reported
+
 # samplers that begin again by themselves, and loops that wait for the end of one
 _ENDLESS = (InfiniteSampler, MultiSourceSampler)
 _ENDING = (EpochBasedTrainLoop, ValLoop, TestLoop)
+_NO_IMAGES = (
+    '{}.dataset, or a part of it, has no images, or none that filter_cfg, indices and '
+    'times leave; change these, or the annotation file'
+)
 
 
 def check_lengths(cfg: Config) -> None:
@@ -38,8 +45,7 @@ def check_lengths(cfg: Config) -> None:
         value = (cfg.get('train_cfg') or {}).get(name, 1)
         if not isinstance(value, (int, float)) or value < 1 or value % 1:
             raise ValueError(
-                f'train_cfg.{name}={value!r}: it must be a whole number above 0; '
-                f'a val_interval above the length of the training leaves out validation'
+                f'train_cfg.{name}={value!r}: it must be a whole number above 0'
             )
 
 
@@ -52,27 +58,46 @@ def check_loops(runner: Runner, mode: str) -> None:
 
     Raises:
         ValueError: If a dataloader gives no batch, leaves out images that are scored,
-            or never ends where a loop waits for its end, or if the checkpoint hook has
-            an option that saving does not take.
+            or never ends where a loop waits for its end; or if a hook has an option
+            that nothing takes, or follows a metric that nothing reports.
     """
-    if mode == 'test':
-        _check_loader('test_dataloader', runner.test_loop)
-        return
-    for split, loop in (('train', runner.train_loop), ('val', runner.val_loop)):
+    for split in ('train', 'val') if mode == 'train' else ('test',):
+        key = f'{split}_dataloader'
+        try:
+            loop = getattr(runner, f'{split}_loop')
+        except ValueError as error:
+            # what mmengine's data sets say without an image
+            if 'need at least one array' not in str(error):
+                raise
+            raise ValueError(_NO_IMAGES.format(key)) from error
         if loop is not None:
-            _check_loader(f'{split}_dataloader', loop)
-    for problem in (*_idle_schedules(runner), *_checkpoint_problems(runner)):
+            _check_loader(key, loop)
+    if mode == 'test':
+        return
+    for problem in (*_idle_schedules(runner), *_hook_problems(runner)):
         warnings.warn(problem, stacklevel=2)
 
 
-def _checkpoint_problems(runner: Runner) -> Iterator[str]:
-    """Find what a checkpoint hook does otherwise than its options say.
+def _hook_problems(runner: Runner) -> Iterator[str]:
+    """Find what hooks would do otherwise than their options say.
 
     Raises:
-        ValueError: If saving does not take one of them.
+        ValueError: If saving does not take an option, or a metric is followed that no
+            validation reports.
     """
     saved = inspect.signature(runner.save_checkpoint).parameters
+    names = reported(runner.cfg, 'val')
     for hook in runner.hooks:
+        followed = getattr(hook, 'key_indicators', None) or []
+        if isinstance(hook, EarlyStoppingHook):
+            followed = [hook.monitor]
+        for name in followed:
+            if names and name not in (*names, 'auto'):
+                near = difflib.get_close_matches(name, names, n=6, cutoff=0)
+                raise ValueError(
+                    f'{type(hook).__name__} follows {name}, which val_evaluator does '
+                    f'not report; set save_best or monitor to one of {", ".join(near)}'
+                )
         if not isinstance(hook, CheckpointHook):
             continue
         if unknown := {*hook.args} - {*saved}:
@@ -100,10 +125,7 @@ def _check_loader(key: str, loop: BaseLoop) -> None:
     parts = getattr(loader.dataset, 'datasets', ()) if endless else ()
     images, own = len(loader.dataset), len(sampler)
     if not images or not all(map(len, parts)):
-        raise ValueError(
-            f'{key}.dataset, or a part of it, has no images, or none that filter_cfg '
-            f'and indices leave; change these, or the annotation file'
-        )
+        raise ValueError(_NO_IMAGES.format(key))
     if endless:
         if isinstance(loop, _ENDING):
             raise ValueError(
@@ -115,12 +137,13 @@ def _check_loader(key: str, loop: BaseLoop) -> None:
         return
     size = getattr(batches, 'batch_size', None) or 1
     lost = own % size if getattr(batches, 'drop_last', False) else 0
-    each = f', {own} in each process' if get_world_size() > 1 else ''
+    each = f', {own} in this process' if get_world_size() > 1 else ''
+    # a process has no images of its own where there are fewer than processes
     if lost == own:
         raise ValueError(
             f'{key} gives no batch: {images} images{each}, a batch size of {size} and '
-            f'drop_last=True; set {key}.batch_size to {own} or less, or drop_last to '
-            f'False'
+            f'drop_last=True; set {key}.batch_size to {max(own, 1)} or less, '
+            f'drop_last to False, or start fewer processes'
         )
     if lost and not isinstance(loop, (EpochBasedTrainLoop, IterBasedTrainLoop)):
         raise ValueError(
@@ -133,6 +156,8 @@ def _idle_schedules(runner: Runner) -> Iterator[str]:
     """What is wrong with schedules that change no learning rate."""
     loop = runner.train_loop
     by_iteration = isinstance(loop, IterBasedTrainLoop)
+    if not by_iteration and not isinstance(loop, EpochBasedTrainLoop):
+        return
     schedules = runner.cfg.get('param_scheduler') or []
     for index, one in enumerate([schedules] if 'type' in schedules else schedules):
         if not isinstance(one, dict):

@@ -32,6 +32,7 @@ from .param_groups import refuse_unreached
 _READ = {*inspect.signature(Runner.__init__).parameters} - {'self', 'cfg'}
 _READ |= {'runner_type', 'tta_model', 'tta_pipeline'}
 _READ |= {'model_wrapper_cfg', 'find_unused_parameters', 'sync_bn', 'compile'}
+_READ |= {'activation_checkpointing', 'efficient_conv_bn_eval'}
 # parts that need no type: whose arguments they are, and what else is read there
 _UNTYPED = {
     'train_cfg': ((EpochBasedTrainLoop, IterBasedTrainLoop), ('by_epoch',)),

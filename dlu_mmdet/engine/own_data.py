@@ -281,7 +281,9 @@ def _image_folder(root: Path, file: str, content: Mapping) -> str:
     if not content['images']:
         raise ValueError(f'{root / file} lists no images; use another file')
     first, path = content['images'][0]['file_name'], Path(file)
-    own = [split for split in SPLITS if words(path) & {*SPLITS[split]}]
+    # folders above the data say nothing of the split
+    told = words(path.name if path.is_absolute() else path)
+    own = [split for split in SPLITS if told & {*SPLITS[split]}]
     names = [path.stem.removeprefix('instances_')]
     names += [name for split in own[:1] for name in SPLITS[split]]
     folders = list(map(Path, names)) + [Path('images', name) for name in names]

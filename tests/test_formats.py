@@ -12,13 +12,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import CONFIGS, ROOT, load_tool, run
+from mmdet.registry import DATASETS
 from PIL import Image
 
+from dlu_mmdet.datasets import check_data, formats
 from dlu_mmdet.datasets import convert as converting
-from dlu_mmdet.datasets import formats
 from dlu_mmdet.datasets.convert import convert
 from dlu_mmdet.datasets.split import split_images
-from dlu_mmdet.engine import add_data, data_arguments, read_config, set_data
+from dlu_mmdet.engine import (
+    add_data,
+    data_arguments,
+    load_config,
+    read_config,
+    set_data,
+)
 
 OWN = CONFIGS / '_base_' / 'faster-rcnn_r18_fpn_own-data.py'
 
@@ -133,20 +140,18 @@ def test_val_fraction(tmp_path, capsys):
         data_arguments(arguments(data=root, val_fraction=0.3), work_dir)
 
 
-def test_the_run_of_a_split_needs_no_flags(shapes_root, tmp_path):
+def test_the_config_of_a_split_needs_no_flags(shapes_root, tmp_path, monkeypatch):
     """Else test.py or --resume take other images than the training did."""
     work_dir = tmp_path / 'run'
-    run(
-        'tools/train.py',
-        OWN,
-        *('--data', shapes_root, '--val-fraction', '0.25', '--work-dir', work_dir),
-        *('--train-json', shapes_root / 'annotations' / 'instances_train.json'),
-        *('--cfg-options', 'train_cfg.max_epochs=2', 'train_dataloader.batch_size=6'),
-    )
-    config = work_dir / OWN.name
-    told = run('tools/test.py', config, work_dir / 'epoch_2.pth', cwd=ROOT)
-    assert 'coco/bbox_mAP: ' in told.stdout
-    cfg = read_config(config)
+    command = ['train.py', OWN, '--data', shapes_root, '--val-fraction', '0.25']
+    command += ['--train-json', 'annotations/instances_train.json']
+    command += ['--cfg-options', f'work_dir={work_dir}']
+    monkeypatch.setattr(sys, 'argv', [*map(str, command)])
+    cfg = load_config(load_tool('train').parse_args())
+    cfg.dump(work_dir / OWN.name)
+    cfg = read_config(work_dir / OWN.name)
+    check_data(cfg, ('train', 'val', 'test'))
+    assert len(DATASETS.build(dict(cfg.val_dataloader.dataset, pipeline=[]))) == 4
     assert cfg.test_evaluator.ann_file == str(work_dir / 'split' / 'val.json')
 
 
@@ -235,6 +240,16 @@ def test_one_file_is_recognized(tmp_path, file, images):
     set_data(read_config(OWN), **data)
 
 
+def test_absolute_names(tmp_path):
+    """Else the folder of the images is one that does not exist."""
+    root = one_file(tmp_path / 'd')
+    write(root / 'labels.json', coco([str(root / f'data/{i}.png') for i in range(10)]))
+    cfg = read_config(OWN)
+    data = data_arguments(arguments(data=root, val_fraction=0.2), tmp_path / 'run')
+    set_data(cfg, **data)
+    check_data(cfg, ('train', 'val', 'test'))
+
+
 def test_several_files_for_one_split(tmp_path):
     """COCO's folder with two training files: the message is ready to paste."""
     root = tmp_path / 'my coco'
@@ -249,11 +264,11 @@ def test_several_files_for_one_split(tmp_path):
     flag, file = shlex.split(str(info.value).split('name it: ')[1])
     assert flag == '--train-json'
     cfg = read_config(OWN)
-    set_data(cfg, root, train_json=file)
-    assert cfg.train_dataloader.dataset.ann_file == (
-        'annotations/instances_train2017.json'
-    )
-    assert cfg.train_dataloader.dataset.data_prefix.img == 'train2017/'
+    # a file of which images are not in the folder of its name
+    for name in ('instances_train2017.json', 'instances_train2017_8.json'):
+        set_data(cfg, root, train_json=file.replace('instances_train2017.json', name))
+        assert cfg.train_dataloader.dataset.ann_file == f'annotations/{name}'
+        assert cfg.train_dataloader.dataset.data_prefix.img == 'train2017/'
     with pytest.raises(ValueError, match='name the one to split, as in --train-json'):
         data_arguments(arguments(data=root, val_fraction=0.2), tmp_path / 'run')
     # files outside of the folder, which is that of the images
@@ -373,6 +388,10 @@ def zipped(root):
         (lambda root: write(root / 'a.record', ''), 'has TFRecord files'),
         (zipped, 'has an archive; unpack it: python -m zipfile -e '),
         (lambda root: picture(root / 'x/a.png'), 'images and no annotations; draw'),
+        (
+            lambda root: one_file(root / 'x', 'annotations/instances_train.json'),
+            "has a COCO file in a folder of it; name that: --data '.*/my data/x'",
+        ),
         (lambda root: None, 'is empty'),
         (
             lambda root: write(root / 'a.json', [dict(image_id=1, score=0.5)]),
@@ -526,17 +545,15 @@ def test_yolo_without_yaml(tmp_path, needs_supervision):
 def test_pascal_voc(tmp_path, needs_supervision):
     """Corners count from 1 and are inclusive: 1 to 20 are the 20 pixels 0 to 19."""
     voc(tmp_path / 'VOC2007', names=('a b', 'c', 'd', 'unlisted'))
-    for split, names in (('train', 'a b\n'), ('val', 'c  1\nd -1\n')):
-        write(tmp_path / f'VOC2007/ImageSets/Main/{split}.txt', names.replace(' b', ''))
-    for file in (tmp_path / 'VOC2007').glob('*/a b.*'):
-        file.rename(file.with_name(file.name.replace(' b', '')))
+    for split, names in (('train', 'a b\r\n'), ('val', 'c\nd\n'), ('trainval', 'a b')):
+        write(tmp_path / f'VOC2007/ImageSets/Main/{split}.txt', names)
     told = convert(tmp_path / 'VOC2007', tmp_path / 'out')
-    assert len(told) == 1
+    assert told[1:] == ['1 XML files that no list of a split has, left out']
     content, found = objects(tmp_path / 'out', 'train')
     assert [c['name'] for c in content['categories']] == ['bat', 'cat']
     assert found == [
-        ('a.jpg', 'cat', [0, 10, 20, 30]),
-        ('a.jpg', 'bat', [0, 10, 20.5, 30]),
+        ('a b.jpg', 'cat', [0, 10, 20, 30]),
+        ('a b.jpg', 'bat', [0, 10, 20.5, 30]),
     ]
     assert [i['file_name'] for i in objects(tmp_path / 'out', 'val')[0]['images']] == [
         *('c.jpg', 'd.jpg')

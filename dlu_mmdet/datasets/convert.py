@@ -263,6 +263,11 @@ class _Yolo(_Reader):
 
 
 class _Voc(_Reader):
+    def _prepare(self, layout: formats.Layout) -> None:
+        number = sum(path.suffix.lower() == '.xml' for path in layout.files)
+        listed = sum(map(len, layout.splits.values()))
+        self.counts['XML files that no list of a split has, left out'] = number - listed
+
     def image_of(self, path: Path) -> Path | None:
         found = self._nearest(path.stem, path)
         if found is None:

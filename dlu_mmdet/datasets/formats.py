@@ -222,6 +222,10 @@ def _other_advice(root: Path, files: list[Path]) -> str:
     if {'samples.json', 'metadata.json'} <= names:
         return f'has {_JSON_KINDS[-2][1].replace("a file", "files")}'
     for path in _first(files, '.json'):
+        # where --data looks for files
+        if len(path.relative_to(root).parts) > 2 and looks_like_coco(path):
+            folder = shlex.quote(str(path.parents[1]))
+            return f'has a COCO file in a folder of it; name that: --data {folder}'
         if kind := json_kind(path):
             return f'has {path.relative_to(root).as_posix()}, {kind}'
     images = sum(suffixes[suffix] for suffix in IMAGES)
@@ -235,7 +239,7 @@ def _other_advice(root: Path, files: list[Path]) -> str:
             return f'has images and a CSV file; {_EXPORT}'
         return (
             'has images and no annotations; draw boxes in CVAT, Label Studio or '
-            'labelme, and export them in COCO format'
+            'labelme and export them in COCO format, or name the file: --train-json'
         )
     if archives := [p for p in files if not images and _is_archive(p)]:
         return f'has an archive; unpack it: {_unpack(archives[0])}'
@@ -358,10 +362,14 @@ def _voc_splits(files: list[Path], xmls: list[Path]) -> dict[str, list[Path]]:
     """The annotation files that ImageSets/Main lists; empty if there are no lists."""
     listed = {}
     for path in files:
-        if path.parent.parts[-2:] == ('ImageSets', 'Main') and path.stem in SPLITS:
-            for line in path.read_text(encoding='utf-8').split('\n'):
-                if line.strip():
-                    listed[path.parents[2], line.split()[0]] = path.stem
+        if path.parent.parts[-2:] != ('ImageSets', 'Main'):
+            continue
+        # what is not split yet is to train on
+        whole = path.stem == 'trainval' and not path.with_stem('train').exists()
+        split = 'train' if whole else path.stem
+        if split in SPLITS:
+            for line in map(str.strip, path.read_text(encoding='utf-8').split('\n')):
+                listed[path.parents[2], line] = split
     splits: dict[str, list[Path]] = {}
     for path in xmls:
         if split := listed.get((path.parent.parent, path.stem)):

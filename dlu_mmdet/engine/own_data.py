@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -232,7 +233,8 @@ def _annotation_file(root: Path, split: str, named: Mapping[str, str]) -> str:
     if usable and (found or has_other or len(usable) > 1):
         advice += [f'name it: --{split}-json {shlex.quote(str(root / usable[0]))}']
     if (has_other and split == 'val') or (len(usable) == 1 and not has_other):
-        advice += ['split the file for training: --val-fraction 0.2']
+        what = 'the file for training' if has_other else 'it'
+        advice += [f'split {what}: --val-fraction 0.2']
     advice = ', or '.join(advice) or 'name it: --train-json FILE, --val-json FILE'
     raise (ValueError if found else FileNotFoundError)(
         f"--data {root} must have one annotation file in COCO's format with the word "
@@ -279,8 +281,11 @@ def _image_folder(root: Path, file: str, content: Mapping) -> str:
     if not content['images']:
         raise ValueError(f'{root / file} lists no images; use another file')
     first, path = content['images'][0]['file_name'], Path(file)
-    known = [names for names in SPLITS.values() if words(path) & {*names}]
-    names = [path.stem.removeprefix('instances_'), *(known or [('train',)])[0]]
+    # folders above the data say nothing of the split
+    told = words(path.name if path.is_absolute() else path)
+    own = [split for split in SPLITS if told & {*SPLITS[split]}]
+    names = [path.stem.removeprefix('instances_')]
+    names += [name for split in own[:1] for name in SPLITS[split]]
     folders = list(map(Path, names)) + [Path('images', name) for name in names]
     # CVAT's and FiftyOne's
     folders += [Path('images'), Path('data'), Path()]
@@ -289,14 +294,26 @@ def _image_folder(root: Path, file: str, content: Mapping) -> str:
         folders = inside + folders
         if len(path.parts) > 2:
             folders += [path.parents[1] / folder for folder in folders]
-    for folder in folders:
-        if (root / folder / first).is_file():
-            return f'{folder.as_posix()}/'
-    tried = ', '.join(dict.fromkeys(folder.as_posix() for folder in folders))
+    tried = []
+    for folder in itertools.chain(folders, _other_folders(root, own)):
+        if folder not in tried and (root / folder).is_dir():
+            if (root / folder / first).is_file():
+                return f'{folder.as_posix()}/'
+            tried.append(folder)
     raise FileNotFoundError(
         f'--data {root}: {first}, the first image of {file}, is in none of the folders '
-        f'{tried}; move the images, or write a config, see docs/own-data.md'
+        f'{_names(tried)}; move the images, or write a config, see docs/own-data.md'
     )
+
+
+def _other_folders(root: Path, own: list[str]) -> Iterator[Path]:
+    """Folders of any name, such as train2017, but those of another split."""
+    others = [split for split in SPLITS if own and split not in own]
+    taken = {name for split in others for name in SPLITS[split]}
+    for path in (*root.glob('*'), *root.glob('images/*')):
+        folder = path.relative_to(root)
+        if not words(folder) & taken:
+            yield folder
 
 
 def _counting(part: object, key: str = '') -> Iterator[dict]:

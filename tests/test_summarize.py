@@ -82,6 +82,17 @@ def test_one_seed_has_no_interval():
     assert found[1] == ['dlu', '+0.100']
 
 
+def test_a_metric_of_few_images_has_no_interval():
+    base, aps = {0: 0.40, 1: 0.41, 2: 0.42}, {0: 0.60, 1: 0.61, 2: 0.62}
+    found = across(bilinear=base, dlu=aps)
+    assert found.size_table()[1][2] == '+0.200†'
+    for results in found.sets.values():
+        for each in results.values():
+            each['counts'] = dict(AP=dict(objects=9, images=3))
+    assert found.size_table()[1][2] == '+0.200'
+    assert found.difference_table()[1][1] == '+0.200'
+
+
 def test_stars_are_corrected_over_the_upsamplers_of_a_column():
     """p is 0.02 and 0.04: only the first is below 5 % twice as large."""
     base = {seed: 0.4 + 0.01 * seed for seed in range(3)}

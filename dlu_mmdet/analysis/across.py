@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
+from .bootstrap import MIN_IMAGES
 from .inputs import data_hashes, differing
 from .report import new_figure
 from .runs import divergence
@@ -157,11 +158,18 @@ class Across:
             seeds = [s for u, s in cells if u == upsampler]
             common = [s for s in seeds if (self.baseline, s) in cells]
             if upsampler != self.baseline and common:
-                found[upsampler] = seed_difference(
-                    [cells[upsampler, s] for s in common],
-                    [cells[self.baseline, s] for s in common],
-                )
+                pair = [
+                    [cells[u, s] for s in common] for u in (upsampler, self.baseline)
+                ]
+                found[upsampler] = seed_difference(*pair)
+                if self._images(name, metric) < MIN_IMAGES:
+                    found[upsampler] = Difference(found[upsampler].value)
         return found
+
+    def _images(self, name: str, metric: str) -> float:
+        """Test images with objects of a metric; infinite if the results do not say."""
+        counts = [r.get('counts', {}).get(metric) for r in self.sets[name].values()]
+        return min((c['images'] for c in counts if c), default=np.inf)
 
     def categories(self, name: str) -> list[str]:
         """Class names of a data set, of results that have them."""

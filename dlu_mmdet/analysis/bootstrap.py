@@ -166,6 +166,16 @@ class Evaluation:
         """Number of images."""
         return self.objects.shape[2]
 
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Number of objects, and of images that have any, behind each metric."""
+        return {
+            name: dict(
+                objects=int(self.objects[area].sum()),
+                images=int((self.objects[area].sum(axis=0) > 0).sum()),
+            )
+            for name, (area, _) in METRICS.items()
+        }
+
     def category(self, k: int) -> Evaluation:
         """The evaluation of one category alone.
 
@@ -365,9 +375,7 @@ def differences_to_baseline(
             scores[name][s] = score
             progress(number, len(listed))
 
-    areas = [METRICS[metric][0] for metric in names]
-    objects = reference.objects[areas].sum(axis=1)
-    counts = list(zip(objects.sum(axis=1).tolist(), (objects > 0).sum(axis=1).tolist()))
+    counts = reference.counts()
     base, differences = scores.pop(baseline), {}
     for name, own in scores.items():
         common = [s for s in own if s in base]
@@ -376,12 +384,11 @@ def differences_to_baseline(
         pair = [np.stack([each[s] for s in common]) for each in (own, base)]
         differences[name] = {
             metric: dict(
-                _difference(*(each[..., m] for each in pair), images),
-                objects=number,
-                images=images,
+                _difference(*(each[..., m] for each in pair), counts[metric]['images']),
+                **counts[metric],
             )
-            for m, (metric, (number, images)) in enumerate(zip(names, counts))
-            if number
+            for m, metric in enumerate(names)
+            if counts[metric]['objects']
         }
     primary = [each[PRIMARY] for each in differences.values() if PRIMARY in each]
     # one seed is no test

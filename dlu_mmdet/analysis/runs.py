@@ -922,6 +922,7 @@ def _collect(run: Run) -> dict:
     return dict(
         found,
         **evaluation.score(),
+        counts=evaluation.counts(),
         **_mask_metrics(run),
         classes={
             name: evaluation.category(k).score()

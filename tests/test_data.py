@@ -169,6 +169,9 @@ def test_class_names_that_are_neither_text_nor_numbers(config, files, name):
     with pytest.raises(ValueError, match=r'categories\[0\].* name .*text or'):
         check_data(config, ('train',))
     files('train', lambda data: None)
+    config.train_dataloader.dataset.metainfo = dict(classes=7)
+    with pytest.raises(ValueError, match='classes must be a list of names, got 7'):
+        check_data(config, ('train',))
     config.train_dataloader.dataset.metainfo = dict(classes=[name, *NUMBERS[1:]])
     message = r'train_dataloader\.dataset\.metainfo\.classes\[0\] is .*text or a num'
     with pytest.raises(ValueError, match=message):

@@ -65,8 +65,8 @@ def as_if_trained(module, std=0.2):
     return module.eval()
 
 
-def small_neck(name):
-    neck = UpsampleFPN([3, 3], 8, 2, upsample_cfg=dict(type=name))
+def small_neck(name, num_outs=2):
+    neck = UpsampleFPN([3, 3], 8, num_outs, upsample_cfg=dict(type=name))
     return choose_part(Tiny(as_if_trained(neck)).eval(), 'neck', divisor=8)
 
 
@@ -95,6 +95,14 @@ def test_every_upsampler_in_onnxruntime(name, tmp_path):
     assert {node.domain for node in proto.graph.node} == {''} and not proto.functions
     assert all(e.domain == '' and e.version >= 17 for e in proto.opset_import)
     assert [p.name for p in tmp_path.iterdir()] == ['neck.onnx']
+
+
+def test_levels_coarser_than_the_divisor(tmp_path):
+    """Traced at a map of one pixel, a model takes images of that one height."""
+    part = small_neck('nearest', num_outs=4)
+    assert part.traced == (2, 8, 12)  # at which the coarsest is 2 x 3
+    assert export_onnx(part, tmp_path / 'neck.onnx').close
+    assert max(differences(part, tmp_path / 'neck.onnx')) < 1e-4
 
 
 @pytest.mark.parametrize('size', [(1, 1), (5, 2), (1, 9), (3, 12), (2, 24)])
@@ -258,6 +266,47 @@ def test_detectors_without_such_a_head_are_refused(config, message):
         choose_part(detector(f'mmdet::{config}.py'), 'detector')
 
 
+#: detectors of the zoo; what refusals of 'detector' and of 'boxes' say, or nothing
+ZOO = {
+    'autoassign/autoassign_r50-caffe_fpn_1x_coco': ('', ''),
+    'vfnet/vfnet_r50_fpn_1x_coco': ('', ''),
+    'yolof/yolof_r50-c5_8xb8-1x_coco': ('', ''),
+    'point_rend/point-rend_r50-caffe_fpn_ms-1x_coco': ('', ''),
+    'yolo/yolov3_mobilenetv2_8xb24-320-300e_coco': ('', 'YOLOV3Head'),
+    'tood/tood_r50_fpn_1x_coco': ('', 'TOODHead'),
+    'solov2/solov2_r50_fpn_1x_coco': ('', 'SOLOv2'),
+    'crowddet/crowddet-rcnn_r50_fpn_8xb2-30e_crowdhuman': ('', 'MultiInstanceRoIHead'),
+    'tridentnet/tridentnet_r50-caffe_1x_coco': ('', 'TridentFasterRCNN'),
+    'scnet/scnet_r50_fpn_1x_coco': ('', 'SCNetRoIHead'),
+    'sabl/sabl-faster-rcnn_r50_fpn_1x_coco': ('', 'SABLHead'),
+    'mask2former/mask2former_r50_8xb2-lsj-50e_coco': ('has no heads', 'Mask2Former'),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('config', ZOO)
+def test_parts_of_the_zoo(config):
+    """Each is there, or refused by name with the reason."""
+    model = detector(f'mmdet::{config}.py')
+    for part, message in zip(('detector', 'boxes'), ZOO[config]):
+        if message:
+            with pytest.raises(ValueError, match=message):
+                choose_part(model, part)
+        else:
+            assert choose_part(model, part).outputs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('config', [*HEADS][:2])
+def test_all_heads_in_onnxruntime(config, tmp_path):
+    part = choose_part(detector(f'mmdet::{config}.py'), 'detector')
+    assert export_onnx(part, tmp_path / 'model.onnx').close
+    model = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
+    assert HEADS[config][0] <= {value.name for value in model.get_outputs()}
+    kept = model.get_modelmeta().custom_metadata_map
+    assert json.loads(kept['left_out']) == HEADS[config][1]
+
+
 # ---- boxes ---------------------------------------------------------------------
 
 DETECTORS = {
@@ -265,6 +314,7 @@ DETECTORS = {
     'a class a prior': CONFIGS / 'yolox/yolox_s_pafpn-carafe_8xb8-300e_coco.py',
     'points': CONFIGS / 'rtmdet/rtmdet_tiny_pafpn-dlu_8xb32-300e_coco.py',
     'anchors': 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
+    'proposals': 'mmdet::rpn/rpn_r50_fpn_1x_coco.py',
     'centerness': 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py',
 }
 
@@ -316,7 +366,7 @@ def test_boxes_are_those_of_mmdet(name):
         expected = model.predict(image, samples, rescale=False)
     for i, sample in enumerate(expected):
         found, n = sample.pred_instances, len(sample.pred_instances)
-        assert n > 20 and len(found.labels.unique()) > 1
+        assert n > 20 and (len(found.labels.unique()) > 1 or name == 'proposals')
         assert (scores[i] > 0).sum() == min(n, scores.shape[1])
         torch.testing.assert_close(scores[i, :n], found.scores)
         assert_same_boxes(
@@ -366,6 +416,7 @@ def test_boxes_behind_a_shared_head():
     """Of a detector without a neck, whose last stage is behind its RoIs."""
     model = that_detects('mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py')
     model.rpn_head.test_cfg.max_per_img = 20
+    model.roi_head.test_cfg.score_thr = 0.001
     part = choose_part(model, 'boxes')  # which compares them
     with torch.no_grad():
         _, scores, _ = part.module(part.make(1, 2, 2))

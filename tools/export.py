@@ -51,7 +51,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--opset',
         type=int,
-        help="version of ONNX's operators (default: 20)",
+        help="version of ONNX's operators, 18 or later (default: that of torch)",
     )
     parser.add_argument(
         '--time',
@@ -76,7 +76,9 @@ def describe_sizes(part: Part, model: nn.Module) -> str:
         f'batch 1 or more, height and width multiples of {part.divisor}; for others '
         f'onnxruntime stops at its node {guard_name(part)}'
     ]
-    for step in get_test_pipeline_cfg(model.cfg.copy()):
+    # a config may leave out the data
+    known = model.cfg.get('test_dataloader')
+    for step in get_test_pipeline_cfg(model.cfg.copy()) if known else ():
         scale = step.get('scale')
         if (
             str(step['type']).endswith('Resize')
@@ -115,7 +117,8 @@ def main() -> None:
     args = parse_args()
     check_packages()
     check_out(args.out)
-    check_opset(args.opset)
+    if args.opset is not None:
+        check_opset(args.opset)
     if args.threads:
         torch.set_num_threads(args.threads)
     model = load_detector(

@@ -66,7 +66,10 @@ class Source:
             if osp.isfile(classes):
                 return Path(classes).read_text(encoding='utf-8').split('\n')
             return classes
-        return annotations.class_names(classes, f'{self.key}.metainfo.classes')
+        where = f'{self.key}.metainfo.classes'
+        if not isinstance(classes, (list, tuple)):
+            raise ValueError(f'{where} must be a list of names, got {classes!r}')
+        return annotations.class_names(classes, where)
 
     @property
     def _classes(self) -> object:
@@ -76,9 +79,9 @@ class Source:
 
     def name_classes(self) -> None:
         """Let the config name the classes as text, where numbers stand for names."""
-        if any(not isinstance(name, str) for name in self._classes):
-            metainfo = dict(self.cfg.get('metainfo') or {}, classes=self.classes)
-            self.cfg['metainfo'] = metainfo
+        classes = self.classes
+        if not isinstance(self._classes, str) and tuple(self._classes) != classes:
+            self.cfg['metainfo'] = dict(self.cfg.get('metainfo') or {}, classes=classes)
 
     @property
     def has_own_classes(self) -> bool:

@@ -7,8 +7,8 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,14 +36,12 @@ if TYPE_CHECKING:
 PARTS = ('detector', 'neck', 'boxes')
 #: What :func:`export_onnx` takes beside torch; the extra ``export`` brings them.
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
-#: Version of ONNX's operators that is written without another wish.
-OPSET = 20
-#: The lowest that torch's exporter writes.
+#: The lowest version of ONNX's operators that torch's exporter writes.
 LOWEST_OPSET = 18
 _DETECTIONS = ('boxes', 'scores', 'labels')
 # height and width that a part is tried at, in units of the divisor
 _TRIED = (2, 3)
-# batch, height and width that it is traced at
+# batch, height and width that it is traced at, or multiples of the last two
 _TRACED = (2, 2, 3)
 
 
@@ -59,6 +57,8 @@ class Part:
         divisor (int): Pixels of the image in a unit.
         left_out (list[str]): Modules of the detector whose weights it does not hold.
         threshold (float): Of boxes, the score below which there are none.
+        traced (tuple[int, int, int]): Batch, height and width that it is traced at, in
+            units.
     """
 
     module: nn.Module
@@ -67,6 +67,7 @@ class Part:
     divisor: int
     left_out: Sequence[str] = ()
     threshold: float = 0.0
+    traced: tuple[int, int, int] = _TRACED
 
     @property
     def detects(self) -> bool:
@@ -83,7 +84,13 @@ class Part:
 
     def shapes(self) -> tuple:
         """The dimensions that stay open, for ``torch.export``."""
-        batch, height, width = map(torch.export.Dim, ('batch', 'height', 'width'))
+        # what is traced there need not hold below; an ONNX model has no such bound
+        least = self.traced[1:] if self.traced != _TRACED else (None, None)
+        batch = torch.export.Dim('batch')
+        height, width = (
+            torch.export.Dim(name, min=size)
+            for name, size in zip(('height', 'width'), least)
+        )
         return (
             tuple(
                 {
@@ -189,8 +196,8 @@ def check_out(out: str | os.PathLike) -> None:
         )
 
 
-def check_opset(opset: int | None) -> int:
-    """See that an opset can be asked for; None is the default.
+def check_opset(opset: int) -> None:
+    """See that an opset can be asked for.
 
     Raises:
         ValueError: If it is below :data:`LOWEST_OPSET`, or later than the installed
@@ -198,13 +205,12 @@ def check_opset(opset: int | None) -> int:
     """
     import onnx
 
-    opset, highest = OPSET if opset is None else opset, onnx.defs.onnx_opset_version()
+    highest = onnx.defs.onnx_opset_version()
     if not LOWEST_OPSET <= opset <= highest:
         raise ValueError(
             f'opset must be from {LOWEST_OPSET} to {highest}, the latest of onnx '
             f'{onnx.__version__}, got {opset}'
         )
-    return opset
 
 
 def choose_part(model: nn.Module, part: str, divisor: int | None = None) -> Part:
@@ -254,8 +260,9 @@ def _choose_neck(model: nn.Module, divisor: int) -> Part:
     }
     pyramid = _run(model.neck, features, 'neck')
     outputs = [f'pyramid.{i}' for i in range(len(pyramid))]
-    pixels = [n for _, n in inputs.values()]
-    return Part(_Tied(_Neck(model), pixels).eval(), inputs, outputs, divisor)
+    module = _Tied(_Neck(model), [n for _, n in inputs.values()]).eval()
+    part = Part(module, inputs, outputs, divisor)
+    return replace(part, traced=_traced(lambda h, w: module(part.make(1, h, w))))
 
 
 def _choose_detector(model: nn.Module, divisor: int) -> Part:
@@ -263,8 +270,14 @@ def _choose_detector(model: nn.Module, divisor: int) -> Part:
     outputs = [f'pyramid.{i}' for i in range(len(pyramid))] if _two_stage(model) else []
     outputs += names_of(model, pyramid, calls)
     module = _Tied(_Detector(model, calls), [divisor]).eval()
-    left_out = without(model, {*FEATURES, *(call.name for call in calls)})
-    return Part(module, {'image': (3, divisor)}, outputs, divisor, list(left_out))
+    return Part(
+        module,
+        {'image': (3, divisor)},
+        outputs,
+        divisor,
+        left_out=list(without(model, {*FEATURES, *(call.name for call in calls)})),
+        traced=_traced(_pyramids(model, divisor)),
+    )
 
 
 def _choose_boxes(model: nn.Module, divisor: int) -> Part:
@@ -282,6 +295,7 @@ def _choose_boxes(model: nn.Module, divisor: int) -> Part:
         divisor,
         left_out=list(without(model, {*FEATURES, *heads})),
         threshold=float(head.test_cfg.get('score_thr', 0)),
+        traced=_traced(_pyramids(model, divisor)),
     )
     try:
         check_decoding(part, model)
@@ -294,6 +308,24 @@ def _choose_boxes(model: nn.Module, divisor: int) -> Part:
             f'{larger_divisor(model, divisor, error)}'
         ) from error
     return part
+
+
+def _pyramids(model: nn.Module, divisor: int) -> Callable:
+    """A detector's pyramid, of images of so many units."""
+    return lambda height, width: model.extract_feat(
+        torch.zeros(1, 3, height * divisor, width * divisor)
+    )
+
+
+def _traced(run: Callable[[int, int], Sequence[Tensor]]) -> tuple[int, int, int]:
+    """Sizes to trace at: an export takes a map of one pixel for one of fixed size."""
+    batch, height, width = _TRACED
+    for times in (1, 2, 4, 8, 16):
+        with torch.no_grad():
+            maps = run(times * height, times * width)
+        if min(min(x.shape[2:]) for x in maps) > 1:
+            break
+    return batch, times * height, times * width
 
 
 def _image(divisor: int) -> Tensor:
@@ -344,7 +376,7 @@ def trace(part: Part) -> torch.export.ExportedProgram:
         with torch.no_grad():
             return torch.export.export(
                 part.module,
-                (part.make(*_TRACED),),
+                (part.make(*part.traced),),
                 dynamic_shapes=part.shapes(),
                 strict=False,
             )
@@ -385,7 +417,7 @@ def export_onnx(
         out (str | PathLike): The .onnx file.
         metadata (Mapping, optional): Kept in the model, as JSON each.
         opset (int, optional): Version of the standard's operators. Defaults to None,
-            :data:`OPSET`.
+            that of torch's exporter.
 
     Returns:
         Agreement: Of onnxruntime and PyTorch.
@@ -400,7 +432,8 @@ def export_onnx(
 
     check_packages()
     check_out(out)
-    opset = check_opset(opset)
+    if opset is not None:
+        check_opset(opset)
     program = trace(part)
     # they tell of packages that are not needed, and of versions that are checked here
     chatty = [
@@ -437,7 +470,7 @@ def export_onnx(
             'operators of its standard'
         )
     written = model.model.opset_imports['']
-    if written != opset:
+    if opset not in (None, written):
         raise ValueError(
             f'the model cannot be written in opset {opset}, which lacks an operator of '
             f'it; take opset {written}'

@@ -237,7 +237,13 @@ class Boxes(nn.Module):
             return _second_stage(model.roi_head, pyramid, boxes, scores, size)
         head = model.bbox_head
         decode = _yolox if isinstance(head, YOLOXHead) else _dense
-        return _choose(*decode(head, head(pyramid), size), head.test_cfg)
+        boxes, scores, labels = _choose(
+            *decode(head, head(pyramid), size), head.test_cfg
+        )
+        if isinstance(head, RPNHead):
+            # they were levels, which suppression keeps apart
+            labels = torch.zeros_like(labels)
+        return boxes, scores, labels
 
 
 def _by_prior(x: Tensor, channels: int) -> Tensor:

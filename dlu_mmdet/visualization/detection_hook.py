@@ -58,6 +58,9 @@ class DetVisualizationHook(mmdet.engine.DetVisualizationHook):
             loaders, images = _list_images(runner.test_dataloader.dataset)
             names = file_names(image_names([path for path, _ in images]))
             self._test_loaders, self._files = loaders, dict(zip(images, names))
+            # a pipeline of one's own may not hand the ids on
+            for (path, _), name in zip(images, names):
+                self._files.setdefault((path, None), name)
         for sample in outputs:
             self._test_index += 1
             path = _path(sample.img_path)
@@ -65,7 +68,7 @@ class DetVisualizationHook(mmdet.engine.DetVisualizationHook):
             if self.test_out_dir is not None:
                 folder = Path(runner.work_dir, runner.timestamp, self.test_out_dir)
                 folder.mkdir(parents=True, exist_ok=True)
-                file = str(folder / self._files[path, sample.img_id])
+                file = str(folder / self._files[path, sample.get('img_id')])
             self._draw(
                 sample, self._test_loaders[path], 'test_img', self._test_index, file
             )

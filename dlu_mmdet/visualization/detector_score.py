@@ -61,7 +61,7 @@ def detect(model: nn.Module, image: str | os.PathLike) -> tuple[Tensor, DetDataS
     found = sample.get('pred_instances')
     if found is None or not {'bboxes', 'scores', 'labels'} <= {*found.keys()}:
         raise ValueError(
-            f'{name} gives {", ".join(sample.keys())} and no boxes with scores; it '
+            f'{name} gives no boxes with scores (but {", ".join(sample.keys())}); it '
             f'cannot be pictured or explained'
         )
     sample.pred_instances = found[found.scores.argsort(descending=True, stable=True)]
@@ -212,11 +212,12 @@ def _dense_logits(model, inputs, sample, index, box, label):
         levels = _candidates(head, head(model.extract_feat(inputs)), sample.img_shape)
     # the box came out of this very decoding, so its prior gives it back
     boxes = torch.cat([get_box_tensor(boxes) for boxes, _ in levels])
-    distances = (boxes - box).abs().amax(1)
+    # that of boxes that are not finite is not a number
+    distances = (boxes - box).abs().amax(1).nan_to_num(torch.inf)
     if distances.min() > 1:
         raise ValueError(
             f'no prior of the {type(head).__name__} decodes to detection {index}, '
-            f'the nearest is {distances.min():.1f} px off; it cannot be explained'
+            f'the nearest is {distances.min():.3g} px off; it cannot be explained'
         )
     # boxes cut off at the border can agree: the class tells them apart
     logits = torch.cat([logits[0, :, label] for _, logits in levels])

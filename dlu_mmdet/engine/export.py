@@ -84,7 +84,13 @@ class Part:
 
     def shapes(self) -> tuple:
         """The dimensions that stay open, for ``torch.export``."""
-        batch, height, width = map(torch.export.Dim, ('batch', 'height', 'width'))
+        # what is traced there need not hold below; an ONNX model has no such bound
+        least = self.traced[1:] if self.traced != _TRACED else (None, None)
+        batch = torch.export.Dim('batch')
+        height, width = (
+            torch.export.Dim(name, min=size)
+            for name, size in zip(('height', 'width'), least)
+        )
         return (
             tuple(
                 {

@@ -346,7 +346,7 @@ def summarise(
     return dict(
         baseline=baseline,
         num_images=num_images,
-        rows=sorted(rows, key=lambda row: -row['AP']),
+        rows=sorted(rows, key=lambda row: -(row['AP'] or 0)),
         differences=differences,
         runs=listed,
         diverged=[

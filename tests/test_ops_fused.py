@@ -451,6 +451,31 @@ def test_derivatives_of_any_order(device, op, way):
 
 
 @needs_ops
+@needs_later_torch
+@pytest.mark.parametrize('op', ['dlu', 'carafe', 'window_scores'])
+def test_compiled_tangents(op):
+    """A compiled graph enters forward mode without Python's counter of levels."""
+    args, _, sizes = make(1, 2, 2, 3, 3, 2, 2, torch.float64, op=op)
+    args = tuple(t.detach() + 1 / 77 for t in args)
+
+    def f(*t):
+        return getattr(ops, op)(*t, *sizes)
+
+    def by_jvp(*t):
+        return func.jvp(f, t, args)[1]
+
+    def by_dual_numbers(*t):
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(f(*map(forward_ad.make_dual, t, args)))[1]
+
+    for way in (by_jvp, by_dual_numbers):
+        for backend in ('eager', 'aot_eager'):
+            torch._dynamo.reset()
+            compiled = torch.compile(way, backend=backend)
+            torch.testing.assert_close(compiled(*args), way(*args))
+
+
+@needs_ops
 @pytest.mark.parametrize('op', ['dlu', 'carafe'])
 def test_every_operator_has_tangents(op):
     """Those that are called for gradients too, and by their names in torch.ops."""

@@ -14,7 +14,7 @@ goes beyond takes this formula, and only then the masks (N, G*K*K, s*H, s*W) exi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from ..torch_compat import register_vmap
 from .reference import Sampler, accumulation_dtype
 
 _OPS = torch.ops.dlu_mmdet
+_forward_mode = forward_ad._set_fwd_grad_enabled
 
 
 def register(library: torch.library.Library, name: str) -> None:
@@ -42,78 +43,55 @@ def register(library: torch.library.Library, name: str) -> None:
     register_vmap(f'dlu_mmdet::{name}', _batching_rule(op))
 
 
-def _autograd_kernel(
-    op: Callable,
-    backward: Callable,
-    factors: Sequence[int] = (),
-    formula: Callable | None = None,
-) -> Callable:
+def _autograd_kernel(op: Callable, backward: Callable, jvp: Callable) -> Callable:
     """What autograd runs for an operator.
 
     Args:
         op (Callable): The operator.
-        backward (Callable): As in ``torch.autograd.Function``, for the tensors alone;
-            the context has ``sizes`` beside the saved tensors.
-        factors (Sequence[int]): The arguments that it is a product of.
-        formula (Callable, optional): For an operator that is no product: what to call
-            for arguments with tangents. Defaults to None.
+        backward (Callable): Takes which tensors need a gradient, the tensors, the sizes
+            and the gradients of the results; gives those of the tensors.
+        jvp (Callable): Takes the tensors, their tangents, None for none, and the sizes;
+            gives the tangents of the results.
     """
-
-    def below(*args):
-        with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
 
     # torch.autograd.Function would start torch.func again, which has called the kernel
     class Derivative(torch.autograd.function._SingleLevelFunction):
         @staticmethod
         def forward(ctx, *args):
+            *args, modes = args
             ctx.save_for_backward(*args[:-3])
+            ctx.save_for_forward(*args[:-3])
             ctx.sizes = args[-3:]
-            if forward_ad._current_level >= 0:
-                ctx.save_for_forward(*args[:-3])
-                ctx.set_materialize_grads(False)
-            if not torch._C._are_functorch_transforms_active():
-                return below(*args)
-            # the outer levels of torch.func differentiate what is called here
-            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
-                return below(*args)
+            ctx.set_materialize_grads(False)
+            with torch._C._AutoDispatchBelowAutograd():
+                if modes is None:
+                    return op(*args)
+                # both are off in here, and the outer levels of torch.func come next
+                with torch.set_grad_enabled(modes[0]), _forward_mode(modes[1]):
+                    return op(*args)
 
         @staticmethod
         def backward(ctx, *grads):
             if all(grad is None for grad in grads):
                 return (None,) * len(ctx.needs_input_grad)
-            return (*backward(ctx, *grads), None, None, None)
+            tensors = ctx.saved_tensors
+            grads = backward(ctx.needs_input_grad, tensors, ctx.sizes, *grads)
+            return (*grads, None, None, None, None)
 
         @staticmethod
         def jvp(ctx, *tangents):
-            # forward mode is off here, and an outer level may differentiate this
-            with forward_ad._set_fwd_grad_enabled(True):
-                primals = [forward_ad.unpack_dual(v).primal for v in ctx.saved_tensors]
-                terms = [
-                    op(*primals[:i], tangents[i], *primals[i + 1 :], *ctx.sizes)
-                    for i in factors
-                    if tangents[i] is not None
-                ]
-                if not terms:  # of an argument that only says a shape
-                    return torch.zeros_like(op(*primals, *ctx.sizes))
-                return sum(terms[1:], terms[0])
+            # off in here too, and an outer level may differentiate what is called
+            with _forward_mode(True):
+                return jvp(ctx.saved_tensors, tangents, ctx.sizes)
 
     Derivative._backward_cls.__name__ = f'{op.name()}_backward'
 
     def kernel(*args):
-        tensors = args[:-3]
-        has_tangent = forward_ad._current_level >= 0 and any(
-            forward_ad.unpack_dual(v).tangent is not None for v in tensors
-        )
-        if has_tangent and formula is not None:
-            return formula(*args)
-        has_grad = torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
-        if not (has_grad or has_tangent):
-            return below(*args)
         if not torch._C._are_functorch_transforms_active():
-            return Derivative.apply(*args)
+            return Derivative.apply(*args, None)
+        modes = (torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled())
         with enable_single_level_autograd_function():
-            return Derivative.apply(*args)
+            return Derivative.apply(*args, modes)
 
     return kernel
 
@@ -144,37 +122,57 @@ def _batching_rule(op: Callable) -> Callable:
     return rule
 
 
+def _tangent(out: Tensor) -> Tensor:
+    tangent = forward_ad.unpack_dual(out, level=0).tangent
+    return torch.zeros_like(out) if tangent is None else tangent
+
+
 # ---- carafe and its gradients --------------------------------------------------
 
 
-def _carafe_backward(ctx, grad: Tensor) -> tuple:
-    args = (grad, *ctx.saved_tensors, *ctx.sizes)
-    grads = [None, None]
-    if ctx.needs_input_grad[0]:
-        grads[0] = _OPS.carafe_backward_features(*args)
-    if ctx.needs_input_grad[1]:
-        grads[1] = _OPS.carafe_backward_masks(*args)
-    return tuple(grads)
+def _of_product(name: str, *factors: int) -> Callable:
+    """The jvp of an operator that is a product of some of its tensors."""
+
+    def jvp(tensors, tangents, sizes):
+        op = getattr(_OPS, name)
+        primals = [forward_ad.unpack_dual(v, level=0).primal for v in tensors]
+        terms = [
+            op(*primals[:i], tangents[i], *primals[i + 1 :], *sizes)
+            for i in factors
+            if tangents[i] is not None
+        ]
+        # without a term: of the tensor that says a shape alone
+        return sum(terms[1:], terms[0]) if terms else _tangent(op(*primals, *sizes))
+
+    return jvp
 
 
-def _carafe_features_backward(ctx, grad: Tensor) -> tuple:
-    (grad_out, _, masks), sizes = ctx.saved_tensors, ctx.sizes
-    grads = [None, None, None]
-    if ctx.needs_input_grad[0]:
-        grads[0] = _OPS.carafe(grad, masks, *sizes)
-    if ctx.needs_input_grad[2]:
-        grads[2] = _OPS.carafe_backward_masks(grad_out, grad, masks, *sizes)
-    return tuple(grads)
+def _carafe_backward(needs, tensors, sizes, grad):
+    args = (grad, *tensors, *sizes)
+    return (
+        _OPS.carafe_backward_features(*args) if needs[0] else None,
+        _OPS.carafe_backward_masks(*args) if needs[1] else None,
+    )
 
 
-def _carafe_masks_backward(ctx, grad: Tensor) -> tuple:
-    (grad_out, features, _), sizes = ctx.saved_tensors, ctx.sizes
-    grads = [None, None, None]
-    if ctx.needs_input_grad[0]:
-        grads[0] = _OPS.carafe(features, grad, *sizes)
-    if ctx.needs_input_grad[1]:
-        grads[1] = _OPS.carafe_backward_features(grad_out, features, grad, *sizes)
-    return tuple(grads)
+def _carafe_features_backward(needs, tensors, sizes, grad):
+    grad_out, _, masks = tensors
+    args = (grad_out, grad, masks, *sizes)
+    return (
+        _OPS.carafe(*args[1:]) if needs[0] else None,
+        None,
+        _OPS.carafe_backward_masks(*args) if needs[2] else None,
+    )
+
+
+def _carafe_masks_backward(needs, tensors, sizes, grad):
+    grad_out, features, _ = tensors
+    args = (grad_out, features, grad, *sizes)
+    return (
+        _OPS.carafe(*args[1:]) if needs[0] else None,
+        _OPS.carafe_backward_features(*args) if needs[1] else None,
+        None,
+    )
 
 
 # ---- dlu and its gradients, by the formula -------------------------------------
@@ -229,54 +227,70 @@ def _dlu_kernels(
     )
 
 
-def _dlu_backward(ctx, grad: Tensor) -> tuple:
-    args = (grad, *ctx.saved_tensors, *ctx.sizes)
+def _of_formula(formula: Callable) -> Callable:
+    """The jvp of an operator that a formula of others equals."""
+
+    def jvp(tensors, tangents, sizes):
+        out = formula(*tensors, *sizes)
+        return _tangent(out) if isinstance(out, Tensor) else tuple(map(_tangent, out))
+
+    return jvp
+
+
+def _dlu_backward(needs, tensors, sizes, grad):
+    args = (grad, *tensors, *sizes)
     grads = [None, None, None]
-    if ctx.needs_input_grad[0]:
+    if needs[0]:
         grads[0] = _OPS.dlu_backward_features(*args)
-    if any(ctx.needs_input_grad[1:3]):
+    if any(needs[1:3]):
         grads[1:] = _OPS.dlu_backward_kernels(*args)
-    return tuple(grads)
+    return grads
 
 
-def _dlu_features_backward(ctx, grad: Tensor) -> tuple:
-    (grad_out, _, *sampled), sizes = ctx.saved_tensors, ctx.sizes
+def _dlu_features_backward(needs, tensors, sizes, grad):
+    grad_out, _, *sampled = tensors
     grads = [None, None, None, None]
-    if ctx.needs_input_grad[0]:
+    if needs[0]:
         grads[0] = _OPS.dlu(grad, *sampled, *sizes)
-    if any(ctx.needs_input_grad[2:4]):
+    if any(needs[2:4]):
         grads[2:] = _OPS.dlu_backward_kernels(grad_out, grad, *sampled, *sizes)
-    return tuple(grads)
+    return grads
 
 
-def _dlu_kernels_backward(ctx, *grads: Tensor) -> tuple:
+def _dlu_kernels_backward(needs, tensors, sizes, *grads):
     # of a transform of torch.func that has ended
-    inputs = unwrap_dead_wrappers(ctx.saved_tensors)
-    needed = [i for i in range(len(inputs)) if ctx.needs_input_grad[i]]
+    tensors, grads = map(unwrap_dead_wrappers, (tensors, grads))
+    needed = [i for i in range(len(tensors)) if needs[i]]
 
     def formula(*some):
-        args = list(inputs)
+        args = list(tensors)
         for i, value in zip(needed, some):
             args[i] = value
-        return _dlu_kernels(*args, *ctx.sizes)
+        return _dlu_kernels(*args, *sizes)
 
-    outputs, backward = torch.func.vjp(formula, *(inputs[i] for i in needed))
-    grads = tuple(
+    outputs, backward = torch.func.vjp(formula, *(tensors[i] for i in needed))
+    grads = (
         torch.zeros_like(out) if grad is None else grad
-        for out, grad in zip(outputs, unwrap_dead_wrappers(grads))
+        for out, grad in zip(outputs, grads)
     )
-    results = [None] * len(inputs)
-    for i, grad in zip(needed, backward(grads)):
+    results = [None] * len(tensors)
+    for i, grad in zip(needed, backward(tuple(grads))):
         results[i] = grad
-    return tuple(results)
+    return results
 
 
-# the arguments of _autograd_kernel behind the first
+# of every operator: backward and jvp
 _RULES = dict(
-    dlu=(_dlu_backward, (), _dlu),
-    dlu_backward_features=(_dlu_features_backward, (), _dlu_features),
-    dlu_backward_kernels=(_dlu_kernels_backward, (), _dlu_kernels),
-    carafe=(_carafe_backward, (0, 1)),
-    carafe_backward_features=(_carafe_features_backward, (0, 2)),
-    carafe_backward_masks=(_carafe_masks_backward, (0, 1)),
+    dlu=(_dlu_backward, _of_formula(_dlu)),
+    dlu_backward_features=(_dlu_features_backward, _of_formula(_dlu_features)),
+    dlu_backward_kernels=(_dlu_kernels_backward, _of_formula(_dlu_kernels)),
+    carafe=(_carafe_backward, _of_product('carafe', 0, 1)),
+    carafe_backward_features=(
+        _carafe_features_backward,
+        _of_product('carafe_backward_features', 0, 2),
+    ),
+    carafe_backward_masks=(
+        _carafe_masks_backward,
+        _of_product('carafe_backward_masks', 0, 1),
+    ),
 )

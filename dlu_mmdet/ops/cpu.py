@@ -6,6 +6,7 @@ results are made here, so one build serves every version of torch and Python.
 
 from __future__ import annotations
 
+import array
 import ctypes
 import os
 from collections.abc import Sequence
@@ -182,7 +183,7 @@ class Operators(Shapes):
         library = ctypes.CDLL(os.fspath(path))
         library.dlu_mmdet_loops.restype = ctypes.c_char_p
         self.loops = library.dlu_mmdet_loops().decode()
-        call = (ctypes.c_int, ctypes.POINTER(ctypes.c_int64))
+        call = (ctypes.c_int, ctypes.c_void_p)
         self._scratch, self._call = library.dlu_mmdet_scratch, library.dlu_mmdet_run
         self._scratch.argtypes, self._scratch.restype = call, ctypes.c_int64
         self._call.argtypes, self._call.restype = (*call, ctypes.c_void_p), None
@@ -202,9 +203,10 @@ class Operators(Shapes):
         values += (is_channels_last(features), offsets is None)
         for tensor in (*inputs, grad, *results, *(None,) * 3)[:7]:
             values += _described(tensor)
-        values = (ctypes.c_int64 * len(values))(*values)
+        values = array.array('q', values)  # int64
+        address, _ = values.buffer_info()
         # torch's own memory begins at a cache line, and its profiler sees it
-        count = self._scratch(operation, values)
+        count = self._scratch(operation, address)
         if count < 0:
             k, g, s = sizes
             raise ValueError(
@@ -213,4 +215,4 @@ class Operators(Shapes):
                 'can count; use smaller ones'
             )
         scratch = torch.empty(count, dtype=torch.uint8, device=features.device)
-        self._call(operation, values, scratch.data_ptr())
+        self._call(operation, address, scratch.data_ptr())

@@ -106,12 +106,14 @@ def _match(
     threshold: float, expected: Sequence[Tensor], got: Sequence[Tensor]
 ) -> tuple[float | Tensor, int]:
     """Largest difference of the detections of an image, and their number."""
-    if not all(torch.isfinite(x).all() for x in (*expected, *got)):
-        return float('nan'), 0
-    sides, (boxes, _, _) = [], expected
+    sides = []
     for box, score, label in (expected, got):
         kept = score > 0
-        box = box[kept] / boxes.abs().max().clamp(min=1)
+        box, scale = box[kept], expected[0][expected[1] > 0].abs()
+        if not (box.isfinite().all() and score.isfinite().all()):
+            return float('nan'), 0
+        if len(scale):
+            box = box / scale.max().clamp(min=1)
         # no label is as near to another as any box is
         row = torch.cat([box, score[kept, None], 9.0 * label[kept, None]], 1)
         sides.append(row.double())
@@ -122,7 +124,7 @@ def _match(
     for side, axis in zip(sides, (1, 0)):
         if not len(side):
             continue
-        full = len(side) == len(boxes)
+        full = len(side) == len(expected[0])
         lowest = side[:, 4].min() if full else side.new_tensor(threshold)
         alone = torch.full((len(side),), float('inf'), dtype=torch.double)
         nearest = apart.amin(axis) if apart.shape[axis] else alone
@@ -148,6 +150,24 @@ def noise(batch: int, height: int, width: int) -> Tensor:
     return image / 3**0.5
 
 
+def _run(
+    part: Part, batch: int, height: int, width: int
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Random inputs and what PyTorch makes of them, detections if it can be."""
+    with torch.no_grad():
+        if not part.detects:
+            inputs = part.make(batch, height, width)
+            return inputs, part.module(inputs)
+        images = noise(batch, part.divisor * height, part.divisor * width)
+        # a detector that finds nothing may find something in stronger contrast
+        for factor in (1, 4, 16, 64):
+            inputs = (factor * images,)
+            outputs = part.module(inputs)
+            if (outputs[1] > 0).any():
+                break
+        return inputs, outputs
+
+
 def agreement(
     part: Part, model: OnnxModel, batch: int, height: int, width: int
 ) -> Agreement:
@@ -166,18 +186,16 @@ def agreement(
     Raises:
         ValueError: If PyTorch does not run them, or its outputs are not finite.
     """
-    inputs = part.make(batch, height, width)
-    if part.detects:
-        inputs = (noise(batch, part.divisor * height, part.divisor * width),)
     try:
-        with torch.no_grad():
-            expected = part.module(inputs)
+        inputs, expected = _run(part, batch, height, width)
     except RuntimeError as error:
         raise ValueError(
             f'PyTorch does not run batch {batch} of {part.divisor * height} x '
             f'{part.divisor * width} pixels ({error}); use a larger --divisor'
         ) from error
-    if not all(torch.isfinite(x).all() for x in expected):
+    # boxes of slots without a detection may be anything
+    values = expected[1:2] if part.detects else expected
+    if not all(x.isfinite().all() for x in values):
         raise ValueError(
             'PyTorch gives numbers that are not finite; the training has diverged, '
             'take an earlier checkpoint'
@@ -238,9 +256,8 @@ def check_decoding(part: Part, model: nn.Module) -> None:
     from .export_boxes import predicted
 
     # of one unit, the smallest that an exported model takes
-    images = noise(2, part.divisor, 2 * part.divisor)
+    (images,), own = _run(part, 2, 1, 2)
     with torch.no_grad():
-        own = part.module((images,))
         expected = predicted(model, images, own[1].shape[1])
     found = compare(part, expected, own)
     if not found.close:

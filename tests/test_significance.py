@@ -140,7 +140,7 @@ def test_no_difference_without_variance():
 @pytest.mark.parametrize('images', [20, 100, 500])
 def test_false_positives_where_nothing_differs(seeds, images):
     """The larger table is in docs/statistics.md."""
-    repeats = 150 if images == 500 else 300
+    repeats = 80 if images == 500 else 200
     single, family, small, large = rates(seeds, images, repeats, seed=1)
     print(
         f'{images} images, {seeds} seeds: {100 * single:.1f} % of single intervals and '
@@ -152,4 +152,4 @@ def test_false_positives_where_nothing_differs(seeds, images):
     assert single < bound and family < bound
     assert large >= small
     if images == 500 and seeds == 5:
-        assert large > 0.5
+        assert large > 0.25

@@ -370,7 +370,8 @@ def test_one_command_gives_tables_pictures_and_a_page(compared):
     found = summary['differences']['dlu']['AP']
     expected = runs_of['dlu']['AP'] - runs_of['nearest']['AP']
     assert found['difference'] == pytest.approx(expected, abs=1e-9)
-    assert found['low'] <= found['difference'] <= found['high']
+    # of few images, so without an interval
+    assert found['images'] < 20 and found['low'] is found['high'] is None
     with (folder / 'comparison.csv').open() as file:
         rows = list(csv.DictReader(file))
     assert [row['name'] for row in rows] == [r['name'] for r in summary['rows']]
@@ -664,7 +665,9 @@ def test_results_of_an_earlier_version_that_diverged(tmp_path):
         ([[10, math.nan], [20, 2.0]], 0.0, 'finished'),
         ([[10, 2.0], [20, math.nan]], 0.3, 'finished'),
     ):
-        planned.result_file.write_text(json.dumps(dict(loss=losses, AP=ap)))
+        found = dict(config='', upsampler='dlu', seed=0, validation=[], loss=losses)
+        found.update(dict.fromkeys(METRICS, ap))
+        planned.result_file.write_text(json.dumps(found))
         assert planned.state == state
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -147,9 +148,12 @@ def are_gone(pids):
     [(signal.SIGTERM, False), (signal.SIGHUP, True)],
 )
 def test_a_signal_ends_the_trainings(
-    small, tmp_path, monkeypatch, capsys, number, stubborn
+    small, tmp_path, monkeypatch, capsys, request, number, stubborn
 ):
     """Of tools/compare.py; the same command goes on."""
+    # these tests may run under nohup
+    request.addfinalizer(partial(signal.signal, number, signal.getsignal(number)))
+    signal.signal(number, signal.SIG_DFL)
     compare = make_compare(monkeypatch, tmp_path, small)
     monkeypatch.setenv('SECONDS', '60')
     monkeypatch.setenv('STUBBORN', 'bilinear' if stubborn else 'none')

@@ -156,9 +156,12 @@ def test_an_export_has_no_operator_of_this_package(op):
     assert len(called) < 80
 
 
-def detector(config, upsampler=None):
+def detector(config, upsampler=None, depth=None):
     cfg = read_config(config)
     cfg.model.backbone.init_cfg = None
+    if depth:
+        cfg.model.backbone.depth = depth
+        cfg.model.neck.in_channels = [64, 128, 256, 512]
     if upsampler:
         set_upsampler(cfg, dict(type=upsampler))
     init_default_scope('mmdet')
@@ -214,6 +217,7 @@ HEADS = {
         {'pyramid.0', 'roi_head.semantic_head.0.0'},
         ['roi_head.bbox_head', 'roi_head.mask_head'],
     ),
+    'solov2/solov2_r50_fpn_1x_coco': ({'mlvl_kernel_preds.0', 'mask_feats.0'}, []),
     'rtmdet/rtmdet-ins_tiny_8xb32-300e_coco': ({'kernel_preds.0', 'mask_feat.0'}, []),
     'cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco': (
         {'pyramid.0', 'rpn_head.stages.0.2.0'},
@@ -297,9 +301,10 @@ def test_parts_of_the_zoo(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('config', [*HEADS][:2])
+@pytest.mark.parametrize('config', ['yolact', 'panoptic_fpn', 'solov2'])
 def test_all_heads_in_onnxruntime(config, tmp_path):
-    part = choose_part(detector(f'mmdet::{config}.py'), 'detector')
+    config = next(name for name in HEADS if name.startswith(config))
+    part = choose_part(detector(f'mmdet::{config}.py', 'dlu', depth=18), 'detector')
     assert export_onnx(part, tmp_path / 'model.onnx').close
     model = onnxruntime.InferenceSession(tmp_path / 'model.onnx')
     assert HEADS[config][0] <= {value.name for value in model.get_outputs()}
@@ -432,6 +437,13 @@ def test_boxes_are_held_against_those_of_mmdet(monkeypatch):
     monkeypatch.setattr(export_boxes, '_read', lambda *args: 2 * read(*args))
     with pytest.raises(ValueError, match='how FasterRCNN makes boxes: its own differ'):
         choose_part(model, 'boxes')
+
+
+def test_coordinates_of_an_export():
+    """With their number open, as SOLO's masks need it."""
+    for steps in (1, 2, 7):
+        found = export._linspace(-1, 1, steps, device='cpu')
+        torch.testing.assert_close(found, torch.linspace(-1, 1, steps))
 
 
 @pytest.mark.slow

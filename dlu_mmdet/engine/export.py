@@ -9,8 +9,10 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -373,7 +375,7 @@ def trace(part: Part) -> torch.export.ExportedProgram:
         ValueError: If it cannot be traced; says which module cannot, and why.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), patch.multiple(torch, **_TRACEABLE):
             return torch.export.export(
                 part.module,
                 (part.make(*part.traced),),
@@ -385,6 +387,16 @@ def trace(part: Part) -> torch.export.ExportedProgram:
             f'{_culprit(part.module, error)} cannot be traced for an export: '
             f'{reason_of(error)}'
         ) from error
+
+
+def _linspace(start: float, end: float, steps: int, **options) -> Tensor:
+    """``torch.linspace``, whose number of steps an export takes for a fixed one."""
+    index = torch.arange(steps, **options)
+    return start + (end - start) * index / index.max().clamp(min=1)
+
+
+# what mmdet's mask heads make coordinates with, in a form that an export takes
+_TRACEABLE = dict(linspace=_linspace, meshgrid=partial(torch.meshgrid, indexing='ij'))
 
 
 def _culprit(module: nn.Module, error: BaseException) -> str:

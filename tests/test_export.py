@@ -481,7 +481,7 @@ def assert_same(got, expected, **tolerance):
 
 
 BOXES = SimpleNamespace(detects=True, threshold=0.05)
-MAPS = SimpleNamespace(detects=False)
+MAPS = SimpleNamespace(detects=False, outputs=['a', 'b'])
 
 
 def detections(*rows):
@@ -523,11 +523,28 @@ def test_slots_without_a_detection_do_not_count():
     assert compare(BOXES, detections(), detections()) == Agreement(0.0, 0)
 
 
+def test_scores_that_tie_get_images_of_more_contrast():
+    """Which of them is higher rounding decides; a model that is wrong stays wrong."""
+    right, wrong = detections((10.0, 0.9, 1)), detections((10.0, 0.9, 0))
+    part = SimpleNamespace(
+        detects=True, threshold=0.05, divisor=32, module=lambda inputs: right
+    )
+
+    def ties_below(contrast):
+        return lambda inputs: wrong if inputs[0].abs().max() < contrast else right
+
+    assert agreement(part, ties_below(100), 1, 1, 1) == Agreement(0.0, 1)
+    assert not agreement(part, ties_below(1e9), 1, 1, 1).close
+    part.module = lambda inputs: detections()
+    assert agreement(part, part.module, 1, 1, 1) == Agreement(0.0, 0)
+
+
 def test_numbers_that_are_not_finite_do_not_pass():
     """The largest of NaN and 0 is 0 to Python, in one order of the two."""
     ones, nan = torch.ones(2), torch.tensor([1.0, float('nan')])
-    for pair in ([ones, nan], [nan, ones]):
-        assert not compare(MAPS, [ones, ones], pair).close
+    for pair, name in (([ones, nan], 'b'), ([nan, ones], 'a')):
+        found = compare(MAPS, [ones, ones], pair)
+        assert not found.close and found.output == name
     assert not compare(MAPS, [ones], [torch.ones(3)]).close
     assert compare(MAPS, [1e6 * ones], [1e6 * ones + 1]).difference == pytest.approx(
         1e-6
@@ -540,7 +557,7 @@ def test_a_model_that_differs_is_not_kept(monkeypatch, tmp_path):
         OnnxModel, '__call__', lambda self, x: [y + 0.1 for y in run(self, x)]
     )
     with pytest.raises(
-        ValueError, match=r'differs from PyTorch by .* by more than 0\.001'
+        ValueError, match=r'pyramid\.[01] of .* differ from .* more than 0\.001'
     ):
         export_onnx(part, tmp_path / 'x.onnx')
     assert not list(tmp_path.iterdir())

@@ -170,6 +170,6 @@ setup(
         name: requirements(name)
         for name in ('onedl', 'openmmlab', 'convert', 'export', 'slurm', 'test')
     },
-    entry_points=dict(console_scripts=['dlu_mmdet = dlu_mmdet.__main__:main']),
+    entry_points=dict(console_scripts=['dlu_mmdet = dlu_mmdet.cli:main']),
     **arguments,
 )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 #: Distributions that give an import name: upstream's, then the forks'.
 DISTRIBUTIONS = dict(
@@ -38,10 +41,59 @@ def warn_of_both() -> None:
             warnings.warn(
                 f'{both} are both installed and overwrite each other, so {module} is a '
                 f'mixture of them: pip uninstall {" ".join(found)}, then install one '
-                f'of the stacks again, dlu_mmdet[onedl] or dlu_mmdet[openmmlab]',
-                stacklevel=3,
+                f'of the two again (docs/install.md)',
+                stacklevel=4,
             )
             return
+
+
+def check_stack() -> None:
+    """Check that MMDetection is there, with mmcv's compiled operators.
+
+    Raises:
+        ModuleNotFoundError: If mmcv, mmengine or mmdet is missing.
+        ImportError: If mmcv has no operators, or they are of another torch.
+    """
+    warn_of_both()
+    try:
+        with quiet():
+            import mmcv
+            import mmdet  # noqa: F401
+            import mmengine  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'dlu_mmdet needs MMDetection 3.x ({error}): docs/install.md says how to '
+            f'install it; in a checkout, make does it',
+            name=error.name,
+        ) from None
+    try:
+        import mmcv.ops  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f'dlu_mmdet needs mmcv with its compiled operators, and those of mmcv '
+            f'{mmcv.__version__} cannot be loaded ({error}): it is mmcv-lite, or was '
+            f'built without them or for another torch; install it again with '
+            f'MMCV_WITH_OPS=1 pip install --no-build-isolation --no-cache-dir '
+            f'--force-reinstall --no-deps',
+            name='mmcv.ops',
+        ) from None
+
+
+def is_command() -> bool:
+    """Whether this process was started as one of the package's commands.
+
+    That is ``dlu_mmdet ...``, ``python -m dlu_mmdet...`` (from Python 3.10 on) or a
+    script of its folder ``tools``.
+    """
+    program, package = (sys.argv or [''])[0], Path(__file__).resolve().parent
+    if program == '-m':
+        words = getattr(sys, 'orig_argv', [])
+        module = words[words.index('-m') + 1] if '-m' in words[:-1] else ''
+        return module == package.name or module.startswith(f'{package.name}.cli')
+    if os.path.splitext(os.path.basename(program))[0] == package.name:
+        return True
+    folders = (package.parent / 'tools', (package / '.mim' / 'tools').resolve())
+    return bool(program) and Path(program).resolve().parent in folders
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-import importlib.util
+import importlib
 import os
 import subprocess
 import sys
@@ -44,13 +44,8 @@ def run(*command, check=True, cwd=ROOT, **kwargs):
 
 
 def load_tool(name):
-    """The module of tools/NAME.py, new each time."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f'tools/{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    # a dataclass looks its module up
-    sys.modules[module.__name__] = module
-    spec.loader.exec_module(module)
-    return module
+    """The module of a command."""
+    return importlib.import_module(f'dlu_mmdet.cli.{name}')
 
 
 def upsample(module, x):

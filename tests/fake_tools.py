@@ -1,4 +1,4 @@
-"""A stand-in for tools/train.py and tools/test.py that takes no time.
+"""A stand-in for the commands train and test that takes no time.
 
 It leaves what a comparison reads: the log, scalars, a checkpoint for each epoch,
 predictions. EPOCHS and SECONDS (of an epoch) in the environment say how long it takes;
@@ -19,16 +19,21 @@ from pathlib import Path
 SCRIPT = f'import runpy; runpy.run_path({__file__!r}, run_name="__main__")\n'
 
 
-def make_tools(folder: Path) -> Path:
-    """The folder with the two scripts."""
-    folder.mkdir()
-    for name in ('train', 'test'):
-        (folder / f'{name}.py').write_text(SCRIPT)
-    return folder
+def make_tools(monkeypatch, folder: Path) -> str:
+    """A package with the two commands, for every Launch from here on; its name."""
+    package = folder / 'fake_commands'
+    package.mkdir()
+    for name in ('__init__', 'train', 'test'):
+        (package / f'{name}.py').write_text('' if name == '__init__' else SCRIPT)
+    from dlu_mmdet.analysis import runs
+
+    monkeypatch.setenv('PYTHONPATH', str(folder), prepend=os.pathsep)
+    monkeypatch.setattr(runs, 'COMMANDS', package.name)
+    return package.name
 
 
 def make_compare(monkeypatch, folder: Path, options: dict):
-    """tools/compare.py with these tools, for a --work-dir in a folder.
+    """The command compare with these, for a --work-dir in a folder.
 
     Without checks of detectors, measurements of necks, and pictures. The function
     returns the exit status.
@@ -37,7 +42,7 @@ def make_compare(monkeypatch, folder: Path, options: dict):
 
     from dlu_mmdet.analysis import comparison, report
 
-    tools = make_tools(folder / 'tools')
+    make_tools(monkeypatch, folder)
     cost = dict(upsampler_parameters=1, parameters=2, upsampler_flops=3, flops=4)
     cost.update(neck_ms=5.0, neck_mb=6.0, image_size=[7, 8], device='this')
     monkeypatch.setattr(comparison, 'rehearse', lambda planned: None)
@@ -54,10 +59,7 @@ def make_compare(monkeypatch, folder: Path, options: dict):
         work_dir = folder / ('joined' if join else 'work')
         command = [*arguments, '--work-dir', work_dir, '--resamples', 100]
         command += [] if join else as_arguments(options)
-        monkeypatch.setattr(sys, 'argv', ['tools/compare.py', *map(str, command)])
-        tool = load_tool('compare')
-        tool.TOOLS = tools
-        return tool.main()
+        return load_tool('compare').main([*map(str, command)])
 
     return compare
 

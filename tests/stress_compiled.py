@@ -15,7 +15,7 @@ from pathlib import Path
 
 os.environ['DLU_MMDET_NO_EXT'] = '1'  # its operators have the names of those compiled
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
+sys.path.insert(0, str(ROOT / 'benchmarks'))
 
 import cuda_counts  # noqa: E402
 import torch  # noqa: E402

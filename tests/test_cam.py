@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 import dlu_mmdet  # noqa: F401
+from dlu_mmdet.explain import evaluate
 from dlu_mmdet.visualization.cam import (
     METHODS,
     Evidence,
@@ -615,15 +616,13 @@ def pairs(folder, models):
 
 @pytest.fixture
 def tool(monkeypatch, tmp_path):
-    """Call tools/explain.py with arguments; it writes into tmp_path."""
-    module = load_tool('explain')
+    """Call the command explain with arguments; it writes into tmp_path."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
-        monkeypatch.setattr('sys.argv', ['explain.py', *map(str, arguments)])
-        module.main()
+        load_tool('explain').main([*map(str, arguments)])
 
-    call.module = module
+    call.module = evaluate
     return call
 
 

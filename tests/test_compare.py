@@ -25,7 +25,7 @@ from mmengine.config import Config
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dlu_mmdet.analysis import comparison, runs
+from dlu_mmdet.analysis import comparison, execute, runs
 from dlu_mmdet.analysis.bootstrap import (
     METRICS,
     Evaluation,
@@ -279,10 +279,10 @@ def test_order_names_and_folders(tmp_path):
 
 
 def test_commands_of_the_launchers(tmp_path):
-    """With torchrun or without it around tools/train.py."""
+    """With torchrun or without it."""
     (planned,) = runs.plan([SHAPES_DLU], [0], tmp_path)
-    plain = runs.Launch().train(planned, Path('tools'))
-    assert plain[1:3] == ['tools/train.py', str(planned.config)]
+    plain = runs.Launch().train(planned)
+    assert plain[1:4] == ['-m', 'dlu_mmdet.cli.train', str(planned.config)]
     assert '--launcher' not in plain
     # only what has begun is resumed: a config may name a checkpoint to start from
     assert '--resume' not in plain
@@ -296,11 +296,11 @@ def test_commands_of_the_launchers(tmp_path):
         str(planned.work_dir / 'epoch_1.pth')
     )
     assert planned.state == 'half-finished'
-    assert '--resume' in runs.Launch().train(planned, Path('tools'))
-    torchrun = runs.Launch('pytorch', 8, ('--amp',)).train(planned, Path('tools'))
+    assert '--resume' in runs.Launch().train(planned)
+    torchrun = runs.Launch('pytorch', 8, ('--amp',)).train(planned)
     assert 'torch.distributed.run' in torchrun and '--nproc_per_node=8' in torchrun
     assert torchrun[-2:] == ['--launcher', 'pytorch'] and '--amp' in torchrun
-    tested = runs.Launch('pytorch', 8).test(planned, Path('tools'))
+    tested = runs.Launch('pytorch', 8).test(planned)
     assert tested[tested.index('--out') + 1].endswith('predictions.pkl')
 
 
@@ -317,20 +317,17 @@ def options(small):
 
 
 def compare(*arguments):
-    """tools/compare.py in this process; returns its exit status."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, 'argv', ['tools/compare.py', *map(str, arguments)])
-        return load_tool('compare').main()
+    """The command in this process; returns its exit status."""
+    return load_tool('compare').main([*map(str, arguments)])
 
 
 def test_time_left():
     """From mmengine's estimate at first, then from the runs that are done."""
-    tool = load_tool('compare')
-    time_left = tool.time_left
+    time_left = execute.time_left
     line = 'Epoch(train) [1][50/50] lr: 1e-3 eta: 1 day, 0:01:00 time: 0.5'
     # this run takes a minute that passed, a day and a minute; so do two others
-    left = tool.eta(line)
-    assert left == 24 * 3600 + 60 and tool.eta('Epoch(test) [19/19]') is None
+    left = execute.eta(line)
+    assert left == 24 * 3600 + 60 and execute.eta('Epoch(test) [19/19]') is None
     assert time_left([(60, left)], [], 2) == ' 3 days, 0:05:00 left for all:'
     assert time_left([(60, None)], [], 2) == ''
     assert time_left([(40, left)], [100, 140], 2) == ' 0:05:20 left for all:'
@@ -652,7 +649,7 @@ def test_a_divergence_is_seen_by_who_comes_later(small, tmp_path, monkeypatch):
     planned.work_dir.mkdir(parents=True)
     found = dict(iteration=3, reason='the loss is nan')
     (planned.work_dir / 'diverged.json').write_text(json.dumps(found))
-    (line,) = runs.execute(planned, tmp_path / 'no tools')
+    (line,) = runs.execute(planned)
     assert 'diverged at iteration 3' in line and planned.state == 'diverged'
 
 
@@ -870,7 +867,7 @@ def test_a_run_in_use_is_left_alone(tmp_path):
         child = subprocess.Popen(['sleep', '60'], pass_fds=[lock])
     try:
         with pytest.raises(RuntimeError, match='another process works in .*seed0'):
-            list(runs.execute(planned, ROOT / 'tools'))
+            list(runs.execute(planned))
     finally:
         child.kill()
         child.wait()
@@ -884,7 +881,7 @@ def test_no_space_left(tmp_path):
     planned.work_dir.mkdir(parents=True)
     (planned.work_dir / 'train.log').symlink_to('/dev/full')
     with pytest.raises(OSError) as info:
-        list(runs.execute(planned, ROOT / 'tools'))
+        list(runs.execute(planned))
     assert info.value.errno == errno.ENOSPC
     assert planned.state == 'not started'
     # a process of the run meets it: where, its log says

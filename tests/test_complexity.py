@@ -1,13 +1,12 @@
 """Counts against the published formulas, torch's counter and each other."""
 
 import csv
-import runpy
 import sys
 from math import prod
 
 import pytest
 import torch
-from conftest import CONFIGS, ROOT, run
+from conftest import CONFIGS, load_tool, run
 from mmengine.config import Config
 from PIL import Image
 from torch import nn
@@ -283,5 +282,5 @@ def test_tool_refuses_bad_input(tmp_path, monkeypatch):
     out = tmp_path / 'none'
     monkeypatch.setattr(sys, 'argv', ['', '--channels', '0', '--out', str(out)])
     with pytest.raises(ValueError, match='channels must be at least 1, got 0'):
-        runpy.run_path(str(ROOT / 'tools/complexity.py'), run_name='__main__')
+        load_tool('complexity').main()
     assert not out.exists()

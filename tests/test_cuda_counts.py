@@ -12,7 +12,7 @@ import pytest
 from conftest import run
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / 'tools'))
+sys.path.insert(0, str(ROOT / 'benchmarks'))
 import cuda_counts  # noqa: E402
 from counts.sass import Counts, Launch, Memory, parse  # noqa: E402
 
@@ -140,7 +140,7 @@ def test_the_table_has_every_kernel(tmp_path):
     needs('nvcc', 'cuobjdump')
     path = tmp_path / 'counts.json'
     size = '--problem 1 8 6 9 5 1 2 --blocks 2'.split()
-    output = run('tools/cuda_counts.py', *size, '--json', path).stdout
+    output = run('benchmarks/cuda_counts.py', *size, '--json', path).stdout
     rows = json.loads(path.read_text())
     assert {row['operator'] for row in rows} == set(cuda_counts.OPERATORS)
     for row in rows:

@@ -15,14 +15,14 @@ from conftest import CONFIGS, ROOT, load_tool, run
 from mmdet.registry import DATASETS
 from PIL import Image
 
+from dlu_mmdet.cli.arguments import add_data, config_values, data_values
 from dlu_mmdet.datasets import check_data, formats
 from dlu_mmdet.datasets import convert as converting
 from dlu_mmdet.datasets.convert import convert
 from dlu_mmdet.datasets.split import split_images
 from dlu_mmdet.engine import (
-    add_data,
-    data_arguments,
     load_config,
+    prepare_data,
     read_config,
     set_data,
 )
@@ -77,11 +77,6 @@ def one_file(root, file='labels.json', images='data', number=10):
     return root
 
 
-def arguments(**given):
-    flags = ('data', 'train_json', 'val_json', 'val_fraction', 'split_seed')
-    return SimpleNamespace(**{**dict.fromkeys(flags), **given})
-
-
 # ---- names and splits ---------------------------------------------------------------
 
 
@@ -122,7 +117,7 @@ def test_a_split_has_the_share_or_is_refused(images, fraction):
 def test_val_fraction(tmp_path, capsys):
     """One file without a validation set: two files in the work directory, one line."""
     root, work_dir = one_file(tmp_path / 'my data'), tmp_path / 'run'
-    data = data_arguments(arguments(data=root, val_fraction=0.2), work_dir)
+    data = prepare_data(work_dir, root, val_fraction=0.2)
     told = capsys.readouterr().out
     assert told.count('\n') == 1
     assert 'train 8 images, 8 objects; val 2 images, 2 objects' in told
@@ -135,19 +130,19 @@ def test_val_fraction(tmp_path, capsys):
     for image in json.loads((work_dir / 'split' / 'val.json').read_text())['images']:
         assert (root / dataset.data_prefix.img / image['file_name']).is_file()
     # the same command again, then another split beside the first run
-    assert data_arguments(arguments(data=root, val_fraction=0.2), work_dir) == data
+    assert prepare_data(work_dir, root, val_fraction=0.2) == data
     with pytest.raises(ValueError, match='holds another split.*another --work-dir'):
-        data_arguments(arguments(data=root, val_fraction=0.3), work_dir)
+        prepare_data(work_dir, root, val_fraction=0.3)
 
 
-def test_the_config_of_a_split_needs_no_flags(shapes_root, tmp_path, monkeypatch):
+def test_the_config_of_a_split_needs_no_flags(shapes_root, tmp_path):
     """Else test.py or --resume take other images than the training did."""
     work_dir = tmp_path / 'run'
-    command = ['train.py', OWN, '--data', shapes_root, '--val-fraction', '0.25']
+    command = [OWN, '--data', shapes_root, '--val-fraction', '0.25']
     command += ['--train-json', 'annotations/instances_train.json']
     command += ['--cfg-options', f'work_dir={work_dir}']
-    monkeypatch.setattr(sys, 'argv', [*map(str, command)])
-    cfg = load_config(load_tool('train').parse_args())
+    args = load_tool('train').parse_args([*map(str, command)])
+    cfg = load_config(args.config, **config_values(args))
     cfg.dump(work_dir / OWN.name)
     cfg = read_config(work_dir / OWN.name)
     check_data(cfg, ('train', 'val', 'test'))
@@ -155,17 +150,16 @@ def test_the_config_of_a_split_needs_no_flags(shapes_root, tmp_path, monkeypatch
     assert cfg.test_evaluator.ann_file == str(work_dir / 'split' / 'val.json')
 
 
-def test_compare_splits_once_for_all_runs(shapes_root, tmp_path, monkeypatch):
+def test_compare_splits_once_for_all_runs(shapes_root, tmp_path):
     """Else upsamplers are compared on other images, or the folder is refused."""
     from dlu_mmdet.analysis import runs
 
     flags = ['--data', shapes_root, '--val-fraction', '0.25', '--seeds', '0', '1']
     flags += ['--train-json', 'annotations/instances_train.json']
-    command = ['compare.py', OWN, '--work-dir', tmp_path / 'c', *flags]
-    monkeypatch.setattr(sys, 'argv', [*map(str, command)])
-    args = load_tool('compare').parse_args()
+    command = [OWN, '--work-dir', tmp_path / 'c', *flags]
+    args = load_tool('compare').parse_args([*map(str, command)])
     for _ in range(2):
-        data = data_arguments(args, args.work_dir)
+        data = prepare_data(args.work_dir, **data_values(args))
         upsamplers = [dict(type='bilinear'), dict(type='dlu')]
         planned = runs.plan(
             [OWN], [0, 1], args.work_dir, data=data, upsamplers=upsamplers
@@ -201,10 +195,9 @@ def test_compare_splits_once_for_all_runs(shapes_root, tmp_path, monkeypatch):
 def test_bad_flags(tmp_path, given, message):
     """One sentence that names the flag and what to do."""
     root = one_file(tmp_path / 'data')
-    args = arguments(**{'data': root, **given})
     write(root / 'list.json', [])
     with pytest.raises((ValueError, FileNotFoundError), match=message) as info:
-        data = data_arguments(args, tmp_path / 'run')
+        data = prepare_data(tmp_path / 'run', **{'data': root, **given})
         set_data(read_config(OWN), **data)
     assert len(str(info.value)) < 600 and '\n' not in str(info.value)
     assert not (tmp_path / 'run').exists()
@@ -236,7 +229,7 @@ def test_one_file_is_recognized(tmp_path, file, images):
     with pytest.raises(FileNotFoundError) as info:
         set_data(read_config(OWN), root)
     assert str(info.value).endswith('--val-fraction 0.2')
-    data = data_arguments(arguments(data=root, val_fraction=0.2), tmp_path / 'run')
+    data = prepare_data(tmp_path / 'run', root, val_fraction=0.2)
     set_data(read_config(OWN), **data)
 
 
@@ -245,7 +238,7 @@ def test_absolute_names(tmp_path):
     root = one_file(tmp_path / 'd')
     write(root / 'labels.json', coco([str(root / f'data/{i}.png') for i in range(10)]))
     cfg = read_config(OWN)
-    data = data_arguments(arguments(data=root, val_fraction=0.2), tmp_path / 'run')
+    data = prepare_data(tmp_path / 'run', root, val_fraction=0.2)
     set_data(cfg, **data)
     check_data(cfg, ('train', 'val', 'test'))
 
@@ -270,7 +263,7 @@ def test_several_files_for_one_split(tmp_path):
         assert cfg.train_dataloader.dataset.ann_file == f'annotations/{name}'
         assert cfg.train_dataloader.dataset.data_prefix.img == 'train2017/'
     with pytest.raises(ValueError, match='name the one to split, as in --train-json'):
-        data_arguments(arguments(data=root, val_fraction=0.2), tmp_path / 'run')
+        prepare_data(tmp_path / 'run', root, val_fraction=0.2)
     # files outside of the folder, which is that of the images
     (root / 'annotations').rename(tmp_path / 'elsewhere')
     named = {f'{s}_json': tmp_path / f'elsewhere/instances_{s}2017.json' for s in SPLIT}
@@ -480,7 +473,7 @@ def test_yolo(tmp_path, needs_supervision):
         root / 'labels' / 'val' / 'sub' / 'turned.txt',
         '0 0.1 0.1 0.3 0.1 0.2 0.4\n1 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2 0.1 0.9\n',
     )
-    converting.main([str(root), '--out', str(out)])
+    load_tool('convert').main([str(root), '--out', str(out)])
     train, found = objects(out, 'train')
     assert [c['name'] for c in train['categories']] == ['zebra', 'cat']
     assert [i['file_name'] for i in train['images']] == ['a b.png', 'c.png']
@@ -630,14 +623,15 @@ def test_bad_conversions(tmp_path, capsys, needs_supervision):
     with pytest.raises(ValueError, match='COCO files need no conversion'):
         convert(tmp_path / 'coco', out)
     assert {p.name for p in tmp_path.iterdir()} == {'d', 'coco'}
+    with pytest.raises(ValueError, match='--out .* exists and is not empty'):
+        load_tool('convert').main([str(root), '--out', str(root)])
     for flags, message in (
-        (['--out', str(root)], 'error: --out .* exists and is not empty'),
         (['--out', str(out), '--split-seed', '1'], 'must have --val-fraction'),
         ([], 'required: --out'),
         (['--out', str(out), '--format', 'coco'], 'invalid choice'),
     ):
         with pytest.raises(SystemExit) as info:
-            converting.main([str(root), *flags])
+            load_tool('convert').main([str(root), *flags])
         assert info.value.code == 2
         assert re.search(message, capsys.readouterr().err)
 

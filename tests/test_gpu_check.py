@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run
 
-sys.path.insert(0, str(ROOT / 'tools'))
+sys.path.insert(0, str(ROOT / 'benchmarks'))
 import gpu_check  # noqa: E402
 
-TOOL = ROOT / 'tools' / 'gpu_check.py'
+TOOL = ROOT / 'benchmarks' / 'gpu_check.py'
 
 
 def make_step(action=None):

@@ -199,8 +199,8 @@ def test_a_half_finished_run_does_not_go_on_with_other_data(
     """Its own process sees it, as on a node of Slurm."""
     planned = runs.plan([SHAPES_DLU], [0], tmp_path / 'work', options)[0]
     monkeypatch.setenv('SECONDS', '0')
-    tools = make_tools(tmp_path / 'tools')
-    list(runs.execute(planned, tools))
+    make_tools(monkeypatch, tmp_path)
+    list(runs.execute(planned))
     planned.result_file.unlink()
     assert planned.state == 'half-finished'
     file = root / 'annotations' / 'instances_train.json'
@@ -208,10 +208,10 @@ def test_a_half_finished_run_does_not_go_on_with_other_data(
     move_boxes(file)
     monkeypatch.setattr(slurm, '_SIGNAL_SECONDS', 0)
     with pytest.raises(ValueError, match=r'other files.*\n.*instances_train\.json'):
-        slurm.Job(planned, tools, runs.Launch())()
+        slurm.Job(planned, runs.Launch())()
     assert not planned.result_file.exists()
     file.write_text(text)
-    slurm.Job(planned, tools, runs.Launch())()
+    slurm.Job(planned, runs.Launch())()
     assert planned.state == 'finished'
 
 
@@ -219,10 +219,10 @@ def test_data_that_change_while_a_run_is_at_work(options, root, tmp_path, monkey
     """No result; the run cannot go on from checkpoints of both."""
     planned = runs.plan([SHAPES_DLU], [0], tmp_path / 'work', options)[0]
     monkeypatch.setenv('SECONDS', '0')
-    tools = make_tools(tmp_path / 'tools')
+    make_tools(monkeypatch, tmp_path)
     file = root / 'annotations' / 'instances_val.json'
     text = file.read_text()
-    events = runs.execute(planned, tools)
+    events = runs.execute(planned)
     assert 'Epoch(train)' in next(events)
     move_boxes(file)
     with pytest.raises(ValueError, match='changed while .*seed0(.|\n)*instances_val'):
@@ -230,7 +230,7 @@ def test_data_that_change_while_a_run_is_at_work(options, root, tmp_path, monkey
     assert planned.state == 'half-finished'
     file.write_text(text)
     with pytest.raises(ValueError, match='of other files'):
-        list(runs.execute(planned, tools))
+        list(runs.execute(planned))
 
 
 def test_other_weights_to_start_from(options, root, tmp_path, monkeypatch):
@@ -242,14 +242,14 @@ def test_other_weights_to_start_from(options, root, tmp_path, monkeypatch):
         cfg.dump(tmp_path / f'{name}.py')
     configs = [tmp_path / 'a.py', tmp_path / 'b.py']
     monkeypatch.setenv('SECONDS', '0')
-    tools = make_tools(tmp_path / 'tools')
+    make_tools(monkeypatch, tmp_path)
     planned = runs.plan(configs, [0, 1], tmp_path / 'work', options)
     for each in planned[:2]:
-        list(runs.execute(each, tools))
+        list(runs.execute(each))
     longer(root / 'start.pth')
     with pytest.raises(ValueError, match=r'other files.*\n.*load_from.*start\.pth'):
-        list(runs.execute(planned[2], tools))
-    list(runs.execute(planned[3], tools))
+        list(runs.execute(planned[2]))
+    list(runs.execute(planned[3]))
 
 
 def test_other_code_is_said(options, tmp_path, monkeypatch, compare, capsys):

@@ -29,7 +29,7 @@ SOURCES = [
     *ROOT.glob('*.py'),
     *(
         f
-        for top in ('dlu_mmdet', 'tools', 'tests')
+        for top in ('dlu_mmdet', 'tools', 'benchmarks', 'tests')
         for f in ROOT.glob(f'{top}/**/*.py')
     ),
 ]
@@ -323,10 +323,10 @@ def test_a_bug_report_has_what_it_needs(tmp_path):
     assert 'compiled operators: ' in run('-m', 'dlu_mmdet', '--version').stdout
 
 
-def test_an_unknown_tool_is_told_with_the_known():
+def test_an_unknown_command_is_refused_with_the_known_ones():
     refused = run('-m', 'dlu_mmdet', 'trian', check=False)
     assert refused.returncode == 1
-    assert "no tool 'trian'" in refused.stdout and 'train' in refused.stdout
+    assert "no command 'trian'" in refused.stdout and 'train' in refused.stdout
 
 
 @pytest.mark.skipif(

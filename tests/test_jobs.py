@@ -13,10 +13,10 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import CONFIGS, ROOT, as_arguments, load_tool
+from conftest import CONFIGS, ROOT, as_arguments
 from fake_tools import make_compare, make_tools
 
-from dlu_mmdet.analysis import jobs, runs
+from dlu_mmdet.analysis import execute, jobs, runs
 
 SHAPES = [
     CONFIGS / 'shapes' / f'faster-rcnn_r18_fpn-{name}_shapes.py'
@@ -33,7 +33,7 @@ def planned(small, tmp_path):
 def tools(tmp_path, monkeypatch):
     monkeypatch.setenv('EPOCHS', '2')
     monkeypatch.setenv('SECONDS', '0.2')
-    return make_tools(tmp_path / 'tools')
+    return make_tools(monkeypatch, tmp_path)
 
 
 def started(run):
@@ -78,7 +78,7 @@ def test_a_machine_is_divided(monkeypatch):
 
 def test_two_at_a_time_in_places_of_their_own(planned, tools):
     places = [dict(CUDA_VISIBLE_DEVICES=number) for number in '01']
-    events = list(jobs.run_here(planned, tools, runs.Launch(), places))
+    events = list(jobs.run_here(planned, runs.Launch(), places))
     assert all(run.state == 'finished' for run in planned)
     assert sum(event.over for event in events) == 3
     spans = {}
@@ -95,9 +95,8 @@ def test_two_at_a_time_in_places_of_their_own(planned, tools):
 
 def test_a_run_that_fails_leaves_the_others_alone(planned, tools, monkeypatch, capsys):
     monkeypatch.setenv('FAIL', 'bilinear')
-    tool = load_tool('compare')
-    events = jobs.run_here(planned, tools, runs.Launch(), [{}, {}])
-    assert [run.name for run in tool.run_all(planned, events, 2)] == ['bilinear']
+    events = jobs.run_here(planned, runs.Launch(), [{}, {}])
+    assert [run.name for run in execute.run_all(planned, events, 2)] == ['bilinear']
     assert [run.state for run in planned] == ['finished', 'not started', 'finished']
     shown = capsys.readouterr()
     assert '[2/3 bilinear seed 0]' in shown.err and 'this run fails' in shown.err
@@ -109,7 +108,7 @@ def test_a_run_that_fails_leaves_the_others_alone(planned, tools, monkeypatch, c
 def test_left_in_the_middle_it_ends_all_processes(planned, tools, monkeypatch):
     """As by ctrl-C."""
     monkeypatch.setenv('SECONDS', '60')
-    events = jobs.run_here(planned, tools, runs.Launch(), [{}, {}])
+    events = jobs.run_here(planned, runs.Launch(), [{}, {}])
     for _ in range(2):
         assert 'Epoch' in next(events).line
     assert alive(planned[0]) and alive(planned[1])
@@ -187,10 +186,9 @@ def test_a_signal_ends_the_trainings(
 
 
 def test_what_nohup_ignores_stays_ignored(monkeypatch):
-    tool = load_tool('compare')
     kept = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with tool.stopped_by_signals(runs.Children()):
+        with execute.stopped_by_signals(runs.Children()):
             os.kill(os.getpid(), signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
@@ -234,7 +232,7 @@ def test_a_full_disk_stops_all_runs(planned):
             closed.append(True)
 
     with pytest.raises(OSError, match='full'):
-        load_tool('compare').run_all(planned, events(), 2)
+        execute.run_all(planned, events(), 2)
     assert closed
 
 
@@ -242,10 +240,11 @@ def test_killed_its_children_hold_their_folders(planned, tools, monkeypatch):
     """kill -9 of the comparison alone: nobody else trains where they still do."""
     monkeypatch.setenv('SECONDS', '60')
     script = (
-        'import sys\nfrom pathlib import Path\n'
+        'import sys\n'
         'from dlu_mmdet.analysis import jobs, runs\n'
         'planned = runs.plan(sys.argv[3:], [0], sys.argv[1])\n'
-        'events = jobs.run_here(planned, Path(sys.argv[2]), runs.Launch(), [{}, {}])\n'
+        'launch = runs.Launch(commands=sys.argv[2])\n'
+        'events = jobs.run_here(planned, launch, [{}, {}])\n'
         'for event in events: print(event.line, flush=True)'
     )
     work_dir = planned[0].work_dir.parents[1]
@@ -260,13 +259,13 @@ def test_killed_its_children_hold_their_folders(planned, tools, monkeypatch):
         for run in planned[:2]:
             assert alive(run)
             with pytest.raises(RuntimeError, match='another process works in'):
-                list(runs.execute(run, tools))
+                list(runs.execute(run))
     finally:
         for run in planned[:2]:
             os.kill(started(run)[0]['pid'], signal.SIGKILL)
     monkeypatch.setenv('SECONDS', '0')
     time.sleep(0.1)
-    assert list(runs.execute(planned[0], tools))
+    assert list(runs.execute(planned[0]))
     assert planned[0].state == 'finished'
 
 

@@ -32,8 +32,10 @@ from PIL import Image
 from torch import nn
 from torch.utils.checkpoint import checkpoint as imported_checkpoint
 
+from dlu_mmdet.cli import run as run_command
 from dlu_mmdet.engine import check_writable, checkpoint, load_checkpoint, load_detector
-from dlu_mmdet.visualization import fonts
+from dlu_mmdet.explain import evaluate
+from dlu_mmdet.visualization import fonts, show
 from dlu_mmdet.visualization.cam import LayerScore, collect_evidence
 from dlu_mmdet.visualization.detections import draw_detections
 from dlu_mmdet.visualization.detector_score import detect
@@ -121,32 +123,29 @@ def test_the_picture_is_the_one_that_was_loaded(
     model = random_detector(1 if color_type.startswith('gray') else 3)
     model.cfg.test_dataloader.dataset.pipeline[0].color_type = color_type
     pair = files_of(model, tmp_path)
-    visualize, explain = load_tool('visualize'), load_tool('explain')
     shown = []
-    draw = visualize.detections.draw_detections
+    draw = show.detections.draw_detections
     monkeypatch.setattr(
-        visualize.detections,
+        show.detections,
         'draw_detections',
         lambda images, *args, **kwargs: (
             shown.extend(images) or draw(images, *args, **kwargs)
         ),
     )
     out = ['--out', str(tmp_path / 'out.png')]
-    argv = ['visualize.py', 'detections', *pair, '--images', str(photo), *out]
-    monkeypatch.setattr('sys.argv', argv)
-    visualize.main()
+    argv = ['detections', *pair, '--images', str(photo), *out]
+    load_tool('visualize').main(argv)
 
-    draw_rows = explain.draw_heatmaps
+    draw_rows = evaluate.draw_heatmaps
     monkeypatch.setattr(
-        explain,
+        evaluate,
         'draw_heatmaps',
         lambda rows, methods: (
             shown.extend(row.image for row in rows) or draw_rows(rows, methods)
         ),
     )
-    argv = ['explain.py', *pair, str(photo), '--method', 'xgradcam', *out]
-    monkeypatch.setattr('sys.argv', [*argv, '--score-thr', '0'])
-    explain.main()
+    argv = [*pair, str(photo), '--method', 'xgradcam', *out]
+    load_tool('explain').main([*argv, '--score-thr', '0'])
     assert len(shown) == 2
     for image in shown:
         assert image.shape == (*size, 3) and image.dtype == np.uint8
@@ -479,14 +478,14 @@ def test_no_name_is_mathematics(name):
 
 def test_output_in_ascii(model, photo, tmp_path, monkeypatch):
     """If it fails, a name in another script ends the tool as it prints it."""
-    tool = load_tool('visualize')
     out = tmp_path / '龙.png'
     argv = ['visualize.py', 'features', *files_of(model, tmp_path)]
     argv += ['--images', str(photo), '--out', str(out)]
     monkeypatch.setattr('sys.argv', argv)
     stream = io.TextIOWrapper(io.BytesIO(), encoding='ascii')
     monkeypatch.setattr('sys.stdout', stream)
-    tool.main()
+    with pytest.raises(SystemExit):
+        run_command('visualize')
     stream.flush()
     assert b'\\u9f99.png' in stream.buffer.getvalue()
     assert out.is_file()
@@ -495,14 +494,13 @@ def test_output_in_ascii(model, photo, tmp_path, monkeypatch):
 @pytest.mark.parametrize('ids', [[1, 2, 30], ['1', '2', 'b'], [1, '2', 'b'], [0.5, 2]])
 def test_ids_of_any_type(ids):
     """If it fails, images with ids of text cannot be asked for."""
-    tool = load_tool('visualize')
     infos = [dict(img_id=i, img_path=f'{n}.png') for n, i in enumerate(ids)]
     for info in infos:
-        assert tool.find_images(infos, [str(info['img_id'])]) == [info]
-    assert tool.find_images(infos, ['2', str(ids[0])]) == [infos[1], infos[0]]
-    assert tool.find_images(infos, ['0002']) == [infos[1]]
+        assert show.find_images(infos, [str(info['img_id'])]) == [info]
+    assert show.find_images(infos, ['2', str(ids[0])]) == [infos[1], infos[0]]
+    assert show.find_images(infos, ['0002']) == [infos[1]]
     with pytest.raises(ValueError, match=r'no image \[22\]; .* such as 2'):
-        tool.find_images(infos, ['22'])
+        show.find_images(infos, ['22'])
 
 
 def test_a_place_that_cannot_be_written_shows_first(
@@ -515,9 +513,8 @@ def test_a_place_that_cannot_be_written_shows_first(
     for out in (tmp_path / 'file/x.png', tmp_path / 'folder.png'):
         with pytest.raises(ValueError, match='cannot be written'):
             check_writable(out)
-    monkeypatch.setattr('sys.argv', [*argv, str(tmp_path / 'file/x.png')])
     with pytest.raises(ValueError, match='file/x.png cannot be written'):
-        load_tool('explain').main()
+        load_tool('explain').main([*argv[1:], str(tmp_path / 'file/x.png')])
     check_writable(tmp_path / 'new' / 'x.png')
     assert not list((tmp_path / 'new').iterdir())
 
@@ -704,7 +701,7 @@ def test_detectors_that_load_an_image_differently(model, photo, tmp_path, monkey
         cfg.test_dataloader.dataset.pipeline[0].color_type = color_type
         monkeypatch.setattr(model, 'cfg', cfg)
         pairs += files_of(model, tmp_path / folder)
-    argv = ['visualize.py', 'detections', *pairs, '--images', str(photo)]
-    monkeypatch.setattr('sys.argv', [*argv, '--out', str(tmp_path / 'x.png')])
+    argv = ['detections', *pairs, '--images', str(photo)]
+    argv += ['--out', str(tmp_path / 'x.png')]
     with pytest.raises(ValueError, match=r'dlu \(2\) loads .*photo\.png as \(64, 96\)'):
-        load_tool('visualize').main()
+        load_tool('visualize').main(argv)

@@ -50,14 +50,12 @@ def test_what_is_missing_is_said(planned, monkeypatch):
         slurm.check_available()
     monkeypatch.setattr(shutil, 'which', lambda name: name)
     monkeypatch.setitem(sys.modules, 'submitit', None)
-    with pytest.raises(ValueError, match=r"needs submitit.*'dlu_mmdet\[slurm\]'"):
+    with pytest.raises(ValueError, match="needs submitit.*pip install 'submitit"):
         slurm.check_available()
 
 
 def compare(*arguments):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, 'argv', ['tools/compare.py', *map(str, arguments)])
-        return load_tool('compare').main()
+    return load_tool('compare').main([*map(str, arguments)])
 
 
 def test_dry_run_shows_the_jobs(small, tmp_path, capsys):
@@ -119,7 +117,7 @@ def tools(tmp_path, monkeypatch):
     root = str(Path(__file__).parents[1])
     path = os.environ.get('PYTHONPATH')
     monkeypatch.setenv('PYTHONPATH', f'{root}:{path}' if path else root)
-    return make_tools(tmp_path / 'tools')
+    return make_tools(monkeypatch, tmp_path)
 
 
 def trainings(run):
@@ -132,8 +130,8 @@ def trainings(run):
 def follow(planned, tools, given=GIVEN, jobs=4, at=None):
     """All events, and what ``at`` does at the first that it takes."""
     events = []
-    launch = runs.Launch()
-    for event in slurm.run_in_slurm(planned, tools, launch, jobs, given):
+    launch = runs.Launch(commands=tools)
+    for event in slurm.run_in_slurm(planned, launch, jobs, given):
         events.append(event)
         if at is not None and at(event):
             at = None
@@ -174,14 +172,14 @@ def test_two_in_the_queue_and_one_of_four_cancelled(node, planned, tools):
 def test_killed_it_finds_its_jobs_again(node, planned, tools, small):
     """kill -9 of the submitting process: no job is submitted twice."""
     script = (
-        'import json, sys\nfrom pathlib import Path\n'
+        'import json, sys\n'
         'from dlu_mmdet.analysis import runs, slurm\n'
         'slurm.POLL = 1\n'
         'planned = runs.plan(sys.argv[4:], [0], sys.argv[1], json.loads(sys.argv[3]))\n'
         'runs.begin(sys.argv[1], planned)\n'
         f'given = {GIVEN}\n'
-        'tools, launch = Path(sys.argv[2]), runs.Launch()\n'
-        'for event in slurm.run_in_slurm(planned, tools, launch, 2, given):\n'
+        'launch = runs.Launch(commands=sys.argv[2])\n'
+        'for event in slurm.run_in_slurm(planned, launch, 2, given):\n'
         '    print(event.line, flush=True)\n'
     )
     work_dir = planned[0].work_dir.parents[1]

@@ -23,6 +23,7 @@ from PIL import Image
 
 import dlu_mmdet  # noqa: F401
 from dlu_mmdet.analysis.matching import match_detections
+from dlu_mmdet.visualization import show
 from dlu_mmdet.visualization.detections import COLOURS, STYLES, draw_detections
 from dlu_mmdet.visualization.figures import new_figure, save_figure
 from dlu_mmdet.visualization.images import load_image
@@ -39,7 +40,7 @@ OBJECTS = {
 
 @pytest.fixture(scope='module')
 def tool():
-    return load_tool('visualize')
+    return show
 
 
 @pytest.fixture(scope='module')
@@ -100,8 +101,7 @@ def detectors(tmp_path_factory):
 
 
 def call(tool, monkeypatch, *args, command='detections'):
-    monkeypatch.setattr(sys, 'argv', ['visualize.py', command, *map(str, args)])
-    tool.main()
+    load_tool('visualize').main([command, *map(str, args)])
 
 
 def answer(tool, monkeypatch, answers):

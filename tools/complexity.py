@@ -1,41 +1,6 @@
-"""Count upsamplers: python tools/complexity.py [--channels 256] [--out DIR]."""
+"""Count parameters and FLOPs of upsamplers: the same as ``dlu_mmdet complexity``."""
 
-import argparse
-from pathlib import Path
-
-from dlu_mmdet.analysis import complexity
-from dlu_mmdet.engine import print_anything
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description='Parameters and FLOPs of every registered upsampler, counted and '
-        "by closed form, beside the DLU paper's claims. Prints the tables and writes "
-        'complexity.md, complexity.csv and complexity.png.'
-    )
-    parser.add_argument('--channels', type=int, default=256, help='in and out')
-    parser.add_argument(
-        '--scales', nargs='+', type=int, default=[2, 4, 8, 16], help='upsampling ratios'
-    )
-    parser.add_argument(
-        '--out', default='work_dirs/complexity', help='folder of the files'
-    )
-    return parser.parse_args()
-
-
-def main() -> None:
-    print_anything()
-    args = parse_args()
-    rows = complexity.measure(args.scales, args.channels)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    text = complexity.report(rows)
-    (out / 'complexity.md').write_text(text, encoding='utf-8')
-    complexity.write_csv(rows, out / 'complexity.csv')
-    complexity.plot(rows, out / 'complexity.png')
-    print(text)
-    print(f'files: {out}/complexity.md, complexity.csv, complexity.png')
-
+from dlu_mmdet.cli import run
 
 if __name__ == '__main__':
-    main()
+    run('complexity')

@@ -1,8 +1,6 @@
-"""Convert a folder to COCO format: python tools/convert.py FOLDER --out FOLDER."""
+"""Convert a data set to COCO format: the same as ``dlu_mmdet convert``."""
 
-from dlu_mmdet.datasets.convert import main
-from dlu_mmdet.engine import print_anything
+from dlu_mmdet.cli import run
 
 if __name__ == '__main__':
-    print_anything()
-    main()
+    run('convert')

@@ -7,7 +7,6 @@ import queue
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -75,7 +74,6 @@ def places(jobs: int, processes: int) -> list[dict[str, str]]:
 
 def run_here(
     planned: Sequence[Run],
-    tools: Path,
     launch: Launch,
     places: Sequence[Mapping[str, str]] = ({},),
     children: Children | None = None,
@@ -87,7 +85,6 @@ def run_here(
 
     Args:
         planned (Sequence[Run]): The runs, started in this order.
-        tools (Path): Folder of train.py and test.py.
         launch (Launch): How the processes of each are started.
         places (Sequence[Mapping[str, str]]): What :func:`places` found.
         children (Children, optional): Where all of their processes can be killed.
@@ -104,7 +101,7 @@ def run_here(
     def work(run: Run) -> None:
         place = free.get()
         try:
-            for line in execute(run, tools, launch, place, children):
+            for line in execute(run, launch, place, children):
                 events.put(Event(run, line))
             events.put(Event(run, over=True))
         except Exception as error:

@@ -55,6 +55,8 @@ from .inputs import check_inputs, differing, fingerprint, leaves
 from .outputs import check_outputs
 from .tables import to_json
 
+#: Package of the commands that train and test a run.
+COMMANDS = 'dlu_mmdet.cli'
 #: What mmengine logs of training and tests, from where it is in them.
 PROGRESS = re.compile(r'(Epoch|Iter)\((train|val|test)\).*')
 #: Nothing can be written: the disk is full, or the share of it that a user has.
@@ -105,7 +107,7 @@ class Run:
 
     @property
     def predictions(self) -> Path:
-        """What the test of the last checkpoint found, by ``tools/test.py --out``."""
+        """What the test of the last checkpoint found, by ``dlu_mmdet test --out``."""
         return self.work_dir / 'predictions.pkl'
 
     @property
@@ -179,12 +181,15 @@ class Launch:
     Args:
         launcher (str): 'none', or 'pytorch' (torchrun on one machine).
         processes (int): Number of processes, one a GPU.
-        train_flags (tuple[str, ...]): More flags for tools/train.py.
+        train_flags (tuple[str, ...]): More flags for the training.
+        commands (str, optional): Package of the modules ``train`` and ``test``.
+            Defaults to :data:`COMMANDS`.
     """
 
     launcher: str = 'none'
     processes: int = 1
     train_flags: tuple[str, ...] = ()
+    commands: str | None = None
 
     @property
     def training(self) -> dict[str, object]:
@@ -194,19 +199,20 @@ class Launch:
             processes=1 if alone else self.processes, flags=list(self.train_flags)
         )
 
-    def command(self, script: Path, *arguments: object) -> list[str]:
-        """The command line of one script."""
+    def command(self, step: str, *arguments: object) -> list[str]:
+        """The command line of a step, 'train' or 'test'."""
         start = [sys.executable]
         if self.launcher == 'pytorch':
             start += ['-m', 'torch.distributed.run', '--standalone']
             start += [f'--nproc_per_node={self.processes}']
         end = [] if self.launcher == 'none' else ['--launcher', self.launcher]
-        return [*start, *map(str, (script, *arguments)), *end]
+        start += ['-m', f'{self.commands or COMMANDS}.{step}']
+        return [*start, *map(str, arguments), *end]
 
-    def train(self, run: Run, tools: Path) -> list[str]:
+    def train(self, run: Run) -> list[str]:
         """The command line that trains a run, from where it is."""
         return self.command(
-            tools / 'train.py',
+            'train',
             run.config,
             '--work-dir',
             run.work_dir,
@@ -215,10 +221,10 @@ class Launch:
             *self.train_flags,
         )
 
-    def test(self, run: Run, tools: Path) -> list[str]:
+    def test(self, run: Run) -> list[str]:
         """The command line that tests a run's last checkpoint."""
         return self.command(
-            tools / 'test.py',
+            'test',
             run.config,
             run.checkpoint or run.work_dir / 'CHECKPOINT',
             '--work-dir',
@@ -391,7 +397,7 @@ def _read_plan(folder: Path) -> dict:
     if not file.exists():
         raise FileNotFoundError(
             f'{folder} holds no comparison (no plan.json); name a --work-dir of '
-            f'tools/compare.py'
+            f'dlu_mmdet compare'
         )
     there = [p.with_suffix('') for p in folder.glob('*/seed*.py')]
     seeds = {p.name[4:] for p in there}
@@ -725,7 +731,6 @@ def _follow(
 
 def execute(
     run: Run,
-    tools: Path,
     launch: Launch = Launch(),
     environment: Mapping[str, str] | None = None,
     children: Children | None = None,
@@ -737,7 +742,6 @@ def execute(
 
     Args:
         run (Run): The run.
-        tools (Path): Folder of train.py and test.py.
         launch (Launch): How its processes are started.
         environment (Mapping[str, str], optional): What their environment has in
             addition to this process's.
@@ -766,7 +770,7 @@ def execute(
             # of a comparison that was killed before it could say so
             if read_divergence(run.work_dir):
                 break
-            command = getattr(launch, step)(run, tools)
+            command = getattr(launch, step)(run)
             log = run.work_dir / f'{step}.log'
             try:
                 yield from _follow(command, log, lock, environment, children)
@@ -864,7 +868,7 @@ def _mask_metrics(run: Run) -> dict[str, float | None]:
 
 
 def _read_predictions(path: Path, num_classes: int) -> list[dict]:
-    """What ``tools/test.py --out`` wrote, as data: no code of the file runs."""
+    """What ``dlu_mmdet test --out`` wrote, as data: no code of the file runs."""
     try:
         with path.open('rb') as file:
             samples = load_pickle(file)
@@ -940,7 +944,7 @@ def evaluate(cfg: Config, samples: Sequence[Mapping]) -> Evaluation:
 
     Args:
         cfg (Config): Complete; its test evaluator names the annotations.
-        samples (Sequence[Mapping]): What ``tools/test.py --out`` writes: ``img_id``
+        samples (Sequence[Mapping]): What ``dlu_mmdet test --out`` writes: ``img_id``
             and ``pred_instances`` with ``bboxes`` (D, 4) x1 y1 x2 y2 in pixels,
             ``scores`` (D,) and ``labels`` (D,).
 

@@ -40,17 +40,15 @@ class Job:
 
     Args:
         run (Run): The run.
-        tools (Path): Folder of train.py and test.py.
         launch (Launch): How its processes are started on the node.
     """
 
     run: Run
-    tools: Path
     launch: Launch
 
     def __call__(self) -> None:
         try:
-            for line in execute(self.run, self.tools, self.launch):
+            for line in execute(self.run, self.launch):
                 print(line, flush=True)
         except RuntimeError:
             # the training hears Slurm's signal too and may end before submitit's
@@ -81,7 +79,7 @@ def check_available() -> None:
         import submitit  # noqa: F401
     except ImportError as error:
         raise ValueError(
-            f"--launcher slurm needs submitit ({error}); pip install 'dlu_mmdet[slurm]'"
+            f"--launcher slurm needs submitit ({error}); pip install 'submitit>=1.5'"
         ) from error
 
 
@@ -239,7 +237,6 @@ class _Queued:
 
 def run_in_slurm(
     planned: Sequence[Run],
-    tools: Path,
     launch: Launch,
     at_a_time: int,
     given: Mapping[str, str],
@@ -251,7 +248,6 @@ def run_in_slurm(
 
     Args:
         planned (Sequence[Run]): The runs, submitted in this order.
-        tools (Path): Folder of train.py and test.py, on the nodes too.
         launch (Launch): How the processes of each are started on its node.
         at_a_time (int): Jobs in the queue.
         given (Mapping[str, str]): As for :func:`sbatch_options`.
@@ -280,7 +276,7 @@ def run_in_slurm(
         while active or waiting:
             while waiting and len(active) < at_a_time:
                 run = waiting.popleft()
-                job = Job(run, tools.resolve(), launch)
+                job = Job(run, launch)
                 number = submit(job, sbatch_options(given, launch.processes, run))
                 active.append(_Queued(run, number, run.checkpoint))
                 yield Event(run, f'job {number} submitted')

@@ -15,7 +15,6 @@ Polygons of YOLO and labelme are kept as they are. Images are copied.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -468,56 +467,3 @@ def _write(
 def _listed(names: Sequence[str]) -> str:
     more = f' and {len(names) - 10} more' if len(names) > 10 else ''
     return ', '.join(map(str, names[:10])) + more
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line: ``dlu_mmdet convert FOLDER --out FOLDER``."""
-    parser = argparse.ArgumentParser(
-        prog='dlu_mmdet convert',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument('folder', help='images and annotations')
-    parser.add_argument('--out', required=True, help='folder to make, in COCO format')
-    parser.add_argument(
-        '--format',
-        default='auto',
-        choices=['auto', *formats.CONVERTIBLE],
-        help='of FOLDER (default: %(default)s, by its files)',
-    )
-    parser.add_argument(
-        '--val-fraction',
-        type=float,
-        metavar='SHARE',
-        help='validate on this share of the images, for a FOLDER without a validation '
-        'set, as in 0.2',
-    )
-    parser.add_argument(
-        '--split-seed',
-        type=int,
-        metavar='SEED',
-        help='seed of --val-fraction (default: 0)',
-    )
-    args = parser.parse_args(argv)
-    if args.split_seed is not None and args.val_fraction is None:
-        parser.error('--split-seed must have --val-fraction, as in 0.2')
-    try:
-        lines = convert(
-            args.folder,
-            args.out,
-            args.format,
-            args.val_fraction,
-            args.split_seed or 0,
-        )
-    except (ValueError, OSError) as error:
-        parser.exit(2, f'{parser.prog}: error: {error}\n')
-    print('\n'.join(lines))
-    train = ['dlu_mmdet', 'train', 'dlu_mmdet::_base_/faster-rcnn_r18_fpn_own-data.py']
-    train += ['--data', args.out]
-    if not Path(args.out, 'annotations', 'instances_val.json').exists():
-        train += ['--val-fraction', '0.2']
-    print(f'next: {formats.command(*train)}')
-
-
-if __name__ == '__main__':
-    main()

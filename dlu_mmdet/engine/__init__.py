@@ -11,20 +11,12 @@ from .checkpoint import (
     resume_latest,
     use_safe_loaders,
 )
-from .cli import (
-    add_cfg_options,
-    add_config_arguments,
-    add_data,
-    add_training_arguments,
-    add_upsampler,
-    data_arguments,
-    enable_amp,
-    load_config,
-    upsampler_argument,
-)
 from .configs import (
     check_foreign,
     config_stem,
+    default_work_dir,
+    enable_amp,
+    load_config,
     read_config,
     read_dumped_config,
     set_upsampler,
@@ -39,12 +31,13 @@ from .export import (
     export_onnx,
     trace,
 )
-from .files import check_writable, print_anything, read_json, replacing
+from .files import check_writable, read_json, replacing
 from .hooks import Diverged, DivergenceHook, ResumeHook, read_divergence
-from .options import merge_options
-from .own_data import SPLIT_FOLDER, set_data
+from .options import merge_options, parse_options
+from .own_data import SPLIT_FOLDER, prepare_data, set_data
 from .param_groups import check_param_groups, refuse_unreached
 from .runner import build_runner, leave_together, lost_processes
+from .work_dirs import check_unoccupied, next_commands
 
 __all__ = [
     'PARTS',
@@ -53,11 +46,6 @@ __all__ = [
     'Diverged',
     'DivergenceHook',
     'ResumeHook',
-    'add_cfg_options',
-    'add_config_arguments',
-    'add_data',
-    'add_training_arguments',
-    'add_upsampler',
     'build_runner',
     'check_classes',
     'check_foreign',
@@ -66,10 +54,11 @@ __all__ = [
     'check_out',
     'check_packages',
     'check_state_dict',
+    'check_unoccupied',
     'check_writable',
     'choose_part',
-    'data_arguments',
     'describe',
+    'default_work_dir',
     'enable_amp',
     'export_onnx',
     'latest_checkpoint',
@@ -80,7 +69,7 @@ __all__ = [
     'load_detectors',
     'lost_processes',
     'merge_options',
-    'print_anything',
+    'next_commands',
     'read_config',
     'read_divergence',
     'read_dumped_config',
@@ -88,10 +77,11 @@ __all__ = [
     'refuse_unreached',
     'replacing',
     'resume_latest',
+    'parse_options',
+    'prepare_data',
     'set_data',
     'set_upsampler',
     'trace',
-    'upsampler_argument',
     'upsampler_label',
     'use_safe_loaders',
 ]

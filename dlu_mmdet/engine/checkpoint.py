@@ -18,7 +18,7 @@ import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http.client import HTTPException
 from itertools import zip_longest
 from pathlib import Path
@@ -117,11 +117,27 @@ def load_from_local(
     """
     path = Path(filename).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(
-            f'checkpoint {filename} does not exist; check the '
-            f'path, or train one with tools/train.py'
-        )
+        raise FileNotFoundError(_missing(path))
     return _load(path, path, map_location)
+
+
+def _missing(path: Path) -> str:
+    """What to say of a checkpoint that is not there: which ones are."""
+    folder = path if path.is_dir() else path.parent
+    # the folder of a work directory that is named otherwise
+    found = _newest(folder.glob('*.pth')) or _newest(Path('work_dirs').glob('*/*.pth'))
+    said = 'is a folder' if path.is_dir() else 'does not exist'
+    if found:
+        return f'checkpoint {path} {said}; there are {", ".join(map(str, found))}'
+    return (
+        f'checkpoint {path} {said}, and there is none in {folder} or work_dirs; '
+        f'dlu_mmdet train CONFIG makes one'
+    )
+
+
+def _newest(paths: Iterable[Path], number: int = 5) -> list[Path]:
+    """The files that were written last, the last one first."""
+    return sorted(paths, key=lambda p: p.stat().st_mtime, reverse=True)[:number]
 
 
 def _load(

@@ -19,6 +19,8 @@ from mmengine.registry import Registry
 
 from ..necks import NECKS, with_upsampler
 from ..upsamplers import UPSAMPLERS, registered_name, upsampler_class
+from .options import merge_options
+from .own_data import prepare_data, set_data
 
 # what a config of MMDetection 2 says, and where MMDetection 3 reads it
 _OF_VERSION_2 = {
@@ -121,14 +123,7 @@ def read_dumped_config(path: str | os.PathLike) -> Config:
     if not Path(path).is_file():
         raise FileNotFoundError(f'config {path} does not exist')
     try:
-        settings = {}
-        for statement in ast.parse(Path(path).read_text(encoding='utf-8')).body:
-            if not isinstance(statement, ast.Assign):
-                raise ValueError(f'line {statement.lineno} is no setting')
-            (name,) = statement.targets
-            settings[name.id] = ast.literal_eval(_DictCalls().visit(statement.value))
-        if not settings:
-            raise ValueError('it has no settings')
+        settings = read_settings(Path(path).read_text(encoding='utf-8'))
         return Config(settings, filename=str(path))
     # whatever a text that mmengine does not write leads its readers to
     except Exception as error:
@@ -136,6 +131,30 @@ def read_dumped_config(path: str | os.PathLike) -> Config:
             f'config {path} cannot be read as data: it is damaged, or holds code '
             f'({error})'
         ) from error
+
+
+def read_settings(text: str) -> dict[str, object]:
+    """Read the text of a config that mmengine dumped as data.
+
+    Args:
+        text (str): ``name = value`` each, where values are literals and calls of dict.
+
+    Returns:
+        dict[str, object]: The values by name.
+
+    Raises:
+        ValueError: If it holds more, or nothing.
+        SyntaxError: If it is not Python.
+    """
+    settings = {}
+    for statement in ast.parse(text).body:
+        if not isinstance(statement, ast.Assign):
+            raise ValueError(f'line {statement.lineno} is no setting')
+        (name,) = statement.targets
+        settings[name.id] = ast.literal_eval(_DictCalls().visit(statement.value))
+    if not settings:
+        raise ValueError('it has no settings')
+    return settings
 
 
 # these hold addresses of weights, which are loaded without running code
@@ -248,6 +267,75 @@ def config_stem(name: str | os.PathLike) -> str:
     return Path(str(name).rpartition('::')[2]).stem
 
 
+def load_config(
+    name: str | os.PathLike,
+    *,
+    work_dir: str | os.PathLike | None = None,
+    cfg_options: Mapping | None = None,
+    upsampler: dict | None = None,
+    launcher: str = 'none',
+    **data: object,
+) -> Config:
+    """Read the config of a training or a test, with what the command line says.
+
+    Args:
+        name (str | PathLike): See :func:`read_config`.
+        work_dir (str | PathLike, optional): Defaults to the config's, or
+            :func:`default_work_dir`.
+        cfg_options (Mapping, optional): See
+            :func:`~dlu_mmdet.engine.options.merge_options`.
+        upsampler (dict, optional): See :func:`set_upsampler`.
+        launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'. Defaults to 'none'.
+        **data: See :func:`~dlu_mmdet.engine.own_data.prepare_data`.
+
+    Returns:
+        Config: With ``launcher`` and ``work_dir`` set.
+
+    Raises:
+        FileNotFoundError: If there is no such config, or no data where ``data`` says.
+        ValueError: If an option would change nothing.
+    """
+    cfg = read_config(name)
+    options = cfg_options or {}
+    work_dir = str(
+        work_dir
+        or options.get('work_dir')
+        or cfg.get('work_dir')
+        or default_work_dir(name, upsampler, data.get('data'))
+    )
+    if prepared := prepare_data(work_dir, **data):
+        set_data(cfg, **prepared)
+    if upsampler:
+        set_upsampler(cfg, upsampler)
+    merge_options(cfg, options)
+    cfg.launcher = launcher
+    cfg.work_dir = work_dir
+    return cfg
+
+
+def default_work_dir(
+    name: str | os.PathLike,
+    upsampler: Mapping | None = None,
+    data: str | os.PathLike | None = None,
+) -> str:
+    """The work directory of a run that names none: 'work_dirs/CONFIG_UPSAMPLER_DATA'.
+
+    Args:
+        name (str | PathLike): The config.
+        upsampler (Mapping, optional): Of ``--upsampler``.
+        data (str | PathLike, optional): The folder of ``--data``.
+
+    Returns:
+        str: The folder.
+    """
+    parts = [config_stem(name)]
+    if upsampler:
+        parts.append(upsampler_label(upsampler))
+    if data:
+        parts.append(Path(os.path.abspath(data)).name)
+    return str(Path('work_dirs', '_'.join(parts)))
+
+
 def parse_upsampler(text: str) -> dict:
     """Read the value of ``--upsampler``.
 
@@ -311,3 +399,9 @@ def upsampler_label(upsample_cfg: dict) -> str:
         if key != 'type':
             parts += [key, re.sub(r'[^\w.]+', '-', str(value)).strip('-')]
     return '-'.join(parts)
+
+
+def enable_amp(cfg: Config) -> None:
+    """What ``--amp`` asks for."""
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.loss_scale = 'dynamic'

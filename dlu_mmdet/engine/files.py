@@ -1,24 +1,12 @@
-"""Files that are whole or not there at all, and output that is never refused."""
+"""Files that are whole or not there at all."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-
-def print_anything() -> None:
-    """Let characters that the terminal's encoding lacks be printed as escapes.
-
-    Without it, names in another script end a tool under ``LC_ALL=C`` or
-    ``PYTHONIOENCODING=ascii``.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'):
-            stream.reconfigure(errors='backslashreplace')
 
 
 def check_writable(path: str | os.PathLike) -> None:

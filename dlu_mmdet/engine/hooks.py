@@ -136,9 +136,18 @@ class ResumeHook(Hook):
     def before_train(self, runner) -> None:
         """Bring back what a training would know by now that had not stopped."""
         loop = runner.train_loop
-        step = loop.iter if isinstance(loop, IterBasedTrainLoop) else loop.epoch
+        by_iter = isinstance(loop, IterBasedTrainLoop)
+        step, last, unit = (
+            (loop.iter, loop.max_iters, 'iterations')
+            if by_iter
+            else (loop.epoch, loop.max_epochs, 'epochs')
+        )
         if not step:
             return
+        if step >= last:
+            runner.logger.info(
+                f'this training is finished: all of its {last} {unit} are done'
+            )
         stoppers = [h for h in runner.hooks if isinstance(h, EarlyStoppingHook)]
         scalars = runner.message_hub.log_scalars
         for hook in stoppers:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 
 import mmdet.registry
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.registry import Registry
@@ -26,6 +27,43 @@ from torch.utils.data import DataLoader
 from ..datasets.checks import elsewhere, resolve
 from ..upsamplers import UPSAMPLERS
 from .param_groups import refuse_unreached
+
+
+def parse_options(values: Sequence[str]) -> dict[str, object]:
+    """Read ``KEY=VALUE`` of a command line.
+
+    Values are read as MMDetection's tools read them. A dict is written as in Python,
+    for keys that have a dot.
+
+    Args:
+        values (Sequence[str]): As ``train_cfg.max_epochs=12`` or ``a.b="[1,2]"``.
+
+    Returns:
+        dict[str, object]: The settings by key.
+
+    Raises:
+        ValueError: If a text is not ``KEY=VALUE``, or a value cannot be read.
+    """
+    found = {}
+    for text in values:
+        key, equals, value = text.partition('=')
+        if not (equals and key):
+            raise ValueError(
+                f'--cfg-options: {text!r} is not KEY=VALUE, as in '
+                f'train_cfg.max_epochs=12'
+            )
+        try:
+            if value.strip().startswith('{'):
+                found[key] = ast.literal_eval(value.strip())
+            else:
+                found[key] = DictAction._parse_iterable(value)
+        # mmengine asserts that brackets are balanced
+        except (ValueError, SyntaxError, AssertionError) as error:
+            raise ValueError(
+                f'--cfg-options: {text} has no value that can be read ({error})'
+            ) from error
+    return found
+
 
 # what Runner.from_cfg and the tools read; other variables of a file are gone into
 # these once it is resolved

@@ -165,6 +165,57 @@ def split_data(
     return written
 
 
+def prepare_data(
+    work_dir: str | os.PathLike,
+    data: str | os.PathLike | None = None,
+    train_json: str | os.PathLike | None = None,
+    val_json: str | os.PathLike | None = None,
+    val_fraction: float | None = None,
+    split_seed: int | None = None,
+) -> dict:
+    """The arguments of :func:`set_data`; ``val_fraction`` splits the file here.
+
+    Args:
+        work_dir (str | PathLike): Where the two parts are written.
+        data (str | PathLike, optional): The folder; without it no other is allowed.
+        train_json (str | PathLike, optional): See :func:`set_data`.
+        val_json (str | PathLike, optional): See :func:`set_data`.
+        val_fraction (float, optional): See :func:`split_data`.
+        split_seed (int, optional): See :func:`split_data`. Defaults to 0.
+
+    Returns:
+        dict: Empty without ``data``.
+
+    Raises:
+        FileNotFoundError: If a folder or a file does not exist.
+        ValueError: If flags do not go together, or a value is wrong.
+    """
+    flags = {
+        '--train-json': train_json,
+        '--val-json': val_json,
+        '--val-fraction': val_fraction,
+        '--split-seed': split_seed,
+    }
+    given = [flag for flag, value in flags.items() if value is not None]
+    if not data:
+        if given:
+            raise ValueError(
+                f'{", ".join(given)} must have --data FOLDER, the folder of the images'
+            )
+        return {}
+    if val_fraction is None:
+        if split_seed is not None:
+            raise ValueError('--split-seed must have --val-fraction, as in 0.2')
+        return dict(root=data, train_json=train_json, val_json=val_json)
+    if val_json is not None:
+        raise ValueError(
+            f'--val-fraction takes validation images from the training file, and '
+            f'--val-json {val_json} names others; leave out one of them'
+        )
+    files = split_data(data, train_json, val_fraction, split_seed or 0, work_dir)
+    return dict(root=data, **files)
+
+
 def _folder(root: str | os.PathLike) -> Path:
     root = Path(root)
     if root.is_dir():

@@ -1,4 +1,4 @@
-"""Count what the CUDA operators do, without a GPU: python tools/cuda_counts.py.
+"""Count what the CUDA operators do, without a GPU: python benchmarks/cuda_counts.py.
 
 The sources are compiled for an H100 with nvcc; the operators are called with CPU
 tensors, and their launches are recorded, not run. Some blocks of each launch then run

@@ -1,4 +1,4 @@
-"""Time the operators: python tools/benchmark.py [--batch 1 8] [--out PNG].
+"""Time the operators: python benchmarks/operators.py [--batch 1 8] [--out PNG].
 
 With ``--no-detector`` it needs torch alone, and ``dlu_mmdet.ops`` and
 ``dlu_mmdet.analysis`` in a package that may hold nothing else.

@@ -1,4 +1,4 @@
-"""A first run on a GPU, in one command: python tools/gpu_check.py [--archive FILE].
+"""A first run on a GPU: python benchmarks/gpu_check.py [--archive FILE].
 
 Compares the operators with the reference, uses them as training does, times them
 beside what they replace, reads the GPU's counters, and runs the memory and race
@@ -10,8 +10,8 @@ not stop the others. Its result is printed, written to ``--out`` and packed into
 ``--archive`` at once, so a run that is killed keeps what it has. What is printed fits
 into 12,000 characters; ``--out`` has the rest.
 
-    python tools/gpu_check.py --build-only --arch sm_90   # build for a GPU elsewhere
-    python tools/gpu_check.py --rehearse                  # the same steps on the CPU
+    python benchmarks/gpu_check.py --build-only --arch sm_90  # for a GPU elsewhere
+    python benchmarks/gpu_check.py --rehearse                 # on the CPU
 
 The exit status is 1 if a step failed or ran out of time.
 """
@@ -406,7 +406,7 @@ def timings(check: Check, step: Step, dtype: str, layout: str) -> str:
     if layout == 'channels_last':  # the slow ones in one layout
         size.append('--no-composed')
     command = [
-        *(sys.executable, ROOT / 'tools' / 'benchmark.py', '--no-detector', *size),
+        *(sys.executable, ROOT / 'benchmarks' / 'operators.py', '--no-detector', *size),
         *('--device', check.device, '--dtype', dtype, '--layout', layout),
         *('--out', '', '--json', file),
     ]

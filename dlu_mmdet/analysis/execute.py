@@ -1,0 +1,494 @@
+"""Train, test and compare, and say what happens meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+from ..engine import prepare_data, use_safe_loaders
+from . import comparison, report, runs
+from . import jobs as scheduling
+from . import slurm as cluster
+from .inputs import check_inputs, fingerprint
+from .tables import printable, to_markdown
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that asks to end.
+
+    Args:
+        number (int): Of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextlib.contextmanager
+def stopped_by_signals(children: runs.Children) -> Iterator[None]:
+    """Raise :class:`Stopped` at a signal to end.
+
+    A second signal kills the runs, a third one this process.
+    """
+    asked = []
+
+    def handle(number: int, _: object) -> None:
+        asked.append(number)
+        if len(asked) == 1:
+            raise Stopped(number)
+        children.kill()
+        signal.signal(number, signal.SIG_DFL)
+
+    kept = {}
+    try:
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # nohup and shells have some ignored
+            if signal.getsignal(each) not in (signal.SIG_IGN, None):
+                kept[each] = signal.signal(each, handle)
+        yield
+    finally:
+        for each, handler in kept.items():
+            signal.signal(each, handler)
+
+
+def hours(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def title(run: runs.Run) -> str:
+    return f'{printable(run.name)} seed {run.seed}'
+
+
+def time_runs(planned: list[runs.Run], launch: runs.Launch, number: int) -> None:
+    """Print the runs, how long they should take here, and their commands."""
+    estimates = {}
+    total = 0.0
+    for run in planned:
+        if run.name not in estimates:
+            print(f'timing {run.source} ...', flush=True)
+            estimates[run.name] = runs.estimate(run, '--amp' in launch.train_flags)
+        took = estimates[run.name]
+        if not run.is_over:
+            total += sum(took.values())
+        print(
+            f'{title(run)}: {run.state}, training '
+            f'{hours(took["train"])}, testing {hours(took["test"])}'
+        )
+    print(
+        f'\nto do: {hours(total)} on this machine, one process a run, a half-finished '
+        f'run counted as a whole one, without start-up and evaluation'
+    )
+    # where there is no such thing its commands are shown only if it is asked for
+    if torch.cuda.device_count() > 1 or launch.launcher == 'pytorch':
+        example = planned[0]
+        one = runs.Launch('pytorch', number, launch.train_flags)
+        # the last of several equal options counts
+        whole = [a for a in sys.argv[1:] if a != '--dry-run']
+        whole += ['--launcher', 'pytorch', '--processes', str(number)]
+        print(
+            f'\non {number} GPUs, all of it:\n  '
+            + shlex.join(['dlu_mmdet', 'compare', *whole])
+            + '\nwhich writes the complete config of each run and starts'
+        )
+        for command in (one.train(example), one.test(example)):
+            print(f'  {shlex.join(command)}')
+
+
+def dry_run_in_slurm(
+    planned: list[runs.Run], launch: runs.Launch, given: Mapping, jobs_at_a_time: int
+) -> None:
+    """Print the jobs that would be submitted."""
+    to_do = 0
+    for run in planned:
+        print(f'{title(run)}: {run.state}')
+        if not run.is_over:
+            options = cluster.sbatch_options(given, launch.processes, run)
+            listed = [f'--{k.replace("_", "-")}={v}' for k, v in options.items()]
+            print(f'  {shlex.join(["sbatch", *listed])}')
+            to_do += 1
+    at_once = min(jobs_at_a_time, to_do)
+    print(f'\nto submit: {to_do} jobs, {at_once} in the queue at a time')
+
+
+def start(
+    planned: list[runs.Run],
+    launch: runs.Launch,
+    launcher: str,
+    jobs_at_a_time: int,
+    slurm_options: Mapping[str, str],
+    children: runs.Children,
+) -> Iterator[scheduling.Event]:
+    """Check how the runs are to be run; they start when this is iterated over."""
+    if launcher == 'slurm':
+        cluster.check_available()
+        cluster.sbatch_options(slurm_options, launch.processes, planned[0])
+        return cluster.run_in_slurm(planned, launch, jobs_at_a_time, slurm_options)
+    places = scheduling.places(jobs_at_a_time, launch.processes)
+    return scheduling.run_here(planned, launch, places, children)
+
+
+def eta(line: str) -> float | None:
+    """Seconds that mmengine says a training has left."""
+    found = re.search(r'eta: (?:(\d+) days?, )?(\d+):(\d+):(\d+)', line)
+    if not found:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return timedelta(days, seconds, 0, 0, minutes, hours).total_seconds()
+
+
+def time_left(
+    active: list[tuple[float, float | None]],
+    took: list[float],
+    waiting: int,
+    at_a_time: int = 1,
+) -> str:
+    """How long all runs that are left should take, from those that are done.
+
+    Args:
+        active (list[tuple]): Of every run at work: seconds since its start, and its
+            :func:`eta`.
+        took (list[float]): Seconds of those that are done.
+        waiting (int): Number of those that have not begun.
+        at_a_time (int): Number of runs at a time.
+    """
+    totals = took or [passed + left for passed, left in active if left is not None]
+    if not totals:
+        return ''
+    mean = sum(totals) / len(totals)
+    lefts = [
+        max(mean - passed, 0) if took or left is None else left
+        for passed, left in active
+    ]
+    total = max([*lefts, (sum(lefts) + mean * waiting) / at_a_time])
+    return f' {hours(total)} left for all:'
+
+
+def run_all(
+    planned: list[runs.Run], events: Iterator[scheduling.Event], at_a_time: int
+) -> list[runs.Run]:
+    """Say what happens to the runs; returns those that failed."""
+    numbers = {run.work_dir: number for number, run in enumerate(planned, 1)}
+    waiting = {run.work_dir for run in planned if not run.is_over}
+    active: dict[Path, tuple[float, float | None]] = {}
+    failed, took = [], []
+    # left in the middle, it ends what it has started
+    with contextlib.closing(events):
+        for event in events:
+            run, now = event.run, time.monotonic()
+            key = run.work_dir
+            label = f'[{numbers[key]}/{len(planned)} {title(run)}]'
+            if key in waiting:
+                waiting.remove(key)
+                active[key] = now, None
+            if event.over:
+                start, _ = active.pop(key, (None, None))
+                if event.error is not None:
+                    if not isinstance(event.error, (RuntimeError, ValueError)):
+                        # a full disk, or a mistake of ours
+                        raise event.error
+                    failed.append(run)
+                    print(label, event.error, file=sys.stderr, flush=True)
+                elif start is not None and run.state == 'finished':
+                    took.append(now - start)
+                    print(f'{label} done in {hours(now - start)}', flush=True)
+                continue
+            if key in active:
+                start, known = active[key]
+                found = eta(event.line)
+                active[key] = start, known if found is None else found
+            left = time_left(
+                [(now - start, left) for start, left in active.values()],
+                took,
+                len(waiting),
+                at_a_time,
+            )
+            print(f'{label}{left}', event.line, flush=True)
+    return failed
+
+
+def report_all(
+    planned: list[runs.Run],
+    work_dir: str | Path,
+    baseline: str | None,
+    resamples: int,
+) -> bool:
+    """Bring the finished runs together, on disk and on the screen.
+
+    Returns:
+        bool: Whether there is one.
+    """
+    finished = {run.name for run in planned if run.state == 'finished'}
+    diverged = [run for run in planned if run.state == 'diverged']
+    if not finished:
+        if diverged:
+            print(
+                f'all {len(diverged)} runs that ended have diverged, so there is '
+                f'nothing to compare; lower the learning rate in another --work-dir',
+                file=sys.stderr,
+            )
+        return False
+    check_inputs(planned)
+    Path(work_dir).mkdir(parents=True, exist_ok=True)
+    if baseline and baseline not in finished:
+        print(
+            f'no run of the baseline {baseline} is finished: the differences are '
+            f'to another upsampler',
+            file=sys.stderr,
+        )
+        baseline = None
+    print('comparing: timing necks, leaving out test images in turn', flush=True)
+    summary = comparison.summarise(
+        planned,
+        baseline,
+        resamples,
+        progress=lambda done, total: print(
+            f'\rscored {done}/{total}', end='', flush=True
+        ),
+    )
+    comparison.save(summary, work_dir)
+    page = report.save(summary, work_dir)
+    best = summary['rows'][0]
+    head, *body = comparison.accuracy_table(summary)
+    print(f'\n\n{to_markdown(head, body)}')
+    name = printable(best['name'])
+    print(f'\nbest AP: {name}, {best["AP"]:.3f} (mean over seeds)')
+    for sentence in comparison.divergences(summary):
+        print(sentence)
+    print(f'costs, differences, pictures: {page} and comparison.md beside it')
+    return True
+
+
+def report_again(
+    planned: list[runs.Run],
+    work_dir: str | Path,
+    baseline: str | None,
+    resamples: int,
+) -> int:
+    """Evaluate what was tested and not evaluated, and report what is finished."""
+    failed = False
+    for run in planned:
+        try:
+            if runs.evaluate_anew(run):
+                print(f'[{title(run)}] evaluated anew', flush=True)
+        except RuntimeError as error:
+            failed = True
+            print(f'[{title(run)}]', error, file=sys.stderr, flush=True)
+    if not any(run.is_over for run in planned):
+        raise ValueError(
+            f'--report-only: no run in {work_dir} is finished; the same command '
+            f'without it trains them'
+        )
+    return int(not report_all(planned, work_dir, baseline, resamples) or failed)
+
+
+def check_baseline(planned: list[runs.Run], baseline: str | None) -> None:
+    names = list(dict.fromkeys(run.name for run in planned))
+    if baseline and baseline not in names:
+        raise ValueError(
+            f'--baseline {baseline} is none of the configs given: {", ".join(names)}'
+        )
+
+
+def join(
+    folders: Sequence[str | Path],
+    work_dir: str | Path = 'work_dirs/comparison',
+    baseline: str | None = None,
+    resamples: int = 200,
+    trust: bool = False,
+) -> int:
+    """One report of the finished runs of several comparisons.
+
+    Args:
+        folders (Sequence[str | Path]): Work directories of comparisons with equal data
+            and flags.
+        work_dir (str | Path): Where the report goes.
+        baseline (str, optional): See :func:`compare`.
+        resamples (int): See :func:`compare`.
+        trust (bool): Whether the configs of the folders may run, as any config does.
+            Defaults to False: they are read as data.
+
+    Returns:
+        int: 0, or 1 where there is nothing to report.
+
+    Raises:
+        ValueError: If the folders do not fit together, or ``work_dir`` holds a
+            comparison of its own.
+    """
+    use_safe_loaders()
+    _check_least(resamples=(resamples, 100))
+    if Path(work_dir, 'plan.json').exists():
+        raise ValueError(
+            f'--work-dir {work_dir} holds a comparison of its own, whose report '
+            f'would be lost; name another folder for that of --join'
+        )
+    planned = runs.join(folders, trust)
+    check_baseline(planned, baseline)
+    for sentence in check_inputs(planned):
+        print(sentence, file=sys.stderr)
+    return 0 if report_all(planned, work_dir, baseline, resamples) else 1
+
+
+def _check_least(**values: tuple[int, int]) -> None:
+    """Refuse numbers below the least that is allowed."""
+    for name, (value, least) in values.items():
+        if value < least:
+            raise ValueError(f'--{name} must be at least {least}, got {value}')
+
+
+def compare(
+    configs: Sequence[str | Path],
+    upsamplers: Sequence[dict | None] = (None,),
+    seeds: Sequence[int] = (0,),
+    work_dir: str | Path = 'work_dirs/comparison',
+    baseline: str | None = None,
+    *,
+    cfg_options: Mapping | None = None,
+    launcher: str = 'none',
+    processes: int | None = None,
+    jobs: int | None = None,
+    slurm: Mapping[str, str] | None = None,
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    resamples: int = 200,
+    report_only: bool = False,
+    dry_run: bool = False,
+    **data: object,
+) -> int:
+    """Train and test every config with every upsampler and seed, and report.
+
+    ``dlu_mmdet compare`` from Python. Interrupted, the same call goes on.
+
+    Args:
+        configs (Sequence[str | Path]): Files, or names of MMDetection's configs.
+        upsamplers (Sequence[dict | None]): An ``upsample_cfg`` each; None is the
+            config's own neck. Defaults to that alone.
+        seeds (Sequence[int]): Defaults to 0 alone.
+        work_dir (str | Path): Folder of the runs and of the report.
+        baseline (str, optional): What others are compared with. Defaults to bilinear,
+            or the first.
+        cfg_options (Mapping, optional): Settings to override in every config.
+        launcher (str): 'none', 'pytorch' (torchrun) or 'slurm'.
+        processes (int, optional): Of each run with a launcher. Defaults to 8, with
+            Slurm to 1.
+        jobs (int, optional): Runs at a time. Defaults to 1, with Slurm to all.
+        slurm (Mapping[str, str], optional): Options of sbatch.
+        amp (bool): Mixed precision.
+        auto_scale_lr (bool): Scale the learning rate with the batch size.
+        resamples (int): Groups of test images that are left out in turn, at most.
+        report_only (bool): Train and test nothing.
+        dry_run (bool): Time a few iterations, and print what would run.
+        **data: See :func:`~dlu_mmdet.engine.own_data.prepare_data`.
+
+    Returns:
+        int: 0, or 1 where a run failed or nothing is finished; 128 and the number of
+        the signal that ended it.
+
+    Raises:
+        ValueError: If arguments do not go together, or the runs cannot be compared.
+        FileNotFoundError: If a config or data do not exist.
+    """
+    use_safe_loaders()
+    in_slurm = launcher == 'slurm'
+    processes = (1 if in_slurm else 8) if processes is None else processes
+    jobs = (sys.maxsize if in_slurm else 1) if jobs is None else jobs
+    _check_least(processes=(processes, 1), jobs=(jobs, 1), resamples=(resamples, 100))
+    if slurm and not in_slurm:
+        raise ValueError('--slurm is for jobs of --launcher slurm; give both, or none')
+    flags = ['--amp'] * amp + ['--auto-scale-lr'] * auto_scale_lr
+    launch = runs.Launch(train_flags=tuple(flags))
+    if launcher == 'pytorch' or (in_slurm and processes > 1):
+        launch = runs.Launch('pytorch', processes, tuple(flags))
+
+    def work(children: runs.Children) -> int:
+        planned = runs.plan(
+            configs,
+            seeds,
+            work_dir,
+            cfg_options,
+            launch,
+            upsamplers,
+            prepare_data(work_dir, **data),
+        )
+        check_baseline(planned, baseline)
+        if report_only:
+            return report_again(planned, work_dir, baseline, resamples)
+        if dry_run and in_slurm:
+            dry_run_in_slurm(planned, launch, slurm or {}, jobs)
+            return 0
+        if dry_run:
+            time_runs(planned, launch, processes)
+            return 0
+        events = start(planned, launch, launcher, jobs, slurm or {}, children)
+        prepare(planned, work_dir, launch, cfg_options)
+        failed = run_all(planned, events, min(jobs, len(planned)))
+        reported = report_all(planned, work_dir, baseline, resamples)
+        if failed:
+            print(f'failed: {", ".join(map(title, failed))}', file=sys.stderr)
+        return 0 if reported and not failed else 1
+
+    return interruptible(work, in_slurm)
+
+
+def prepare(
+    planned: list[runs.Run],
+    work_dir: str | Path,
+    launch: runs.Launch,
+    cfg_options: Mapping | None,
+) -> None:
+    """Check what the runs read, and try what can fail after a training before it."""
+    left = not all(run.is_over for run in planned)
+    if left:
+        print('checking data, heads and evaluation', flush=True)
+    cache: dict = {}
+    configs = {run.stem: run.cfg for run in planned}
+    now = {stem: fingerprint(cfg, cache=cache) for stem, cfg in configs.items()}
+    for sentence in check_inputs(planned, now):
+        print(sentence, file=sys.stderr)
+    if left:
+        comparison.rehearse(planned)
+    runs.begin(work_dir, planned, launch, cfg_options)
+
+
+def interruptible(work: Callable[[runs.Children], int], in_slurm: bool) -> int:
+    """Do the work of a comparison; say how it goes on when it is stopped.
+
+    Args:
+        work (Callable): Takes the processes that a signal is to end, and returns an
+            exit status.
+        in_slurm (bool): Whether jobs stay in the queue.
+
+    Returns:
+        int: That status, 128 and the number of the signal, or 1 on a full disk.
+    """
+    children = runs.Children()
+    try:
+        with stopped_by_signals(children):
+            return work(children)
+    except KeyboardInterrupt as error:
+        number = getattr(error, 'number', signal.SIGINT)
+        kept = ', and jobs stay in the queue of Slurm' if in_slurm else ''
+        print(
+            f'\ninterrupted by {signal.Signals(number).name}; the same command goes on'
+            f'{kept}',
+            file=sys.stderr,
+        )
+        return 128 + number
+    except OSError as error:
+        if error.errno not in runs.FULL:
+            raise
+        print(
+            f'{error}\nno space left on the device; what is finished is kept: free '
+            f'some, and the same command goes on',
+            file=sys.stderr,
+        )
+        return 1

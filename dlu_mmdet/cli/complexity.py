@@ -1,0 +1,50 @@
+"""Count parameters and FLOPs of every upsampler."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import register_all_modules
+from . import run
+from .arguments import new_parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = new_parser(
+        'complexity',
+        'Parameters and FLOPs of every registered upsampler, counted and '
+        "by closed form, beside the DLU paper's claims. Prints the tables and writes "
+        'complexity.md, complexity.csv and complexity.png.',
+    )
+    parser.add_argument('--channels', type=int, default=256, help='in and out')
+    parser.add_argument(
+        '--scales', nargs='+', type=int, default=[2, 4, 8, 16], help='upsampling ratios'
+    )
+    parser.add_argument(
+        '--out', default='work_dirs/complexity', help='folder of the files'
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Count as the arguments say."""
+    args = parse_args(argv)
+    register_all_modules()
+    from ..analysis import complexity
+
+    rows = complexity.measure(args.scales, args.channels)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    text = complexity.report(rows)
+    (out / 'complexity.md').write_text(text, encoding='utf-8')
+    complexity.write_csv(rows, out / 'complexity.csv')
+    complexity.plot(rows, out / 'complexity.png')
+    print(text)
+    print(f'files: {out}/complexity.md, complexity.csv, complexity.png')
+
+
+if __name__ == '__main__':
+    run('complexity')

@@ -1,0 +1,128 @@
+"""Join the results of several data sets."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import register_all_modules
+from . import run
+from .arguments import new_parser
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..analysis.across import Across
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = new_parser(
+        'summarize',
+        'Say on which data an upsampler is better, by how much, and '
+        'whether the order is the same on all, from the result.json files of '
+        'dlu_mmdet compare.',
+    )
+    parser.add_argument(
+        'folders',
+        nargs='+',
+        type=Path,
+        metavar='FOLDER',
+        help='of one data set and detector each, which gives it its name: a --work-dir '
+        'of compare.py, or copies of its result.json files under any names',
+    )
+    parser.add_argument(
+        '--baseline',
+        default='bilinear',
+        help='the upsampler that others are compared with (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='folder for summary.md and summary.png (default: tables on the screen)',
+    )
+    parser.add_argument(
+        '--costs',
+        metavar='CONFIG',
+        help='also measure parameters, FLOPs, latency and memory of every upsampler in '
+        "this config's detector, for the one FOLDER; with --out its costs.png",
+    )
+    return parser.parse_args(argv)
+
+
+def measure(across: Across, config: str) -> dict:
+    """Accuracy and costs of one data set, as plot_accuracy and cost_table take them."""
+    from ..analysis.comparison import measure_costs
+    from ..analysis.runs import Run
+    from ..engine import check_foreign, read_config, set_upsampler
+
+    (name,) = across.sets
+    rows = across.rows(name)
+    planned = []
+    for row in rows:
+        cfg = read_config(config)
+        # what the config imports is registered now, and nothing else may run
+        check_foreign(row['upsample_cfg'], 'upsample_cfg', f'result of {row["name"]}')
+        set_upsampler(cfg, row['upsample_cfg'])
+        planned.append(Run(row['name'], config, row['name'], cfg, 0, Path()))
+    costs = measure_costs(planned)
+    return dict(rows=[dict(row, **costs[row['name']]) for row in rows])
+
+
+def picture(figure: Figure, path: Path) -> None:
+    """Write a figure, whole or not at all."""
+    from ..analysis.runs import write
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format='png')
+    write(path, buffer.getvalue())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Summarize as the arguments say."""
+    args = parse_args(argv)
+    register_all_modules()
+    from ..analysis.across import Across, plot, read_results
+    from ..analysis.comparison import cost_table
+    from ..analysis.report import plot_accuracy
+    from ..analysis.runs import write
+    from ..analysis.tables import to_markdown
+    from ..engine import use_safe_loaders
+
+    use_safe_loaders()
+    names = [folder.resolve().name for folder in args.folders]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(
+            f'two folders are called {", ".join(repeated)}; the name of a folder is '
+            f'that of its data set, rename one'
+        )
+    sets = {name: read_results(folder) for name, folder in zip(names, args.folders)}
+    if args.costs and len(sets) > 1:
+        raise ValueError(
+            f'--costs takes one FOLDER, whose detector CONFIG is, got {len(sets)}; '
+            f'give each its own command'
+        )
+    across = Across(sets, args.baseline)
+    text = across.markdown()
+    measured = measure(across, args.costs) if args.costs else None
+    if measured:
+        head, *body = cost_table(measured)
+        text += f'\n\n{to_markdown(head, body)}'
+    print(text)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        write(args.out / 'summary.md', text + '\n')
+        picture(plot(across), args.out / 'summary.png')
+        if measured:
+            picture(plot_accuracy(measured), args.out / 'costs.png')
+        print(f'\nwritten: summary.md and pictures in {args.out}', file=sys.stderr)
+    return 0
+
+
+if __name__ == '__main__':
+    run('summarize')

@@ -1,0 +1,138 @@
+"""Evaluate a checkpoint on the test set."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import TYPE_CHECKING
+
+from .. import register_all_modules
+from . import run
+from .arguments import add_config_arguments, config_values, new_parser
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = new_parser('test', 'Evaluate a checkpoint on the test set of its config.')
+    parser.add_argument('config', help='path of the config, or mmdet::FOLDER/FILE.py')
+    parser.add_argument('checkpoint', help='path of the checkpoint')
+    parser.add_argument('--out', help='.pkl file for the predictions')
+    parser.add_argument(
+        '--show', action='store_true', help='show the predictions in a window'
+    )
+    parser.add_argument(
+        '--show-dir',
+        help="folder, inside the run's own, for images with the predictions",
+    )
+    parser.add_argument(
+        '--wait-time',
+        type=float,
+        default=2,
+        help='seconds for which --show shows an image',
+    )
+    parser.add_argument(
+        '--tta', action='store_true', help='average over test-time augmentation'
+    )
+    add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        parser.error(f'--out must end with .pkl or .pickle, got {args.out}')
+    return args
+
+
+def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
+    """Switch on the hook that draws the predictions."""
+    from ..visualization import DetVisualizationHook
+
+    hooks = cfg.get('default_hooks', {})
+    if 'visualization' not in hooks:
+        raise ValueError(
+            f'--show and --show-dir need '
+            f'default_hooks.visualization, which {args.config} '
+            f"does not set; inherit mmdet's default_runtime.py"
+        )
+    # what a config in Python names: mmdet's own
+    if hooks.visualization.type is DetVisualizationHook.__base__:
+        hooks.visualization.type = DetVisualizationHook
+    hooks.visualization.update(
+        draw=True, show=args.show, wait_time=args.wait_time, test_out_dir=args.show_dir
+    )
+
+
+def enable_tta(cfg: Config) -> None:
+    """Wrap the model in the config's test-time augmentation, or flips."""
+    from mmengine.config import ConfigDict
+
+    from ..datasets.checks import sources
+
+    if 'tta_model' not in cfg:
+        cfg.tta_model = dict(
+            type='DetTTAModel',
+            tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+        )
+    parts = list(sources(cfg.test_dataloader.dataset, 'test_dataloader.dataset'))
+    if 'tta_pipeline' not in cfg:
+        cfg.tta_pipeline = deepcopy(parts[0].cfg.pipeline)
+        cfg.tta_pipeline[-1] = dict(
+            type='TestTimeAug',
+            transforms=[
+                [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
+                [
+                    dict(
+                        type='PackDetInputs',
+                        meta_keys=(
+                            'img_id',
+                            'img_path',
+                            'ori_shape',
+                            'img_shape',
+                            'scale_factor',
+                            'flip',
+                            'flip_direction',
+                        ),
+                    )
+                ],
+            ],
+        )
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    for part in parts:
+        part.cfg.pipeline = cfg.tta_pipeline
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Test as the arguments say."""
+    args = parse_args(argv)
+    register_all_modules()
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    # torchrun then ends with the error itself
+    record(test)(args)
+
+
+def test(args: argparse.Namespace) -> None:
+    """Test with the arguments of :func:`parse_args`."""
+    from mmdet.registry import METRICS
+
+    from ..engine import build_runner, leave_together, load_config, use_safe_loaders
+
+    use_safe_loaders()
+    cfg = load_config(args.config, **config_values(args))
+    cfg.load_from = args.checkpoint
+    if args.show or args.show_dir:
+        enable_visualization(cfg, args)
+    if args.tta:
+        enable_tta(cfg)
+    runner = build_runner(cfg, 'test')
+    if args.out:
+        dump = dict(type='DumpDetResults', out_file_path=args.out)
+        runner.test_evaluator.metrics.append(METRICS.build(dump))
+    runner.test()
+    del runner
+    leave_together()
+
+
+if __name__ == '__main__':
+    run('test')

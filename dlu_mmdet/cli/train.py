@@ -1,0 +1,87 @@
+"""Train a detector."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from .. import register_all_modules
+from . import run
+from .arguments import (
+    add_config_arguments,
+    add_training_arguments,
+    config_values,
+    new_parser,
+)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = new_parser('train', 'Train a detector and test it on the validation set.')
+    parser.add_argument('config', help='path of the config, or mmdet::FOLDER/FILE.py')
+    add_training_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='go on from this checkpoint or, without a path, '
+        'from the last one in the work directory',
+    )
+    add_config_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train as the arguments say."""
+    args = parse_args(argv)
+    register_all_modules()
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    # torchrun then ends with the error itself
+    record(train)(args)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train with the arguments of :func:`parse_args`."""
+    from ..engine import (
+        build_runner,
+        check_unoccupied,
+        enable_amp,
+        leave_together,
+        load_config,
+        lost_processes,
+        next_commands,
+        resume_latest,
+        use_safe_loaders,
+    )
+
+    use_safe_loaders()
+    cfg = load_config(args.config, **config_values(args))
+    if args.amp:
+        enable_amp(cfg)
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ValueError(
+                f'--auto-scale-lr needs '
+                f'auto_scale_lr.base_batch_size, which '
+                f'{args.config} does not set'
+            )
+        cfg.auto_scale_lr.enable = True
+    if args.resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
+        resume_latest(cfg)
+    elif args.resume:
+        cfg.resume = True
+        cfg.load_from = args.resume
+    check_unoccupied(cfg)
+    with lost_processes():
+        runner = build_runner(cfg, 'train')
+        runner.train()
+        text = next_commands(runner)
+        del runner
+        leave_together()
+    if text:
+        print(text, flush=True)
+
+
+if __name__ == '__main__':
+    run('train')

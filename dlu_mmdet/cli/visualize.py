@@ -1,0 +1,164 @@
+"""Draw detections, kernels and feature maps of detectors."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import register_all_modules
+from . import run
+from .arguments import (
+    HelpFormatter,
+    add_cfg_options,
+    add_traceback,
+    add_upsampler,
+    new_parser,
+)
+
+
+class _PairModels(argparse.Action):
+    """Turn CONFIG CHECKPOINT CONFIG CHECKPOINT ... into a list of pairs."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if len(values) % 2:
+            parser.error(
+                f'give a checkpoint after each config, got {len(values)} paths: '
+                + ' '.join(values)
+            )
+        namespace.models = list(zip(values[::2], values[1::2]))
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    shared = argparse.ArgumentParser(add_help=False)
+    add_traceback(shared)
+    shared.add_argument(
+        'models',
+        nargs='+',
+        action=_PairModels,
+        metavar='CONFIG CHECKPOINT',
+        help='one or more detectors, each a config and its checkpoint; images and '
+        "ground truth are those of the first config's test_dataloader",
+    )
+    which = shared.add_mutually_exclusive_group()
+    which.add_argument(
+        '--num-images',
+        type=int,
+        help='how many images, spread evenly over those with objects (default: 4 for '
+        'detections, else 1)',
+    )
+    which.add_argument(
+        '--image-ids', nargs='+', metavar='ID', help='ids of images to show instead'
+    )
+    which.add_argument(
+        '--images',
+        nargs='+',
+        metavar='FILE',
+        help='image files to show instead; they have no ground truth',
+    )
+    shared.add_argument(
+        '--out',
+        metavar='PICTURE.png|FOLDER',
+        help='one PNG, or a folder for PNGs and a page index.html that holds all '
+        'pictures of the folder (default: work_dirs/COMMAND.png)',
+    )
+    shared.add_argument(
+        '--device', default='cpu', help='e.g. cuda:0 (default: %(default)s)'
+    )
+    add_cfg_options(shared)
+    add_upsampler(shared)
+
+    parser = new_parser('visualize', 'Picture what detectors do.')
+    commands = parser.add_subparsers(required=True, dest='command', metavar='COMMAND')
+    command = commands.add_parser(
+        'detections',
+        parents=[shared],
+        formatter_class=HelpFormatter,
+        help='hits, false alarms and misses, one column per detector',
+    )
+    command.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        help='leave out detections with a lower score (default: %(default)s)',
+    )
+    command.add_argument(
+        '--iou-thr',
+        type=float,
+        default=0.5,
+        help='IoU from which an object counts as found (default: %(default)s)',
+    )
+    command.add_argument(
+        '--only-differences',
+        action='store_true',
+        help='show the images of the whole data set on which two detectors disagree '
+        'most: one finds objects that the other misses',
+    )
+    command = commands.add_parser(
+        'kernels',
+        parents=[shared],
+        formatter_class=HelpFormatter,
+        help='kernels of upsamplers; source kernels and offsets of DLU, and where '
+        'DySample samples',
+    )
+    command.add_argument(
+        '--level',
+        help='level that is upsampled to, e.g. P3 (default: the finest, mostly P2)',
+    )
+    command.add_argument(
+        '--positions',
+        nargs='+',
+        type=_position,
+        metavar='X,Y',
+        help="columns and rows of that level's map (default: where the first "
+        "detector's kernels for one source pixel differ most)",
+    )
+    command.add_argument(
+        '--num-positions',
+        type=int,
+        default=3,
+        help='how many, without --positions (default: %(default)s)',
+    )
+    command.add_argument(
+        '--group',
+        type=int,
+        default=0,
+        help='channel group, where the upsampler has several (default: %(default)s)',
+    )
+    command = commands.add_parser(
+        'features',
+        parents=[shared],
+        formatter_class=HelpFormatter,
+        help='the maps P2 to P5 of every detector, on one colour scale',
+    )
+    args = parser.parse_args(argv)
+    args.out = Path(args.out or f'work_dirs/{args.command}.png')
+    if args.out.suffix not in ('', '.png') and not args.out.is_dir():
+        parser.error(f'--out must be a .png file or a folder, got {args.out}')
+    return args
+
+
+def _position(text: str) -> tuple[int, int]:
+    """Read X,Y."""
+    try:
+        x, y = map(int, text.split(','))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'a position is X,Y, got {text!r}') from None
+    return x, y
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw what the arguments say."""
+    values = vars(parse_args(argv))
+    register_all_modules()
+    from ..engine import use_safe_loaders
+    from ..visualization import show
+
+    use_safe_loaders()
+    del values['traceback']
+    getattr(show, f'show_{values.pop("command")}')(**values)
+
+
+if __name__ == '__main__':
+    run('visualize')

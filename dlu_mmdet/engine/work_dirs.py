@@ -1,0 +1,119 @@
+"""Work directories: whose run is in one, and what can be done with it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner
+
+from .configs import config_stem, read_settings
+
+# what a run of the same config may have of its own
+_FREE = ('work_dir', 'resume', 'load_from', 'launcher')
+# differences in a message
+_LISTED = 3
+
+
+def check_unoccupied(cfg: Config) -> None:
+    """Refuse to train in a folder that has checkpoints of another config.
+
+    A training that is resumed goes on with those that are there.
+
+    Args:
+        cfg (Config): Complete, with ``work_dir``.
+
+    Raises:
+        ValueError: If the folder has checkpoints, and the config beside them is
+            another than this one.
+    """
+    folder = Path(cfg.work_dir)
+    if cfg.get('resume') or not any(folder.glob('*.pth')):
+        return
+    own = dict(_leaves(read_settings(cfg.pretty_text)))
+    others = []
+    for path in sorted(folder.glob('*.py')):
+        try:
+            there = dict(_leaves(read_settings(path.read_text(encoding='utf-8'))))
+        except (ValueError, SyntaxError, AttributeError):
+            # no config that mmengine wrote
+            continue
+        keys = [k for k in {**there, **own} if there.get(k) != own.get(k)]
+        if not keys:
+            return
+        others.append((path, there, keys))
+    if not others:
+        return
+    path, there, keys = min(others, key=lambda other: len(other[2]))
+    changed = ', '.join(
+        f'{key} is {there.get(key)!r} there and {own.get(key)!r} now'
+        for key in keys[:_LISTED]
+    )
+    more = f', and {len(keys) - _LISTED} more' if len(keys) > _LISTED else ''
+    raise ValueError(
+        f'{folder} has the checkpoints of another config, {path.name} ({changed}{more}'
+        f'); name another folder with --work-dir, or remove this one'
+    )
+
+
+def _leaves(settings: Mapping) -> Iterator[tuple[str, object]]:
+    """The values of a config by dotted key, but for those of :data:`_FREE`."""
+
+    def walk(value: object, key: str) -> Iterator[tuple[str, object]]:
+        if isinstance(value, Mapping) and value:
+            for name, inner in value.items():
+                yield from walk(inner, f'{key}.{name}')
+        else:
+            yield key, value
+
+    for name, value in settings.items():
+        if name not in _FREE:
+            yield from walk(value, name)
+
+
+def next_commands(runner: Runner) -> str:
+    """The commands that a finished training is followed by.
+
+    Args:
+        runner (Runner): After its training.
+
+    Returns:
+        str: A line for each, to be pasted; empty where there is no checkpoint, and in
+        other processes than the first.
+    """
+    folder = _short(runner.work_dir)
+    last = folder / 'last_checkpoint'
+    if not (is_main_process() and last.is_file()):
+        return ''
+    checkpoint = _short(last.read_text(encoding='utf-8').strip())
+    if not checkpoint.is_file():
+        return ''
+    dumped = folder / os.path.basename(runner.cfg.filename or '')
+    models = [str(dumped), str(checkpoint)]
+    picture, onnx = folder / 'detections.png', folder / f'{config_stem(dumped)}.onnx'
+    commands = [
+        ['test', *models],
+        ['visualize', 'detections', *models, '--out', str(picture)],
+        ['explain', *models, *_first_image(runner), '--out', str(folder / 'cam.png')],
+        ['export', *models, '--out', str(onnx)],
+    ]
+    return '\n'.join(['next:', *(f'  dlu_mmdet {shlex.join(c)}' for c in commands)])
+
+
+def _first_image(runner: Runner) -> list[str]:
+    """The first image of the validation, if there is one."""
+    dataset = getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None)
+    if not hasattr(dataset, 'get_data_info') or not len(dataset):
+        return ['IMAGE.jpg']
+    path = dataset.get_data_info(0).get('img_path')
+    return [str(_short(path)) if path else 'IMAGE.jpg']
+
+
+def _short(path: str | os.PathLike) -> Path:
+    """A path as it is seen from the current folder, if it is inside."""
+    path = Path(os.path.abspath(path))
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,641 @@
+"""Class activation maps of detections, and measures of how far to trust them."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmdet.datasets.transforms import LoadAnnotations
+from mmdet.registry import DATASETS
+from mmdet.structures import DetDataSample
+from mmdet.structures.bbox import bbox_overlaps
+from mmengine.utils import track_iter_progress
+from torch import nn
+from torch.nn.functional import interpolate
+
+from ..analysis.matching import match_detections
+from ..analysis.tables import to_markdown
+from ..datasets import check_data
+from ..engine import check_classes, check_writable, load_detectors, replacing
+from ..visualization.cam import (
+    TITLES,
+    Explanation,
+    LayerScore,
+    collect_evidence,
+    explain,
+    find_layer,
+)
+from ..visualization.curves import COLOURS as CURVE_COLOURS
+from ..visualization.curves import draw_curves
+from ..visualization.detector_score import (
+    default_layer,
+    detect,
+    detection_probability,
+    detection_score,
+)
+from ..visualization.figures import save_figure
+from ..visualization.heatmaps import COLOURS, HeatmapRow, draw_heatmaps
+from ..visualization.images import image_names
+from ..visualization.map_measures import (
+    area_under,
+    blurred,
+    box_coverage,
+    cubic_shares,
+    energy_share,
+    mean_colour,
+    pixel_ranks,
+    replacement_curve,
+    spread_map,
+)
+
+#: The columns of each of --measures.
+MEASURES = dict(
+    axioms=('sensitivity', 'conservation'),
+    pointing=('energy in box', 'energy in mask'),
+    curves=('deletion', 'insertion'),
+)
+#: Maps that know nothing of the network. Ranks of equal values are random.
+CONTROLS = ('uniform, random order', "the detection's box")
+
+
+def find_detections(model: nn.Module, image: str, score_thr: float):
+    """Run a detector; drop what is below the threshold."""
+    inputs, sample = detect(model, image)
+    found = sample.pred_instances
+    sample.pred_instances = found[found.scores >= score_thr]
+    return inputs, sample
+
+
+def check_target(target: str, classes: Sequence[str]) -> None:
+    """Refuse a class that --target names and nobody detects."""
+    kind, _, value = target.partition(':')
+    if kind == 'class' and value not in classes:
+        nearest = difflib.get_close_matches(value, classes, n=5, cutoff=0.3)
+        raise ValueError(
+            f'--target: there is no class {value!r}; the nearest are '
+            + ', '.join(nearest or list(classes)[:5])
+        )
+
+
+def pick_target(
+    sample: DetDataSample, target: str, classes: Sequence[str]
+) -> int | None:
+    """Find the detection that --target names, if it is there."""
+    kind, _, value = target.partition(':')
+    labels = sample.pred_instances.labels.tolist()
+    if kind == 'det':
+        return int(value) if int(value) < len(labels) else None
+    label = classes.index(value)
+    return labels.index(label) if label in labels else None
+
+
+def name_target(target: str) -> str:
+    """How a caption calls what --target names."""
+    kind, _, value = target.partition(':')
+    return value if kind == 'class' else f'detection {value}'
+
+
+def same_object(sample: DetDataSample, box: torch.Tensor, label: int) -> int | None:
+    """Find another detector's detection of an object: the highest IoU."""
+    found = sample.pred_instances
+    ious = bbox_overlaps(box[None], found.bboxes)[0] * (found.labels == label)
+    return int(ious.argmax()) if len(ious) and ious.max() >= 0.5 else None
+
+
+def find_score(
+    model: nn.Module,
+    inputs: torch.Tensor,
+    sample: DetDataSample,
+    index: int,
+    layer: str | None,
+) -> tuple[Callable[[int], torch.Tensor], str]:
+    """A detection's score, for LayerScore, and the name of the layer to explain."""
+    run, level = detection_score(model, inputs, sample, index)
+    layer = (layer or default_layer(model, level)).replace('{level}', str(level))
+    find_layer(model, layer)  # there is such a layer
+    return run, layer
+
+
+@dataclass
+class Subject:
+    """What a row of the picture is to explain.
+
+    Attributes:
+        name (str): The detector's.
+        model (nn.Module): The detector.
+        image (str): The image file.
+        inputs (torch.Tensor): As the network takes the image.
+        sample (DetDataSample): With all detections.
+        caption (str): Class and score, or why there is no detection.
+        index (int, optional): Which detection; None if there is none.
+        run (Callable, optional): Its score, for LayerScore.
+        layer (str): Name of the layer.
+    """
+
+    name: str
+    model: nn.Module
+    image: str
+    inputs: torch.Tensor
+    sample: DetDataSample
+    caption: str = ''
+    index: int | None = None
+    run: Callable[[int], torch.Tensor] | None = None
+    layer: str = ''
+
+
+def find_subjects(
+    models: dict[str, nn.Module],
+    images: Sequence[str],
+    target: str,
+    layer: str | None,
+    score_thr: float,
+) -> list[Subject]:
+    """Detect in all images, and find the same object in those of one image.
+
+    Raises:
+        ValueError: If there is a single image and --target is not in it.
+    """
+    classes = list(next(iter(models.values())).dataset_meta['classes'])
+    subjects = []
+    for image in images:
+        known = None  # box and label of the first detector that has it
+        for name, model in models.items():
+            inputs, sample = find_detections(model, image, score_thr)
+            subject = Subject(name, model, image, inputs, sample)
+            subjects.append(subject)
+            found = sample.pred_instances
+            if not len(found):
+                subject.caption = f'no detection of score ≥ {score_thr:g}'
+                continue
+            if known is None:
+                index = pick_target(sample, target, classes)
+                wanted = name_target(target)
+                if index is None and len(images) == 1:
+                    labels = [classes[label] for label in found.labels]
+                    raise ValueError(
+                        f'--target: {wanted} is not among the {len(found)} detections '
+                        f'of {name} in {image}, numbered from 0: '
+                        + ', '.join(f'{n} {key}' for key, n in Counter(labels).items())
+                        + '; a lower --score-thr gives more'
+                    )
+            else:
+                index = same_object(sample, *known)
+                wanted = classes[known[1]]
+            if index is None:
+                subject.caption = f'{wanted} not found'
+                continue
+            label = int(found.labels[index])
+            known = known or (found.bboxes[index], label)
+            subject.index = index
+            subject.caption = f'{classes[label]} {float(found.scores[index]):.2f}'
+            subject.run, subject.layer = find_score(model, inputs, sample, index, layer)
+    return subjects
+
+
+def explain_images(
+    models: Sequence[tuple[str, str]],
+    images: Sequence[str],
+    out: str | Path = 'work_dirs/explain.png',
+    *,
+    methods: Sequence[str] = ('xgradcam', 'gradcam', 'gradcam++', 'ablationcam'),
+    target: str = 'det:0',
+    layer: str | None = None,
+    score_thr: float = 0.3,
+    batch_size: int = 32,
+    device: str = 'cpu',
+    cfg_options: Mapping | None = None,
+    upsampler: dict | None = None,
+) -> None:
+    """Draw class activation maps of a detection: a row for each image and detector.
+
+    ``dlu_mmdet explain`` with images, from Python.
+
+    Args:
+        models (Sequence[tuple[str, str]]): Config and checkpoint of each detector.
+        images (Sequence[str]): Image files.
+        out (str | Path): A .png file.
+        methods (Sequence[str]): Of :data:`~dlu_mmdet.visualization.cam.METHODS`.
+        target (str): 'det:N', the detection with the N-th best score, from 0, or
+            'class:NAME', the best one of a class.
+        layer (str, optional): The layer to explain; ``{level}`` stands for the level
+            that scored the detection. Defaults to the backbone's stage under it.
+        score_thr (float): Detections with a lower score are left out.
+        batch_size (int): Channels to remove at once.
+        device (str): Where the detectors run.
+        cfg_options (Mapping, optional): Settings to override in every config.
+        upsampler (dict, optional): ``upsample_cfg`` of every neck.
+
+    Raises:
+        FileNotFoundError: If a config, checkpoint or image does not exist.
+        ValueError: If there is no such class or layer, or a single image has no such
+            detection.
+    """
+    for image in images:
+        if '://' not in image and not Path(image).is_file():
+            raise FileNotFoundError(f'image {image} does not exist; check the path')
+    check_writable(out)
+    detectors = _load(models, layer, device, cfg_options, upsampler)
+    configs = [config for config, _ in models]
+    classes = next(iter(detectors.values())).dataset_meta['classes']
+    check_classes(detectors, configs, classes, configs[0])
+    check_target(target, classes)
+    # mistakes show before the first detection is explained, which takes long
+    subjects = find_subjects(detectors, images, target, layer, score_thr)
+    several = len(images) > 1
+    names = dict(zip(images, image_names(images)))
+    rows = []
+    for subject in subjects:
+        print(f'\n{subject.image}, {subject.name}: {subject.caption}')
+        name = subject.name
+        title = f'{name}\n{names[subject.image]}' if several else name
+        rows.append(explain_subject(subject, title, methods, batch_size, several))
+    save_figure(
+        draw_heatmaps(rows, methods),
+        out,
+        COLOURS,
+        title='Explanations',
+        caption='Class activation maps; sensitivity and conservation: 0 is best.',
+    )
+    print(f'picture: {out}')
+
+
+def _load(
+    models: Sequence[tuple[str, str]],
+    layer: str | None,
+    device: str,
+    cfg_options: Mapping | None,
+    upsampler: dict | None,
+) -> dict[str, nn.Module]:
+    """The detectors, each with the layer that is asked for."""
+    detectors = load_detectors(models, device, cfg_options, upsampler)
+    if layer and '{level}' not in layer:
+        for model in detectors.values():
+            find_layer(model, layer)
+    return detectors
+
+
+def explain_subject(
+    subject: Subject,
+    title: str,
+    methods: Sequence[str],
+    batch_size: int,
+    several: bool,
+) -> HeatmapRow:
+    """Explain one detection and print the axioms.
+
+    Raises:
+        ValueError: If the score does not depend on the layer; with several images
+            the row says so.
+    """
+    pixels = subject.sample.image
+    if subject.index is None:
+        return HeatmapRow(title, pixels, subject.caption)
+    found = subject.sample.pred_instances[subject.index]
+    box, layer = found.bboxes[0].cpu().numpy(), subject.layer
+    score = LayerScore(subject.model, layer, subject.run)
+    evidence = collect_evidence(score, batch_size, progress=True)
+    if evidence.is_empty:
+        message = f'the score of detection {subject.index} does not depend on layer '
+        message += f'{layer!r}; leave --layer out for the level that it comes from'
+        if not several:
+            raise ValueError(message)
+        print(f'\n{message}')
+        caption = f'{subject.caption}, does not depend\non {layer}'
+        return HeatmapRow(title, pixels, caption, box)
+    explanations = {method: explain(evidence, method) for method in methods}
+    print(f'\nlayer {layer}, S = {float(evidence.score):.3f}')
+    for method, found in explanations.items():
+        print(
+            f'{TITLES[method]:19} sensitivity {found.sensitivity:.3f}  '
+            f'conservation {found.conservation:.3f}'
+        )
+    area = tuple(covered(layer, subject.inputs, subject.sample, box))
+    caption = f'{subject.caption}, S = {float(evidence.score):.1f}'
+    return HeatmapRow(title, pixels, caption, box, explanations, area)
+
+
+def covered(
+    layer: str, inputs: torch.Tensor, sample: DetDataSample, box: np.ndarray
+) -> np.ndarray:
+    """x1 y1 x2 y2, in pixels of the image, of what the maps of a layer cover."""
+    # a RoI head's maps are of the box, all others of the padded input
+    if layer.startswith('roi_head.'):
+        return box
+    scale = np.array(sample.scale_factor)
+    return np.array([0, 0, *(np.array(inputs.shape[:1:-1]) / scale)])
+
+
+@dataclass
+class View:
+    """An image of the test set as a detector sees it.
+
+    Attributes:
+        number (int): Which image of the test set.
+        inputs (torch.Tensor): As the network takes the image.
+        sample (DetDataSample): With the detections.
+        objects (list[dict, optional]): For each detection the instance of the data
+            set that it found, None if it found none.
+    """
+
+    number: int
+    inputs: torch.Tensor
+    sample: DetDataSample
+    objects: list[dict | None]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width, in the input's pixels, of what is not padding."""
+        return tuple(self.sample.img_shape[:2])
+
+    @property
+    def scale(self) -> np.ndarray:
+        """(4,), from a box in pixels of the image to one in the input's."""
+        return np.tile(self.sample.scale_factor, 2)
+
+    def box(self, index: int) -> np.ndarray:
+        """(4,) x1 y1 x2 y2 of a detection, in pixels of the image."""
+        return self.sample.pred_instances.bboxes[index].cpu().numpy()
+
+    def regions(self, index: int) -> dict[str, torch.Tensor]:
+        """What a detection is to point at, as (h, w) shares of pixels.
+
+        Returns:
+            dict[str, torch.Tensor]: 'box' and, if the data set has it, 'mask' of the
+            object that it found; empty if it found none.
+        """
+        instance = self.objects[index]
+        if instance is None:
+            return {}
+        truth = LoadAnnotations(with_mask='mask' in instance)(
+            dict(instances=[instance], ori_shape=self.sample.ori_shape[:2])
+        )
+        (box,) = truth['gt_bboxes'].numpy()
+        regions = {'box': box_coverage(box * self.scale, self.size)}
+        # mmdet makes nothing of a polygon without an area
+        if 'gt_masks' in truth and truth['gt_masks'].masks.any():
+            mask = torch.from_numpy(truth['gt_masks'].masks).float()[None]
+            mask = interpolate(mask, self.size, mode='bilinear', antialias=True)
+            regions['mask'] = mask[0, 0]
+        return regions
+
+
+def look(
+    model: nn.Module, dataset, number: int, score_thr: float, matched: bool
+) -> View:
+    """Detect in an image of the test set, and match what was found if asked to."""
+    info = dataset.get_data_info(number)
+    inputs, sample = find_detections(model, info['img_path'], score_thr)
+    found = sample.pred_instances.cpu().numpy()
+    objects = [None] * len(found)
+    if matched:
+        truth = LoadAnnotations()(dict(info))
+        matches = match_detections(
+            found.bboxes,
+            found.labels,
+            found.scores,
+            truth['gt_bboxes'].numpy(),
+            truth['gt_bboxes_labels'],
+            truth['gt_ignore_flags'],
+        )
+        for index in np.flatnonzero(matches.hits):
+            objects[index] = info['instances'][matches.det_gt[index]]
+    return View(number, inputs, sample, objects)
+
+
+def measure(
+    model: nn.Module,
+    view: View,
+    index: int,
+    layer: str,
+    explanations: dict[str, Explanation],
+    measures: Sequence[str],
+    steps: int,
+    batch_size: int,
+) -> tuple[list[dict], dict[str, np.ndarray]]:
+    """Measure the maps of one detection, and the controls beside them.
+
+    Returns:
+        tuple[list[dict], dict[str, np.ndarray]]: A row for each method, and for each
+        its curves (2, T), by deletion and by insertion.
+    """
+    box = view.box(index)
+    area = covered(layer, view.inputs, view.sample, box) * view.scale
+    maps = {
+        TITLES[method]: spread_map(each.heatmap, area, view.size)
+        for method, each in explanations.items()
+    }
+    rows = {title: dict(method=title) for title in maps}
+    if 'axioms' in measures:
+        for method, each in explanations.items():
+            rows[TITLES[method]].update(
+                sensitivity=each.sensitivity, conservation=each.conservation
+            )
+    if list(measures) == ['axioms']:
+        return list(rows.values()), {}
+    own = box_coverage(box * view.scale, view.size)
+    maps.update(zip(CONTROLS, (torch.ones(view.size), own)))
+    rows.update((title, dict(method=title)) for title in CONTROLS)
+    if 'pointing' in measures:
+        regions = view.regions(index)
+        for title, heatmap in maps.items():
+            for name, region in regions.items():
+                rows[title][f'energy in {name}'] = energy_share(heatmap, region)
+    curves = {}
+    if 'curves' in measures:
+        score = detection_probability(model, view.inputs, view.sample, index)
+        shares = cubic_shares(steps)
+        changes = (
+            (view.inputs, mean_colour(view.inputs, view.size)),
+            (blurred(view.inputs, view.size), view.inputs),
+        )
+        for title, heatmap in maps.items():
+            ranks = pixel_ranks(heatmap, seed=view.number).to(view.inputs.device)
+            found = [
+                replacement_curve(score, *ends, ranks, shares, batch_size)
+                for ends in changes
+            ]
+            rows[title].update(
+                (name, area_under(curve, shares))
+                for name, curve in zip(MEASURES['curves'], found)
+            )
+            curves[title] = torch.stack(found).numpy()
+    return list(rows.values()), curves
+
+
+def explain_dataset(
+    models: Sequence[tuple[str, str]],
+    out: str | Path | None = None,
+    *,
+    measures: Sequence[str] = ('axioms',),
+    methods: Sequence[str] = ('xgradcam', 'gradcam', 'gradcam++', 'ablationcam'),
+    num_detections: int = 50,
+    steps: int = 20,
+    curves_out: str | Path = 'work_dirs/curves.png',
+    layer: str | None = None,
+    score_thr: float = 0.3,
+    batch_size: int = 32,
+    device: str = 'cpu',
+    cfg_options: Mapping | None = None,
+    upsampler: dict | None = None,
+) -> None:
+    """Print measures of each method, averaged over detections of the test set.
+
+    ``dlu_mmdet explain`` without images, from Python.
+
+    Args:
+        models (Sequence[tuple[str, str]]): See :func:`explain_images`.
+        out (str | Path, optional): A .md or .csv file for the table.
+        measures (Sequence[str]): Keys of :data:`MEASURES`.
+        methods (Sequence[str]): See :func:`explain_images`.
+        num_detections (int): How many to average over.
+        steps (int): Altered images of a curve, at least 2.
+        curves_out (str | Path): The .png file of the curves.
+        layer (str, optional): See :func:`explain_images`.
+        score_thr (float): See :func:`explain_images`.
+        batch_size (int): Channels to remove, or altered images to run, at once.
+        device (str): See :func:`explain_images`.
+        cfg_options (Mapping, optional): See :func:`explain_images`.
+        upsampler (dict, optional): See :func:`explain_images`.
+
+    Raises:
+        FileNotFoundError: If a config or checkpoint does not exist.
+        ValueError: If there is no such layer, or no detection.
+    """
+    for path in [out] * bool(out) + [curves_out] * ('curves' in measures):
+        check_writable(path)
+    detectors = _load(models, layer, device, cfg_options, upsampler)
+    measures = [name for name in MEASURES if name in measures]
+    rows, curves = [], {}
+    for name, model in detectors.items():
+        check_data(model.cfg, ('test',), scored=False)
+        dataset = DATASETS.build(model.cfg.test_dataloader.dataset)
+        number = min(num_detections, len(dataset))
+        spread = np.linspace(0, len(dataset) - 1, number).round().astype(int)
+        print(f'{name}: detecting in {number} images')
+        views = [
+            look(model, dataset, index, score_thr, 'pointing' in measures)
+            for index in track_iter_progress(spread.tolist())
+        ]
+        # every image's best detection first, then every second best, ...
+        ranked = sorted(
+            (rank, number)
+            for number, view in enumerate(views)
+            for rank in range(len(view.sample.pred_instances))
+        )[:num_detections]
+        print(f'\n{name}: explaining {len(ranked)} detections')
+        unrelated = 0
+        for rank, number in track_iter_progress(ranked):
+            view = views[number]
+            run, own = find_score(model, view.inputs, view.sample, rank, layer)
+            evidence = collect_evidence(LayerScore(model, own, run), batch_size)
+            if evidence.is_empty:
+                unrelated += 1
+                continue
+            answers = {method: explain(evidence, method) for method in methods}
+            found, drawn = measure(
+                model, view, rank, own, answers, measures, steps, batch_size
+            )
+            rows += [dict(row, upsampler=name) for row in found]
+            for title, pair in drawn.items():
+                curves.setdefault(name, {}).setdefault(title, []).append(pair)
+        print()
+        if unrelated:
+            print(f'{name}: {unrelated} detections do not depend on {layer}')
+    print_table(rows, measures, out)
+    if curves:
+        show_curves(curves, steps, curves_out)
+
+
+def show_curves(
+    curves: dict[str, dict[str, list[np.ndarray]]], steps: int, out: str | Path
+) -> None:
+    """Draw the mean curves; print where they begin and end."""
+    stacked = {
+        name: {title: np.stack(pairs) for title, pairs in each.items()}
+        for name, each in curves.items()
+    }
+    for name, each in stacked.items():
+        # the ends are those of any order
+        image, colour, soft = (
+            float(each[CONTROLS[0]][:, side, step].mean())
+            for side, step in ((0, 0), (0, -1), (1, 0))
+        )
+        print(
+            f'{name}: mean probability {image:.3f}, of the mean colour {colour:.3f}, '
+            f'of the blurred image {soft:.3f}'
+        )
+    save_figure(
+        draw_curves(stacked, cubic_shares(steps).numpy(), CONTROLS),
+        out,
+        CURVE_COLOURS,
+        title='Deletion and insertion',
+        caption="A detection's probability while pixels are replaced in the order of "
+        'a map; bands: one standard error.',
+    )
+    print(f'picture: {out}')
+
+
+def cells(values: np.ndarray, second: str, digits: int) -> list[str]:
+    """The mean, and the median or the standard error; '–' where there is none."""
+    found = [values.mean()] if len(values) else []
+    if second == 'median' and len(values):
+        found.append(np.median(values))
+    elif len(values) > 1:
+        found.append(values.std(ddof=1) / len(values) ** 0.5)
+    return [f'{value:.{digits}f}' for value in found] + ['–'] * (2 - len(found))
+
+
+def print_table(
+    rows: Sequence[dict], measures: Sequence[str], out: str | Path | None
+) -> None:
+    """Print averages as a Markdown table; write them where --out says.
+
+    Beside the mean stands the median of what has no upper bound, and the standard
+    error of what has.
+    """
+    if not rows:
+        raise ValueError(
+            'there is no detection to average over; lower --score-thr, or choose '
+            'another --layer'
+        )
+    head, columns = ['upsampler', 'method', 'detections'], []
+    for measure in measures:
+        if measure == 'pointing':
+            head.append('matched')
+        for name in MEASURES[measure]:
+            # not every data set has masks
+            if name == 'energy in mask' and not any(name in row for row in rows):
+                continue
+            second = 'median' if measure == 'axioms' else 's.e.'
+            head += [name, f'{second} {name}']
+            columns.append((name, second))
+    body = []
+    for key in dict.fromkeys((row['upsampler'], row['method']) for row in rows):
+        group = [row for row in rows if (row['upsampler'], row['method']) == key]
+        line = [*key, str(len(group))]
+        for name, second in columns:
+            values = np.array([row[name] for row in group if name in row])
+            if name == 'energy in box':
+                line.append(str(len(values)))
+            # small objects have small shares
+            line += cells(values, second, 4 if name.startswith('energy') else 3)
+        body.append(line)
+    table = to_markdown(head, body, texts=2)
+    print(table)
+    if out is None:
+        return
+    with (
+        replacing(out) as partial,
+        open(partial, 'w', newline='', encoding='utf-8') as file,
+    ):
+        if Path(out).suffix == '.csv':
+            csv.writer(file).writerows([head, *body])
+        else:
+            file.write(f'{table}\n')
+    print(f'table: {out}')

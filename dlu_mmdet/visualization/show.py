@@ -1,0 +1,442 @@
+"""Pictures of what detectors do: detections, reassembly kernels, feature maps."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from mmdet.registry import DATASETS
+from mmengine.dataset import BaseDataset
+from mmengine.structures import InstanceData
+from mmengine.utils import track_iter_progress
+
+from ..analysis.matching import disagreement, match_detections
+from ..datasets import check_data
+from ..engine import check_classes, check_writable, load_detectors
+from . import detections, features, kernels
+from .detector_score import detect
+from .figures import free_path, save_figure, write_page
+from .images import image_names, load_image
+
+#: Images of one picture where their number is not given.
+NUM_IMAGES = dict(detections=4, kernels=1, features=1)
+
+
+def pick_images(
+    dataset: BaseDataset, num_images: int, image_ids: Sequence[str] | None
+) -> list[dict]:
+    """Find the images to show: those asked for, or an even spread."""
+    infos = [dataset.get_data_info(index) for index in range(len(dataset))]
+    if image_ids is not None:
+        return find_images(infos, image_ids)
+    infos = [
+        info
+        for info in infos
+        if any(not instance['ignore_flag'] for instance in info.get('instances', ()))
+    ]
+    if not infos:
+        raise ValueError(
+            'the data set has no image with objects; check its ann_file and classes'
+        )
+    spread = np.linspace(0, len(infos) - 1, min(num_images, len(infos)))
+    return [infos[index] for index in spread.round().astype(int)]
+
+
+def find_images(infos: Sequence[dict], image_ids: Sequence[str]) -> list[dict]:
+    """Find images by their ids as text, whatever type the data set gives them."""
+    by_id = {}
+    for info in infos:
+        by_id.setdefault(str(info['img_id']), []).append(info)
+    # as in COCO's file names
+    keys = {
+        i: str(int(i)) if i not in by_id and i.isdecimal() else i for i in image_ids
+    }
+    unknown = [image_id for image_id, key in keys.items() if key not in by_id]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], by_id, n=3) or list(by_id)[:3]
+        raise ValueError(
+            f'--image-ids: the data set has no image [{", ".join(unknown)}]; it has '
+            f'{len(infos)}, with ids such as {", ".join(near)}'
+        )
+    return [info for image_id in image_ids for info in by_id[keys[image_id]]]
+
+
+def choose_images(
+    dataset: BaseDataset | None,
+    number: int,
+    images: Sequence[str] | None,
+    image_ids: Sequence[str] | None,
+) -> list[dict]:
+    """The images to show: files, or those of the data set.
+
+    Returns:
+        list[dict]: ``img_path``, ``name`` and, from the data set, ``instances``.
+    """
+    if dataset is None:
+        for path in images:
+            if '://' not in path and not Path(path).is_file():
+                raise FileNotFoundError(
+                    f'--images: {path} does not exist; check the path, or take '
+                    'images of the data set with --image-ids'
+                )
+        names = image_names(images, suffix=False)
+        return [dict(img_path=path, name=name) for path, name in zip(images, names)]
+    if number < 1:
+        raise ValueError(f'--num-images must be at least 1, got {number}')
+    infos = pick_images(dataset, number, image_ids)
+    return [dict(info, name=f'image {info["img_id"]}') for info in infos]
+
+
+def load_dataset(models: dict) -> BaseDataset:
+    """The test set of the first config."""
+    cfg = next(iter(models.values())).cfg
+    check_data(cfg, ('test',), scored=False)
+    return DATASETS.build(cfg.test_dataloader.dataset)
+
+
+def ground_truth(info: dict) -> InstanceData:
+    """Gather an image's objects: bboxes, labels and whether each is a crowd."""
+    instances = info.get('instances', [])
+    return InstanceData(
+        bboxes=np.array([i['bbox'] for i in instances], dtype=float).reshape(-1, 4),
+        labels=np.array([i['bbox_label'] for i in instances], dtype=int),
+        crowd=np.array([i['ignore_flag'] for i in instances], dtype=bool),
+    )
+
+
+def write(
+    out: Path, command: str, figures: Sequence[tuple], colours: Sequence[str]
+) -> None:
+    """Write figures, each with its name, images and caption."""
+    for figure, name, infos, caption in figures:
+        # a data set may list a picture under several ids
+        source = '\n'.join(
+            f'{os.path.abspath(str(info["img_path"]))} {info["name"]}' for info in infos
+        )
+        path = out
+        if path.suffix != '.png':
+            path = free_path(path, f'{command} {name}'.strip(), source)
+        title = command.capitalize() + (f', {name}' if name else '')
+        save_figure(figure, path, colours, title, caption, source)
+        print(f'picture: {path}')
+    if out.suffix != '.png':
+        print(f'page: {write_page(out)}')
+
+
+def show_detections(
+    models: Sequence[tuple[str, str]],
+    out: str | Path = 'work_dirs/detections.png',
+    *,
+    num_images: int | None = None,
+    image_ids: Sequence[str] | None = None,
+    images: Sequence[str] | None = None,
+    score_thr: float = 0.3,
+    iou_thr: float = 0.5,
+    only_differences: bool = False,
+    device: str = 'cpu',
+    cfg_options: Mapping | None = None,
+    upsampler: dict | None = None,
+) -> None:
+    """Draw true positives, false positives and misses of every detector.
+
+    ``dlu_mmdet visualize detections`` from Python.
+
+    Args:
+        models (Sequence[tuple[str, str]]): Config and checkpoint of each detector.
+            Images and ground truth are of the first config's test set.
+        out (str | Path): A .png file, or a folder.
+        num_images (int, optional): How many images with objects. Defaults to 4.
+        image_ids (Sequence[str], optional): Ids of images to show instead.
+        images (Sequence[str], optional): Files to show instead, without ground truth.
+        score_thr (float): Detections with a lower score are left out.
+        iou_thr (float): IoU from which an object counts as found.
+        only_differences (bool): Show the images of the data set on which two detectors
+            differ most.
+        device (str): Where the detectors run.
+        cfg_options (Mapping, optional): Settings to override in every config.
+        upsampler (dict, optional): ``upsample_cfg`` of every neck.
+
+    Raises:
+        FileNotFoundError: If a config, checkpoint or image does not exist.
+        ValueError: If arguments do not go together, or the detectors have other
+            classes.
+    """
+    _check_detections(models, images, image_ids, score_thr, iou_thr, only_differences)
+    out = _check_out(out)
+    detectors = load_detectors(models, device, cfg_options, upsampler)
+    configs = [config for config, _ in models]
+    first = next(iter(detectors.values()))
+    dataset = None if images else load_dataset(detectors)
+    if dataset is None:
+        classes, source = first.dataset_meta['classes'], configs[0]
+    else:
+        classes = dataset.metainfo['classes']
+        source = f'the data set of {configs[0]}'
+    check_classes(detectors, configs, classes, source)
+    number = NUM_IMAGES['detections'] if num_images is None else num_images
+    if only_differences:
+        infos = [dataset.get_data_info(index) for index in range(len(dataset))]
+        infos = [dict(info, name=f'image {info["img_id"]}') for info in infos]
+    else:
+        infos = choose_images(dataset, number, images, image_ids)
+    truths = None if dataset is None else [ground_truth(info) for info in infos]
+    found = detect_in_all(detectors, infos, score_thr)
+    print()
+    matches, totals = {}, {}
+    if truths is not None:
+        matches = {
+            name: [match(*pair, iou_thr) for pair in zip(boxes, truths)]
+            for name, boxes in found.items()
+        }
+        totals = {name: sum(m.counts for m in each) for name, each in matches.items()}
+
+    shown, names = range(len(infos)), [info['name'] for info in infos]
+    note = f'score ≥ {score_thr:g}'
+    if matches:
+        note += f', hit: same class and IoU ≥ {iou_thr:g}'
+    if only_differences:
+        shown, extents = pick_differences(matches, number)
+        note += f'; of {len(infos)} images those on which two detectors differ most'
+        for index, (objects, _) in zip(shown, extents):
+            names[index] += f': {objects} found by one only'
+    figure = detections.draw_detections(
+        [load_image(first, infos[i]['img_path'])['image'] for i in shown],
+        None if truths is None else [truths[i] for i in shown],
+        {name: [boxes[i] for i in shown] for name, boxes in found.items()},
+        {name: [each[i] for i in shown] for name, each in matches.items()},
+        classes,
+        image_names=[names[i] for i in shown],
+        note=note,
+        totals=totals if len(infos) > 1 else None,
+        totals_of=f'{"all" if only_differences else "these"} {len(infos)} images',
+    )
+    if totals:
+        print(f'over {len(infos)} images, score >= {score_thr:g}:')
+        for name, (_, checkpoint) in zip(detectors, models):
+            print(f'{name}: {detections.describe_counts(totals[name])}  [{checkpoint}]')
+    figures = [
+        (figure, '', [infos[i] for i in shown], f'{", ".join(detectors)}; {note}.')
+    ]
+    write(out, 'detections', figures, detections.COLOURS)
+
+
+def _check_detections(
+    models: Sequence,
+    images: Sequence[str] | None,
+    image_ids: Sequence[str] | None,
+    score_thr: float,
+    iou_thr: float,
+    only_differences: bool,
+) -> None:
+    """Refuse thresholds outside of their ranges, and flags that exclude each other."""
+    if not 0 <= score_thr <= 1:
+        raise ValueError(f'--score-thr must be in [0, 1], got {score_thr}')
+    if not 0 < iou_thr <= 1:
+        raise ValueError(f'--iou-thr must be in (0, 1], got {iou_thr}')
+    if only_differences and len(models) < 2:
+        raise ValueError(
+            '--only-differences compares detectors, got one; give two or more'
+        )
+    if only_differences and (images or image_ids):
+        raise ValueError(
+            '--only-differences searches the whole data set; leave out --images and '
+            '--image-ids'
+        )
+
+
+def _check_out(out: str | Path) -> Path:
+    """Where pictures go: a file, or a folder with a page."""
+    out = Path(out)
+    check_writable(out if out.suffix == '.png' else out / 'index.html')
+    return out
+
+
+def detect_in_all(
+    detectors: Mapping, infos: Sequence[dict], score_thr: float
+) -> dict[str, list[InstanceData]]:
+    """What every detector finds in every image, from a score on.
+
+    Raises:
+        ValueError: If two detectors load an image in different sizes.
+    """
+    found = {name: [] for name in detectors}
+    shapes = {}
+    jobs = [(name, index) for name in detectors for index in range(len(infos))]
+    for name, index in track_iter_progress(jobs):
+        path = infos[index]['img_path']
+        _, result = detect(detectors[name], path)
+        if shapes.setdefault(index, result.image.shape) != result.image.shape:
+            raise ValueError(
+                f'{name} loads {path} as {result.image.shape[:2]} (height, width), '
+                f'{next(iter(detectors))} as {shapes[index][:2]}: their boxes cannot '
+                'be drawn over one image; make a picture of each, or load alike'
+            )
+        boxes = result.pred_instances.cpu().numpy()
+        found[name].append(boxes[boxes.scores >= score_thr])
+    return found
+
+
+def match(boxes: InstanceData, truth: InstanceData, iou_thr: float):
+    """Match the detections of an image with its objects."""
+    return match_detections(
+        boxes.bboxes,
+        boxes.labels,
+        boxes.scores,
+        truth.bboxes,
+        truth.labels,
+        truth.crowd,
+        iou_thr,
+    )
+
+
+def pick_differences(
+    matches: dict, number: int
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """The images on which two detectors disagree most, and how far."""
+    extents = [disagreement(of_image) for of_image in zip(*matches.values())]
+    order = sorted(range(len(extents)), key=lambda i: extents[i], reverse=True)
+    order = [index for index in order[:number] if any(extents[index])]
+    if not order:
+        raise ValueError(
+            f'--only-differences: {", ".join(matches)} agree on all {len(extents)} '
+            'images; lower --score-thr, or leave it out'
+        )
+    return order, [extents[index] for index in order]
+
+
+def record_images(
+    models: Sequence[tuple[str, str]],
+    out: Path,
+    num_images: int | None,
+    image_ids: Sequence[str] | None,
+    images: Sequence[str] | None,
+    device: str,
+    cfg_options: Mapping | None,
+    upsampler: dict | None,
+) -> list[tuple]:
+    """Run every detector on every image; the image, then recordings by detector."""
+    detectors = load_detectors(models, device, cfg_options, upsampler)
+    dataset = None if images else load_dataset(detectors)
+    number = NUM_IMAGES['kernels'] if num_images is None else num_images
+    infos = choose_images(dataset, number, images, image_ids)
+    if out.suffix == '.png' and len(infos) > 1:
+        raise ValueError(
+            f'--out {out} is one picture, but {len(infos)} images are to be '
+            'shown; give a folder'
+        )
+    recorded = []
+    for info in track_iter_progress(infos):
+        recordings = {}
+        for name, model in detectors.items():
+            data = load_image(model, info['img_path'])
+            recordings[name] = features.record(model, data)
+            if not recordings[name].finite:
+                raise ValueError(
+                    f'{name}: features of {info["img_path"]} are not finite; the '
+                    'training has diverged, take an earlier checkpoint'
+                )
+        recorded.append((info, recordings))
+    print()
+    return recorded
+
+
+def show_kernels(
+    models: Sequence[tuple[str, str]],
+    out: str | Path = 'work_dirs/kernels.png',
+    *,
+    level: str | None = None,
+    positions: Sequence[tuple[int, int]] | None = None,
+    num_positions: int = 3,
+    group: int = 0,
+    num_images: int | None = None,
+    image_ids: Sequence[str] | None = None,
+    images: Sequence[str] | None = None,
+    device: str = 'cpu',
+    cfg_options: Mapping | None = None,
+    upsampler: dict | None = None,
+) -> None:
+    """Draw how upsamplers come by their kernels.
+
+    ``dlu_mmdet visualize kernels`` from Python.
+
+    Args:
+        models (Sequence[tuple[str, str]]): See :func:`show_detections`.
+        out (str | Path): See :func:`show_detections`.
+        level (str, optional): The level that is upsampled to. Defaults to the finest.
+        positions (Sequence[tuple[int, int]], optional): Columns and rows of its map.
+        num_positions (int): How many, without ``positions``.
+        group (int): Channel group, where the upsampler has several.
+        num_images (int, optional): See :func:`show_detections`. Defaults to 1.
+        image_ids (Sequence[str], optional): See :func:`show_detections`.
+        images (Sequence[str], optional): See :func:`show_detections`.
+        device (str): See :func:`show_detections`.
+        cfg_options (Mapping, optional): See :func:`show_detections`.
+        upsampler (dict, optional): See :func:`show_detections`.
+
+    Raises:
+        FileNotFoundError: If a config, checkpoint or image does not exist.
+        ValueError: If a neck has no such level, or its upsampler no kernels.
+    """
+    out = _check_out(out)
+    figures, shown = [], {}
+    for info, recordings in record_images(
+        models, out, num_images, image_ids, images, device, cfg_options, upsampler
+    ):
+        image = info['name']
+        first = next(iter(recordings.values()))
+        level = level or min(first.upsamplings, default='P2')
+        maps = {}
+        for name, recording in recordings.items():
+            try:
+                maps[name] = kernels.recorded_kernels(recording, level, group)
+            except ValueError as error:
+                raise ValueError(f'{name}: {error}') from error
+        for name, each in maps.items():
+            shown.setdefault(name, []).append(each)
+        chosen = next(iter(maps.values()))
+        picked = positions or kernels.informative_positions(
+            chosen, num_positions, kernels.visible_size(first, chosen)
+        )
+        figure = kernels.draw_kernels(first, maps, picked, level, image)
+        places = '; '.join(f'{x},{y}' for x, y in picked)
+        caption = f'{", ".join(maps)}: kernels of {level} at positions {places}.'
+        figures.append((figure, image, [info], caption))
+    for name, each in shown.items():
+        if text := kernels.describe_offsets(each):
+            print(f'{name}, {level}: {text}')
+    write(out, 'kernels', figures, kernels.COLOURS)
+
+
+def show_features(
+    models: Sequence[tuple[str, str]],
+    out: str | Path = 'work_dirs/features.png',
+    *,
+    num_images: int | None = None,
+    image_ids: Sequence[str] | None = None,
+    images: Sequence[str] | None = None,
+    device: str = 'cpu',
+    cfg_options: Mapping | None = None,
+    upsampler: dict | None = None,
+) -> None:
+    """Draw the maps of the pyramids side by side.
+
+    ``dlu_mmdet visualize features`` from Python; arguments and errors are those of
+    :func:`show_kernels`.
+    """
+    out = _check_out(out)
+    figures = [
+        (
+            features.draw_features(recordings, info['name']),
+            info['name'],
+            [info],
+            f'{", ".join(recordings)}: root mean square of the channels, one colour '
+            'scale.',
+        )
+        for info, recordings in record_images(
+            models, out, num_images, image_ids, images, device, cfg_options, upsampler
+        )
+    ]
+    write(out, 'features', figures, features.COLOURS)

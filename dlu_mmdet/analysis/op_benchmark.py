@@ -9,6 +9,7 @@ cache then stays there. The operators' part of this module needs torch alone.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -382,6 +383,8 @@ def peak_memory(action: Callable[[], object], device: torch.device) -> int:
         peak = torch.cuda.max_memory_allocated(device) - before
         del kept
         return peak
+    # above the level of what it prints about its own beginning and end
+    os.environ.setdefault('KINETO_LOG_LEVEL', '6')
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         kept = action()

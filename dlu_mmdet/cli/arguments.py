@@ -6,6 +6,8 @@ import argparse
 import os
 from collections.abc import Sequence
 
+from .. import register_all_modules
+
 #: The registered upsamplers, for --help, which does not import them.
 UPSAMPLERS = (
     'bilinear',
@@ -156,6 +158,7 @@ class OptionsAction(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Add what was given to what was given before."""
+        register_all_modules()
         from ..engine.options import parse_options
 
         try:
@@ -178,6 +181,7 @@ def add_upsampler(parser: argparse.ArgumentParser) -> None:
 
 def upsampler_argument(text: str) -> dict:
     """An upsampler for argparse, which hides what other errors say."""
+    register_all_modules()
     from ..engine.configs import parse_upsampler
 
     try:

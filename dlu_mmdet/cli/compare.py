@@ -61,8 +61,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--work-dir',
         default='work_dirs/comparison',
-        help='folder of the runs and of comparison.{json,csv,md} and report.html '
-        '(default: %(default)s)',
+        help='folder of the runs and of comparison.{json,csv,md} and report.html',
     )
     parser.add_argument(
         '--baseline',
@@ -105,7 +104,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=int,
         default=200,
         help='groups of test images that are left out in turn, at most, for the '
-        'intervals (default: %(default)s)',
+        'intervals',
     )
     parser.add_argument(
         '--report-only',

@@ -46,7 +46,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='+',
         choices=METHODS,
         default=['xgradcam', 'gradcam', 'gradcam++', 'ablationcam'],
-        help='one column each (default: %(default)s)',
+        help='one column each',
     )
     parser.add_argument(
         '--layer',
@@ -63,7 +63,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--score-thr',
         type=float,
         default=0.3,
-        help='leave out detections with a lower score (default: %(default)s)',
+        help='leave out detections with a lower score',
     )
     parser.add_argument(
         '--num-detections',
@@ -96,12 +96,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--batch-size',
         type=int,
         default=32,
-        help='channels to remove, or altered images to run, at once '
-        '(default: %(default)s)',
+        help='channels to remove, or altered images to run, at once',
     )
-    parser.add_argument(
-        '--device', default='cpu', help='e.g. cuda:0 (default: %(default)s)'
-    )
+    parser.add_argument('--device', default='cpu', help='e.g. cuda:0')
     add_cfg_options(parser)
     add_upsampler(parser)
     # so that an IMAGE may come after an option

@@ -38,7 +38,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--baseline',
         default='bilinear',
-        help='the upsampler that others are compared with (default: %(default)s)',
+        help='the upsampler that others are compared with',
     )
     parser.add_argument(
         '--out',

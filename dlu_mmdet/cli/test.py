@@ -116,10 +116,17 @@ def test(args: argparse.Namespace) -> None:
     """Test with the arguments of :func:`parse_args`."""
     from mmdet.registry import METRICS
 
-    from ..engine import build_runner, leave_together, load_config, use_safe_loaders
+    from ..engine import (
+        build_runner,
+        check_checkpoint,
+        leave_together,
+        load_config,
+        use_safe_loaders,
+    )
 
     use_safe_loaders()
     cfg = load_config(args.config, **config_values(args))
+    check_checkpoint(args.checkpoint)
     cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         enable_visualization(cfg, args)

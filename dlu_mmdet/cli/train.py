@@ -45,6 +45,7 @@ def train(args: argparse.Namespace) -> None:
     """Train with the arguments of :func:`parse_args`."""
     from ..engine import (
         build_runner,
+        check_checkpoint,
         check_unoccupied,
         enable_amp,
         leave_together,
@@ -70,6 +71,7 @@ def train(args: argparse.Namespace) -> None:
     if args.resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
         resume_latest(cfg)
     elif args.resume:
+        check_checkpoint(args.resume)
         cfg.resume = True
         cfg.load_from = args.resume
     check_unoccupied(cfg)

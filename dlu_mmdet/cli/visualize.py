@@ -63,9 +63,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='one PNG, or a folder for PNGs and a page index.html that holds all '
         'pictures of the folder (default: work_dirs/COMMAND.png)',
     )
-    shared.add_argument(
-        '--device', default='cpu', help='e.g. cuda:0 (default: %(default)s)'
-    )
+    shared.add_argument('--device', default='cpu', help='e.g. cuda:0')
     add_cfg_options(shared)
     add_upsampler(shared)
 
@@ -81,13 +79,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--score-thr',
         type=float,
         default=0.3,
-        help='leave out detections with a lower score (default: %(default)s)',
+        help='leave out detections with a lower score',
     )
     command.add_argument(
         '--iou-thr',
         type=float,
         default=0.5,
-        help='IoU from which an object counts as found (default: %(default)s)',
+        help='IoU from which an object counts as found',
     )
     command.add_argument(
         '--only-differences',
@@ -118,13 +116,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--num-positions',
         type=int,
         default=3,
-        help='how many, without --positions (default: %(default)s)',
+        help='how many, without --positions',
     )
     command.add_argument(
         '--group',
         type=int,
         default=0,
-        help='channel group, where the upsampler has several (default: %(default)s)',
+        help='channel group, where the upsampler has several',
     )
     command = commands.add_parser(
         'features',

@@ -9,12 +9,14 @@ config's class names, not the order of the file. mmdet's metrics get
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -263,6 +265,13 @@ def _take(path: str | os.PathLike) -> dict:
     return {**kept.content, 'annotations': own}
 
 
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+    """Leave out what pycocotools prints while it makes its tables."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
 class COCO(api_wrappers.COCO):
     """mmdet's COCO on what :func:`read` gives.
 
@@ -292,9 +301,15 @@ class COCO(api_wrappers.COCO):
 
     def createIndex(self) -> None:
         """Index objects by id, image and category."""
-        super().createIndex()
+        with _without_notes():
+            super().createIndex()
         self.img_ann_map = self.imgToAnns
         self.cat_img_map = self.catToImgs
+
+    def loadRes(self, resFile: str | list) -> api_wrappers.COCO:
+        """The detections of a result file, or of a list, as a COCO."""
+        with _without_notes():
+            return super().loadRes(resFile)
 
     def get_cat_ids(
         self,
@@ -446,7 +461,7 @@ def check_classes(
                 f'{where} has {_listed(found)}, and the config names no classes, so '
                 f"that COCO's 80 are taken; set dataset.metainfo=dict(classes={names}) "
                 f'in every dataloader and num_classes={len(found)} in the heads, or '
-                f'give tools/train.py the folder of the data with --data'
+                f'give the folder of the data with --data'
             )
         text = f'{where} has no category {_listed(missing)} of the config'
         if surplus:

@@ -193,8 +193,11 @@ def elsewhere(
     return f'--cfg-options {" ".join(options)}'
 
 
-def _how_to_get(source: Source, options: str) -> str:
-    """What to do where a data set's files are missing; ``options`` name others."""
+def _how_to_get(source: Source, options: str, has_flag: bool) -> str:
+    """What to do where a data set's files are missing; ``options`` name others.
+
+    ``has_flag`` says whether the command has the flag ``--data``.
+    """
     root = source.cfg.get('data_root') or ''
     if hasattr(source.cls, 'how_to_make'):
         return f'make it with: {source.cls.how_to_make(root)}'
@@ -203,13 +206,15 @@ def _how_to_get(source: Source, options: str) -> str:
 
     if command := make_real.how_to_make(root):
         return f'make it with: {command}'
+    others = f'data in another folder DIR are named by {options}'
+    if has_flag and source.is_coco:
+        others = f'data in another folder, your own or COCO, by --data DIR; or {others}'
     if source.cls not in (CocoDataset, CocoPanopticDataset) or source.has_own_classes:
-        return f'data in another folder DIR are named by {options}'
+        return others
     script = osp.join(mmdet.__path__[0], '.mim', 'tools', 'misc', 'download_dataset.py')
     return (
         f'COCO 2017 is fetched by: python {script} --dataset-name '
-        f'coco2017 --save-dir {root or "."} --unzip; data in another folder DIR are '
-        f'named by {options}'
+        f'coco2017 --save-dir {root or "."} --unzip; {others}'
     )
 
 
@@ -249,7 +254,7 @@ def check_data(
             if not osp.exists(path):
                 raise FileNotFoundError(
                     f'{source.key}: {path} ({key}) does not exist; '
-                    f'{_how_to_get(source, options)}'
+                    f'{_how_to_get(source, options, scored)}'
                 )
     _check_order([source for each in found.values() for source in each])
     contents: dict[str, dict] = {}

@@ -2,6 +2,7 @@
 
 from .checkpoint import (
     CheckpointGuardHook,
+    check_checkpoint,
     check_classes,
     check_state_dict,
     latest_checkpoint,
@@ -47,6 +48,7 @@ __all__ = [
     'DivergenceHook',
     'ResumeHook',
     'build_runner',
+    'check_checkpoint',
     'check_classes',
     'check_foreign',
     'check_param_groups',

@@ -121,6 +121,20 @@ def load_from_local(
     return _load(path, path, map_location)
 
 
+def check_checkpoint(name: str | os.PathLike) -> None:
+    """Find out before the work whether a checkpoint is there.
+
+    Args:
+        name (str | PathLike): A path; the address of one elsewhere is not looked at.
+
+    Raises:
+        FileNotFoundError: If there is no such file; the message has those that are.
+    """
+    path = Path(name).expanduser()
+    if '://' not in str(name) and not path.is_file():
+        raise FileNotFoundError(_missing(path))
+
+
 def _missing(path: Path) -> str:
     """What to say of a checkpoint that is not there: which ones are."""
     folder = path if path.is_dir() else path.parent

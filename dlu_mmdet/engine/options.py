@@ -32,8 +32,8 @@ from .param_groups import refuse_unreached
 def parse_options(values: Sequence[str]) -> dict[str, object]:
     """Read ``KEY=VALUE`` of a command line.
 
-    Values are read as MMDetection's tools read them. A dict is written as in Python,
-    for keys that have a dot.
+    Values are read as MMDetection's tools read them. A dict, for keys that have a dot,
+    and a list of dicts are written as in Python.
 
     Args:
         values (Sequence[str]): As ``train_cfg.max_epochs=12`` or ``a.b="[1,2]"``.
@@ -53,7 +53,7 @@ def parse_options(values: Sequence[str]) -> dict[str, object]:
                 f'train_cfg.max_epochs=12'
             )
         try:
-            if value.strip().startswith('{'):
+            if value.strip().startswith(('{', '[{')):
                 found[key] = ast.literal_eval(value.strip())
             else:
                 found[key] = DictAction._parse_iterable(value)

@@ -94,23 +94,26 @@ def next_commands(runner: Runner) -> str:
         return ''
     dumped = folder / os.path.basename(runner.cfg.filename or '')
     models = [str(dumped), str(checkpoint)]
+    image = _first_image(runner)
+    images = os.path.dirname(image) or '.'
     picture, onnx = folder / 'detections.png', folder / f'{config_stem(dumped)}.onnx'
     commands = [
         ['test', *models],
         ['visualize', 'detections', *models, '--out', str(picture)],
-        ['explain', *models, *_first_image(runner), '--out', str(folder / 'cam.png')],
+        ['predict', *models, images, '--out', str(folder / 'predict')],
+        ['explain', *models, image, '--out', str(folder / 'cam.png')],
         ['export', *models, '--out', str(onnx)],
     ]
     return '\n'.join(['next:', *(f'  dlu_mmdet {shlex.join(c)}' for c in commands)])
 
 
-def _first_image(runner: Runner) -> list[str]:
+def _first_image(runner: Runner) -> str:
     """The first image of the validation, if there is one."""
     dataset = getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None)
     if not hasattr(dataset, 'get_data_info') or not len(dataset):
-        return ['IMAGE.jpg']
+        return 'FOLDER/IMAGE.jpg'
     path = dataset.get_data_info(0).get('img_path')
-    return [str(_short(path)) if path else 'IMAGE.jpg']
+    return str(_short(path)) if path else 'FOLDER/IMAGE.jpg'
 
 
 def _short(path: str | os.PathLike) -> Path:

@@ -13,7 +13,7 @@ from dlu_mmdet.analysis.complexity import CLOSED_FORMS, count_flops
 from dlu_mmdet.necks import UnifiedFPN, UpsampleFPN
 from dlu_mmdet.ops import library
 from dlu_mmdet.upsamplers import build_upsampler
-from dlu_mmdet.visualization.kernels import kernel_maps
+from dlu_mmdet.visualization.kernel_maps import kernel_maps
 
 KINDS = pytest.mark.parametrize(
     'kind',

@@ -19,7 +19,7 @@ from dlu_mmdet.necks import UnifiedFPN, UpsampleFPN, with_upsampler
 from dlu_mmdet.ops import carafe, library, reference, window_scores
 from dlu_mmdet.upsamplers import build_upsampler, is_guided, upsample_to
 from dlu_mmdet.upsamplers.fade import FADE
-from dlu_mmdet.visualization.kernels import kernel_maps
+from dlu_mmdet.visualization.kernel_maps import kernel_maps
 
 NEEDS_OPS = pytest.mark.skipif(
     not library.is_available('cpu'), reason='the extension is not built for the CPU'

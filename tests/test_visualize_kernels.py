@@ -24,11 +24,10 @@ from dlu_mmdet.ops import library
 from dlu_mmdet.upsamplers import build_upsampler
 from dlu_mmdet.visualization.cam import LayerScore, collect_evidence, explain
 from dlu_mmdet.visualization.features import draw_features, record
-from dlu_mmdet.visualization.kernels import (
-    SUB_PIXEL_COLOURS,
+from dlu_mmdet.visualization.kernel_figure import SUB_PIXEL_COLOURS, draw_kernels
+from dlu_mmdet.visualization.kernel_maps import (
     KernelMaps,
     describe_offsets,
-    draw_kernels,
     informative_positions,
     kernel_maps,
     recorded_kernels,

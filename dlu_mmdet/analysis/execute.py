@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -173,6 +174,26 @@ def time_left(
     return f' {hours(total)} left for all:'
 
 
+class ProgressLine:
+    """A line of progress: on a terminal the next takes its place, in a file not."""
+
+    def __init__(self) -> None:
+        self._updates = sys.stdout.isatty()
+
+    def update(self, text: str, in_file: bool = True) -> None:
+        """Show a text; ``in_file`` says whether it is worth a line of a file."""
+        if self._updates:
+            width = shutil.get_terminal_size().columns - 1
+            print(f'\r{text[:width]}\x1b[K', end='', flush=True)
+        elif in_file:
+            print(text, flush=True)
+
+    def clear(self) -> None:
+        """Make room for a line that stays."""
+        if self._updates:
+            print('\r\x1b[K', end='', flush=True)
+
+
 def run_all(
     planned: list[runs.Run], events: Iterator[scheduling.Event], at_a_time: int
 ) -> list[runs.Run]:
@@ -181,6 +202,7 @@ def run_all(
     waiting = {run.work_dir for run in planned if not run.is_over}
     active: dict[Path, tuple[float, float | None]] = {}
     failed, took = [], []
+    progress = ProgressLine()
     # left in the middle, it ends what it has started
     with contextlib.closing(events):
         for event in events:
@@ -192,6 +214,7 @@ def run_all(
                 active[key] = now, None
             if event.over:
                 start, _ = active.pop(key, (None, None))
+                progress.clear()
                 if event.error is not None:
                     if not isinstance(event.error, (RuntimeError, ValueError)):
                         # a full disk, or a mistake of ours
@@ -212,7 +235,8 @@ def run_all(
                 len(waiting),
                 at_a_time,
             )
-            print(f'{label}{left}', event.line, flush=True)
+            progress.update(f'{label}{left} {event.line}')
+    progress.clear()
     return failed
 
 
@@ -247,19 +271,21 @@ def report_all(
         )
         baseline = None
     print('comparing: timing necks, leaving out test images in turn', flush=True)
+    progress = ProgressLine()
     summary = comparison.summarise(
         planned,
         baseline,
         resamples,
-        progress=lambda done, total: print(
-            f'\rscored {done}/{total}', end='', flush=True
+        progress=lambda done, total: progress.update(
+            f'scored {done}/{total}', in_file=False
         ),
     )
     comparison.save(summary, work_dir)
     page = report.save(summary, work_dir)
     best = summary['rows'][0]
     head, *body = comparison.accuracy_table(summary)
-    print(f'\n\n{to_markdown(head, body)}')
+    progress.clear()
+    print(f'\n{to_markdown(head, body)}')
     name = printable(best['name'])
     print(f'\nbest AP: {name}, {best["AP"]:.3f} (mean over seeds)')
     for sentence in comparison.divergences(summary):

@@ -81,6 +81,9 @@ def _is_of_the_user(error: Exception) -> bool:
     while frame.tb_next:
         frame = frame.tb_next
     module = frame.tb_frame.f_globals.get('__name__', '')
+    if isinstance(error, ImportError):
+        # of an optional package, which the text names
+        return True
     names = (__package__.partition('.')[0], 'mmengine.config', 'mmengine.registry')
     return any(f'{module}.'.startswith(f'{name}.') for name in names)
 

@@ -90,9 +90,30 @@ def complete(content: object, path: object) -> dict:
         ValueError: If it is no COCO annotation file, or a key without which it has no
             meaning is missing or wrong: the message names file, entry and key.
     """
+    _check_lists(content, path)
+    # without it pycocotools 2.0.9 and 2.0.10 cannot load results
+    content.setdefault('info', {})
+    annotations = content.setdefault('annotations', [])
+    for what, keys in _ENTRIES.items():
+        for index, entry in enumerate(content[what]):
+            _check_entry(path, what, index, entry, keys)
+        for key in {'id', 'name'} & {*keys}:
+            _check_distinct(path, what, key, content[what])
+    for what, key in (('images', 'image_id'), ('categories', 'category_id')):
+        if len({isinstance(entry['id'], str) for entry in content[what]}) > 1:
+            raise ValueError(
+                f"{path}: the {what}' ids are text in some places and numbers in "
+                f'others; make them all the same, and {key} in the annotations too'
+            )
+    complete_objects(annotations, path)
+    return content
+
+
+def _check_lists(content: object, path: object) -> None:
+    """Refuse what is no COCO file at all."""
+    lists = ('images', 'annotations', 'categories')
     if not isinstance(content, dict) or not all(
-        isinstance(content.get(key, []), list)
-        for key in ('images', 'annotations', 'categories')
+        isinstance(content.get(key, []), list) for key in lists
     ):
         raise ValueError(
             f'{path} is not a COCO annotation file (a JSON object with the lists '
@@ -104,47 +125,32 @@ def complete(content: object, path: object) -> dict:
                 f'{path} is not a COCO annotation file ({key!r} is missing); make or '
                 f'copy it again'
             )
-    # without it pycocotools 2.0.9 and 2.0.10 cannot load results
-    content.setdefault('info', {})
-    annotations = content.setdefault('annotations', [])
-    for what, keys in (
-        ('categories', ('id', 'name')),
-        ('images', ('id', 'file_name', 'height', 'width')),
-    ):
-        for index, entry in enumerate(content[what]):
-            for key in keys:
-                if not isinstance(entry, dict) or key not in entry:
-                    _fail(path, what, index, entry, f'has no {key!r}; add it')
-                if key in ('height', 'width') and not _is_positive(entry[key]):
-                    problem = f'has the {key} {entry[key]!r}; it must be in pixels'
-                    _fail(path, what, index, entry, problem)
-                if key in ('id', 'name') and not _is_name(entry[key]):
-                    problem = f'has the {key} {entry[key]!r}; it must be text or number'
-                    _fail(path, what, index, entry, problem)
-                if key == 'file_name' and not (
-                    isinstance(entry[key], str) and entry[key]
-                ):
-                    problem = f'has the file_name {entry[key]!r}; it must be a path'
-                    _fail(path, what, index, entry, problem)
-                if key == 'name':
-                    entry[key] = class_name(entry[key], f'{path}: {what}[{index}].name')
-        for key in {'id', 'name'} & {*keys}:
-            values = Counter(entry[key] for entry in content[what])
-            twice = [value for value, number in values.items() if number > 1]
-            if twice:
-                shown = ', '.join(map(repr, twice[:5]))
-                raise ValueError(
-                    f'{path}: {what} has the {key} {shown} more than once; give each '
-                    f'its own'
-                )
-    for what, key in (('images', 'image_id'), ('categories', 'category_id')):
-        if len({isinstance(entry['id'], str) for entry in content[what]}) > 1:
-            raise ValueError(
-                f"{path}: the {what}' ids are text in some places and numbers in "
-                f'others; make them all the same, and {key} in the annotations too'
-            )
-    complete_objects(annotations, path)
-    return content
+
+
+def _check_entry(
+    path: object, what: str, index: int, entry: object, keys: Sequence[str]
+) -> None:
+    """Check the keys of an image or a category; a name becomes text, in place."""
+    for key in keys:
+        if not isinstance(entry, dict) or key not in entry:
+            _fail(path, what, index, entry, f'has no {key!r}; add it')
+        is_right, must = _VALUES[key]
+        if not is_right(entry[key]):
+            problem = f'has the {key} {entry[key]!r}; it must be {must}'
+            _fail(path, what, index, entry, problem)
+        if key == 'name':
+            entry[key] = class_name(entry[key], f'{path}: {what}[{index}].name')
+
+
+def _check_distinct(path: object, what: str, key: str, entries: list[dict]) -> None:
+    """Refuse two entries of one id or name."""
+    values = Counter(entry[key] for entry in entries)
+    twice = [value for value, number in values.items() if number > 1]
+    if twice:
+        shown = ', '.join(map(repr, twice[:5]))
+        raise ValueError(
+            f'{path}: {what} has the {key} {shown} more than once; give each its own'
+        )
 
 
 def complete_objects(annotations: list[dict], path: object) -> None:
@@ -183,6 +189,20 @@ def _is_name(value: object) -> bool:
 
 def _is_positive(value: object) -> bool:
     return isinstance(value, (int, float)) and value > 0
+
+
+# what each list must have, and what its values must be
+_ENTRIES = {
+    'categories': ('id', 'name'),
+    'images': ('id', 'file_name', 'height', 'width'),
+}
+_VALUES = {
+    'id': (_is_name, 'text or number'),
+    'name': (_is_name, 'text or number'),
+    'height': (_is_positive, 'in pixels'),
+    'width': (_is_positive, 'in pixels'),
+    'file_name': (lambda value: isinstance(value, str) and value != '', 'a path'),
+}
 
 
 def _explain_annotation(path: object, index: int, ann: object) -> None:

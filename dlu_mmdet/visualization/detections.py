@@ -89,24 +89,8 @@ def draw_detections(
         ValueError: If there is no image, or the numbers of images, ground
             truths, detections and matches differ.
     """
-    if not len(images):
-        raise ValueError('images must hold at least one image, got none')
     image_names = [''] * len(images) if image_names is None else image_names
-    judged = ground_truths is not None
-    per_image = {'image_names': image_names}
-    if judged:
-        per_image['ground_truths'] = ground_truths
-    for name in detections:
-        per_image[f'detections[{name!r}]'] = detections[name]
-        if judged:
-            per_image[f'matches[{name!r}]'] = matches.get(name, ())
-    for argument, values in per_image.items():
-        if len(values) != len(images):
-            raise ValueError(
-                f'{argument} must have one entry for each of the {len(images)} '
-                f'images, got {len(values)}'
-            )
-
+    _check_lengths(images, ground_truths, detections, matches, image_names)
     width = _panel_width(len(detections) + 1)
     counts = [match.counts for name in matches for match in matches[name]]
     # the same number of lines under all panels
@@ -120,60 +104,115 @@ def draw_detections(
     )
     drawn = set()
     for row, image in enumerate(images):
-        groups = [[]]
-        captions = ['']
-        if judged:
-            truth = ground_truths[row]
-            groups[0] = [
-                ('ground truth', truth[~truth.crowd]),
-                ('crowd, not counted', truth[truth.crowd]),
-            ]
-            captions[0] = _counted((~truth.crowd).sum(), 'object')
-        for name in detections:
-            found = detections[name][row]
-            if not judged:
-                groups.append([('detection, not judged', found)])
-                captions.append(_counted(len(found), 'detection'))
-                continue
-            match = matches[name][row]
-            groups.append(
-                [
-                    ('miss', truth[match.misses]),
-                    ('hit', found[match.hits]),
-                    ('false alarm', found[match.false_alarms]),
-                    ('crowd, not counted', found[match.det_ignored]),
-                ]
-            )
-            captions.append(describe_counts(match.counts, lines))
+        found = {name: detections[name][row] for name in detections}
+        if ground_truths is None:
+            contents = _unjudged_contents(found)
+        else:
+            of_image = {name: matches[name][row] for name in detections}
+            contents = _judged_contents(ground_truths[row], found, of_image, lines)
         panels[row, 0].set_ylabel(image_names[row], fontsize=7)
-        for axes, boxes, caption in zip(panels[row], groups, captions):
+        for axes, (boxes, caption) in zip(panels[row], contents):
             _show(axes, image)
             _draw_boxes(axes, boxes, classes)
             axes.set_xlabel(caption, fontsize=_COUNTS)
             drawn.update(kind for kind, group in boxes if len(group))
-    titles = ['ground truth' if judged else 'image', *detections]
+    titles = ['image' if ground_truths is None else 'ground truth', *detections]
     for axes, title in zip(panels[0], titles):
         axes.set_title(title, fontsize=11, fontweight='bold', pad=5)
     if totals:
         texts = [f'{totals_of}:']
         texts += [describe_counts(totals[name], total_lines) for name in detections]
-        for axes, text in zip(panels[-1], texts):
-            axes.annotate(
-                text,
-                (0.5, 0),
-                xytext=(0, -10 - 72 * _LINE * lines),
-                textcoords='offset points',
-                xycoords='axes fraction',
-                ha='center',
-                va='top',
-                fontsize=_COUNTS,
-                fontweight='bold',
-            )
+        _write_totals(panels[-1], texts, lines)
     kinds = ['ground truth', 'hit', 'false alarm', 'miss']
-    if not judged:
+    if ground_truths is None:
         kinds = ['detection, not judged']
     elif 'crowd, not counted' in drawn:
         kinds.append('crowd, not counted')
+    _draw_legend(figure, kinds, note)
+    return figure
+
+
+def _check_lengths(
+    images: Sequence[np.ndarray],
+    ground_truths: Sequence[InstanceData] | None,
+    detections: Mapping[str, Sequence[InstanceData]],
+    matches: Mapping[str, Sequence[Matches]],
+    image_names: Sequence[str],
+) -> None:
+    """Refuse what is not of one number of images; see :func:`draw_detections`."""
+    if not len(images):
+        raise ValueError('images must hold at least one image, got none')
+    per_image = {'image_names': image_names}
+    if ground_truths is not None:
+        per_image['ground_truths'] = ground_truths
+    for name in detections:
+        per_image[f'detections[{name!r}]'] = detections[name]
+        if ground_truths is not None:
+            per_image[f'matches[{name!r}]'] = matches.get(name, ())
+    for argument, values in per_image.items():
+        if len(values) != len(images):
+            raise ValueError(
+                f'{argument} must have one entry for each of the {len(images)} '
+                f'images, got {len(values)}'
+            )
+
+
+#: The boxes of a panel, by kind, and the text under it.
+_Panel = tuple[list[tuple[str, InstanceData]], str]
+
+
+def _unjudged_contents(found: Mapping[str, InstanceData]) -> list[_Panel]:
+    """The panels of an image that nobody has marked objects in."""
+    return [
+        ([], ''),
+        *(
+            ([('detection, not judged', boxes)], _counted(len(boxes), 'detection'))
+            for boxes in found.values()
+        ),
+    ]
+
+
+def _judged_contents(
+    truth: InstanceData,
+    found: Mapping[str, InstanceData],
+    matches: Mapping[str, Matches],
+    lines: int,
+) -> list[_Panel]:
+    """The panels of an image: its objects, then what each detector makes of them."""
+    objects = [
+        ('ground truth', truth[~truth.crowd]),
+        ('crowd, not counted', truth[truth.crowd]),
+    ]
+    panels = [(objects, _counted((~truth.crowd).sum(), 'object'))]
+    for name, boxes in found.items():
+        match = matches[name]
+        kinds = [
+            ('miss', truth[match.misses]),
+            ('hit', boxes[match.hits]),
+            ('false alarm', boxes[match.false_alarms]),
+            ('crowd, not counted', boxes[match.det_ignored]),
+        ]
+        panels.append((kinds, describe_counts(match.counts, lines)))
+    return panels
+
+
+def _write_totals(panels: Sequence[Axes], texts: Sequence[str], lines: int) -> None:
+    """Write a text under each column, below so many lines of a caption."""
+    for axes, text in zip(panels, texts):
+        axes.annotate(
+            text,
+            (0.5, 0),
+            xytext=(0, -10 - 72 * _LINE * lines),
+            textcoords='offset points',
+            xycoords='axes fraction',
+            ha='center',
+            va='top',
+            fontsize=_COUNTS,
+            fontweight='bold',
+        )
+
+
+def _draw_legend(figure: Figure, kinds: Sequence[str], note: str) -> None:
     figure.legend(
         handles=[
             Rectangle((0, 0), 1, 1, fill=False, lw=1.8, ec=colour, ls=line_style)
@@ -187,7 +226,6 @@ def draw_detections(
         fontsize=9,
         title_fontsize=8,
     )
-    return figure
 
 
 def describe_counts(counts: Sequence[int], lines: int = 1) -> str:

@@ -11,8 +11,8 @@ from mmengine.runner import Runner
 from ..necks import upsampler_name
 from .features import draw_features, record
 from .figures import as_image
-from .kernels import (
-    draw_kernels,
+from .kernel_figure import draw_kernels
+from .kernel_maps import (
     has_kernels,
     informative_positions,
     recorded_kernels,

@@ -16,7 +16,7 @@ from mmengine.utils import track_iter_progress
 from ..analysis.matching import disagreement, match_detections
 from ..datasets import check_data
 from ..engine import check_classes, check_writable, load_detectors
-from . import detections, features, kernels
+from . import detections, features, kernel_figure, kernel_maps
 from .detector_score import detect
 from .figures import free_path, save_figure, write_page
 from .images import image_names, load_image
@@ -391,23 +391,23 @@ def show_kernels(
         maps = {}
         for name, recording in recordings.items():
             try:
-                maps[name] = kernels.recorded_kernels(recording, level, group)
+                maps[name] = kernel_maps.recorded_kernels(recording, level, group)
             except ValueError as error:
                 raise ValueError(f'{name}: {error}') from error
         for name, each in maps.items():
             shown.setdefault(name, []).append(each)
         chosen = next(iter(maps.values()))
-        picked = positions or kernels.informative_positions(
-            chosen, num_positions, kernels.visible_size(first, chosen)
+        picked = positions or kernel_maps.informative_positions(
+            chosen, num_positions, kernel_maps.visible_size(first, chosen)
         )
-        figure = kernels.draw_kernels(first, maps, picked, level, image)
+        figure = kernel_figure.draw_kernels(first, maps, picked, level, image)
         places = '; '.join(f'{x},{y}' for x, y in picked)
         caption = f'{", ".join(maps)}: kernels of {level} at positions {places}.'
         figures.append((figure, image, [info], caption))
     for name, each in shown.items():
-        if text := kernels.describe_offsets(each):
+        if text := kernel_maps.describe_offsets(each):
             print(f'{name}, {level}: {text}')
-    write(out, 'kernels', figures, kernels.COLOURS)
+    write(out, 'kernels', figures, kernel_figure.COLOURS)
 
 
 def show_features(

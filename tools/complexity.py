@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from dlu_mmdet.analysis import complexity
-from dlu_mmdet.engine import print_anything
+from dlu_mmdet.engine import print_anything, upsampler_argument
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,6 +18,15 @@ def parse_args() -> argparse.Namespace:
         '--scales', nargs='+', type=int, default=[2, 4, 8, 16], help='upsampling ratios'
     )
     parser.add_argument(
+        '--upsamplers',
+        nargs='+',
+        type=upsampler_argument,
+        default=[],
+        metavar='NAME[:KEY=VALUE,...]',
+        help='count these as well: with other arguments, as in dlu:up_kernel=3, or a '
+        'class of your own, as in path/to/mine.py:Mine, or mine for ./mine.py',
+    )
+    parser.add_argument(
         '--out', default='work_dirs/complexity', help='folder of the files'
     )
     return parser.parse_args()
@@ -26,7 +35,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     print_anything()
     args = parse_args()
-    rows = complexity.measure(args.scales, args.channels)
+    rows = complexity.measure(args.scales, args.channels, more=args.upsamplers)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     text = complexity.report(rows)

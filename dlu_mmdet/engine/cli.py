@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
-from ..upsamplers import UPSAMPLERS
+from ..upsamplers import UPSAMPLERS, resolve_upsampler
 from .configs import config_stem, parse_upsampler, read_config, set_upsampler
 from .options import merge_options
 from .own_data import set_data, split_data
@@ -145,7 +145,8 @@ def add_upsampler(parser: argparse.ArgumentParser) -> None:
         type=upsampler_argument,
         metavar='NAME[:KEY=VALUE,...]',
         help="the upsampler in the neck of any detector's config, as in "
-        'dlu:up_kernel=3; names: ' + ', '.join(sorted(UPSAMPLERS.module_dict)),
+        'dlu:up_kernel=3, or a class of your own, as in path/to/mine.py:Mine, or mine '
+        'for ./mine.py; names: ' + ', '.join(sorted(UPSAMPLERS.module_dict)),
     )
 
 
@@ -153,7 +154,7 @@ def upsampler_argument(text: str) -> dict:
     """An upsampler for argparse, which hides what other errors say."""
     try:
         return parse_upsampler(text)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
@@ -186,11 +187,15 @@ def load_config(args: argparse.Namespace) -> Config:
         Config: With ``launcher`` and ``work_dir`` set.
 
     Raises:
-        FileNotFoundError: If there is no such config, or no data where ``--data`` says.
-        ValueError: If an option would change nothing.
+        FileNotFoundError: If there is no such config, no data where ``--data`` says, or
+            no file of ``--upsampler``.
+        TypeError: If ``--upsampler`` names no class of upsamplers.
+        ValueError: If an option would change nothing, or an upsampler is unknown.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
+    if args.upsampler:
+        args.upsampler = resolve_upsampler(args.upsampler)
     work_dir = (
         args.work_dir
         or args.cfg_options.get('work_dir')

@@ -9,10 +9,13 @@ from .builder import (
     build_upsampler,
     is_guided,
     registered_name,
+    resolve_name,
+    resolve_upsampler,
     split_upsample_cfg,
     upsampler_class,
 )
 from .resize import check_ratio, trial_of, upsample_to
+from .user_files import split_file
 
 for _module in pkgutil.iter_modules(__path__, f'{__name__}.'):
     importlib.import_module(_module.name)
@@ -24,6 +27,9 @@ __all__ = [
     'check_ratio',
     'is_guided',
     'registered_name',
+    'resolve_name',
+    'resolve_upsampler',
+    'split_file',
     'split_upsample_cfg',
     'trial_of',
     'upsample_to',

@@ -69,8 +69,13 @@ def measure(across: Across, config: str, trust: bool = False) -> dict:
         cfg = read_config(config)
         # what the config imports is registered now, and nothing else may run
         if not trust:
-            source = f'result of {row["name"]} (--trust where it is your own)'
-            check_foreign(row['upsample_cfg'], 'upsample_cfg', source)
+            try:
+                source = f'result of {row["name"]}'
+                check_foreign(row['upsample_cfg'], 'upsample_cfg', source)
+            except ValueError as error:
+                raise ValueError(
+                    f'{error}; where it is your own, --trust runs it'
+                ) from error
         set_upsampler(cfg, row['upsample_cfg'])
         planned.append(Run(row['name'], config, row['name'], cfg, 0, Path()))
     costs = measure_costs(planned)

@@ -84,7 +84,9 @@ def _check_class(name: object, cls: object) -> None:
             f'got {cls!r}'
         )
     parameters = inspect.signature(cls).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    # that of torch.nn.Module takes any argument, and refuses it when it is called
+    has_init = not is_module or cls.__init__ is not nn.Module.__init__
+    if has_init and any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     needed = ('channels', 'scale_factor', *('guide_channels',) * is_guided(cls))
     if missing := [key for key in needed if key not in parameters]:

@@ -26,6 +26,7 @@ from dlu_mmdet.engine import (
     upsampler_label,
 )
 from dlu_mmdet.engine.configs import check_foreign, parse_upsampler
+from dlu_mmdet.heads import UpsampleMaskHead
 from dlu_mmdet.upsamplers import UPSAMPLERS, resolve_upsampler, upsampler_class
 from dlu_mmdet.upsamplers.contract import CHECKS, check_upsampler
 
@@ -135,6 +136,25 @@ def test_two_files_may_register_one_name(folder):
         runs.plan([BILINEAR], [0], 'w', upsamplers=[dict(type=n) for n in names])
 
 
+def test_a_file_may_register_in_mmdets_models(folder):
+    """Also in the mask head, where its parameters count as an upsampler's."""
+    text = (folder / 'mine.py').read_text()
+    text = text.replace(
+        'dlu_mmdet.upsamplers import UPSAMPLERS', 'mmdet.registry import MODELS'
+    )
+    (folder / 'in_models.py').write_text(
+        text.replace('UPSAMPLERS', 'MODELS').replace("'mine'", "'in_models'")
+    )
+    try:
+        for _ in range(2):
+            found = resolve_upsampler(dict(type='in_models'))
+            assert found == dict(type=f'{folder}/in_models.py:in_models')
+        head = UpsampleMaskHead(in_channels=4, conv_out_channels=4, upsample_cfg=found)
+        assert [*complexity.find_upsamplers(head)] == ['upsample']
+    finally:
+        MODELS.module_dict.pop('in_models', None)
+
+
 def test_what_custom_imports_register(folder, monkeypatch):
     """Also for the other configs of a comparison, and by its file all the same."""
     text = (folder / 'mine.py').read_text().replace("'mine'", "'imported'")
@@ -181,7 +201,7 @@ def test_a_config_is_complete(name, folder, monkeypatch):
     assert type(neck_of(left).upsample_modules[0]).__name__ == 'Mine'
 
 
-def test_a_comparison_keeps_a_hash_of_the_file(folder, shapes_root):
+def test_a_comparison_keeps_a_hash_of_the_file(folder):
     planned = runs.plan(
         [BILINEAR], [0], 'w', upsamplers=[None, parse_upsampler('mine.py:Mine')]
     )

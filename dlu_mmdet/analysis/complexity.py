@@ -35,7 +35,13 @@ from ..necks import UnifiedFPN
 from ..ops import library
 from ..ops.checks import check_geometry
 from ..torch_compat import count_flops_of
-from ..upsamplers import UPSAMPLERS, build_upsampler, is_guided, resolve_upsampler
+from ..upsamplers import (
+    UPSAMPLERS,
+    build_upsampler,
+    classes_from_files,
+    is_guided,
+    resolve_upsampler,
+)
 from .tables import to_markdown
 
 PAPER = 'arXiv 2410.22139, abstract'
@@ -95,10 +101,11 @@ def find_upsamplers(model: nn.Module) -> dict[str, nn.Module]:
 
     Returns:
         dict[str, nn.Module]: By qualified name, the entries of every
-        ``upsample_modules`` and instances of registered classes; of nested ones the
-        outermost.
+        ``upsample_modules`` and instances of classes that are registered or in a file
+        of the user; of nested ones the outermost.
     """
-    registered = tuple(filter(inspect.isclass, UPSAMPLERS.module_dict.values()))
+    classes = (*UPSAMPLERS.module_dict.values(), *classes_from_files())
+    registered = tuple(filter(inspect.isclass, classes))
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         path = name.split('.')

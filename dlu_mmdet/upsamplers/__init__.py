@@ -15,7 +15,7 @@ from .builder import (
     upsampler_class,
 )
 from .resize import check_ratio, trial_of, upsample_to
-from .user_files import split_file
+from .user_files import classes_from_files, split_file
 
 for _module in pkgutil.iter_modules(__path__, f'{__name__}.'):
     importlib.import_module(_module.name)
@@ -25,6 +25,7 @@ __all__ = [
     'UPSAMPLERS',
     'build_upsampler',
     'check_ratio',
+    'classes_from_files',
     'is_guided',
     'registered_name',
     'resolve_name',

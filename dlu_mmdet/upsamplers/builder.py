@@ -9,7 +9,7 @@ from mmdet.registry import MODELS
 from mmengine.registry import Registry
 from torch import nn
 
-from .user_files import absolute_name, find_in_file, split_file
+from .user_files import absolute_name, find_in_file, is_from_file, split_file
 
 #: Classes that ``upsample_cfg.type`` can name. Each takes ``channels`` (equal
 #: in and out) and ``scale_factor`` first, then keyword arguments with
@@ -122,10 +122,13 @@ def resolve_upsampler(cfg: dict) -> dict:
 
 def resolve_name(name: str) -> str:
     """The name of :func:`resolve_upsampler`; nothing is loaded."""
-    if name.isidentifier() and _find_registered(name) is None:
+    if name.isidentifier():
+        found = _find_registered(name)
         files = (f'{name}.py', os.path.join(name, '__init__.py'))
         file = next(filter(os.path.isfile, files), None)
-        name = f'{file}:{name}' if file else name
+        # such a file may have registered itself in MMDetection's MODELS
+        if file and (found is None or is_from_file(found)):
+            name = f'{file}:{name}'
     return absolute_name(name)
 
 

@@ -16,8 +16,10 @@ from types import ModuleType
 from mmengine.registry import Registry
 from torch import nn
 
-# by real path: the module, and what it registered by name
+# by real path: the module that was loaded here, and what it registered by name
 _loaded: dict[str, tuple[ModuleType, Mapping[str, object]]] = {}
+# the classes that were looked up
+_used: set[type] = set()
 
 
 def split_file(name: object) -> tuple[str, str] | None:
@@ -64,9 +66,12 @@ def find_in_file(name: str, registry: Registry) -> object:
             f'upsampler {name}: the file {os.path.abspath(file)} does not exist; name '
             f'the file and its class, as in --upsampler path/to/mine.py:Mine'
         )
-    if path not in _loaded:
-        _loaded[path] = _find_module(path, registry) or _load(path, registry)
-    module, registered = _loaded[path]
+    if path in _loaded:
+        module, registered = _loaded[path]
+    elif module := _find_module(path):
+        registered = _registered(module, registry)
+    else:
+        module, registered = _loaded[path] = _load(path, registry)
     found = registered.get(wanted, getattr(module, wanted, None))
     if found is None:
         classes = [
@@ -81,10 +86,23 @@ def find_in_file(name: str, registry: Registry) -> object:
             f'upsampler {name}: {file} has no class {wanted!r}; name one of it, as in '
             f'{file}:CLASS, where CLASS is one of: {there}'
         )
+    if inspect.isclass(found):
+        _used.add(found)
     return found
 
 
-def _find_module(path: str, registry: Registry) -> tuple[ModuleType, Mapping] | None:
+def is_from_file(cls: object) -> bool:
+    """Whether a class comes from a file that :func:`find_in_file` loaded."""
+    modules = {module.__name__ for module, _ in _loaded.values()}
+    return getattr(cls, '__module__', None) in modules
+
+
+def classes_from_files() -> tuple[type, ...]:
+    """The classes that were looked up in files."""
+    return tuple(_used)
+
+
+def _find_module(path: str) -> ModuleType | None:
     """The module that was imported from a file already, as by ``custom_imports``."""
     for module in list(sys.modules.values()):
         file = getattr(module, '__dict__', {}).get('__file__')
@@ -93,10 +111,19 @@ def _find_module(path: str, registry: Registry) -> tuple[ModuleType, Mapping] | 
             and os.path.basename(file) == os.path.basename(path)
             and os.path.realpath(file) == path
         ):
-            classes = registry.module_dict.items()
-            name = module.__name__
-            return module, {k: v for k, v in classes if v.__module__ == name}
+            return module
     return None
+
+
+def _registered(module: ModuleType, registry: Registry | None) -> dict[str, object]:
+    """The classes of a module that are registered, here or further up, by name."""
+    found = {}
+    while registry is not None:
+        for name, cls in registry.module_dict.items():
+            if getattr(cls, '__module__', None) == module.__name__:
+                found.setdefault(name, cls)
+        registry = registry.parent
+    return found
 
 
 def _load(path: str, registry: Registry) -> tuple[ModuleType, Mapping[str, object]]:
@@ -124,4 +151,5 @@ def _load(path: str, registry: Registry) -> tuple[ModuleType, Mapping[str, objec
         after = dict(registry.module_dict)
         registry.module_dict.clear()
         registry.module_dict.update(before)
-    return module, {k: v for k, v in after.items() if before.get(k) is not v}
+    added = {k: v for k, v in after.items() if before.get(k) is not v}
+    return module, {**_registered(module, registry), **added}

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from dlu_mmdet.analysis import complexity, runs
+from dlu_mmdet.analysis import comparison, complexity, runs
 from dlu_mmdet.analysis.inputs import check_inputs, fingerprint
 from dlu_mmdet.engine import (
     load_detector,
@@ -134,6 +134,15 @@ def test_two_files_may_register_one_name(folder):
     assert first is not second and first.__name__ == second.__name__ == 'Mine'
     with pytest.raises(ValueError, match='mine and v2/mine.py:mine would both be call'):
         runs.plan([BILINEAR], [0], 'w', upsamplers=[dict(type=n) for n in names])
+
+
+def test_published_figures_are_not_those_of_a_file(folder):
+    text = (folder / 'mine.py').read_text()
+    (folder / 'own.py').write_text(text.replace('class Mine', 'class dlu'))
+    for name, expected in (('dlu', 38.6), ('own.py:dlu', None)):
+        cfg = read_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
+        set_upsampler(cfg, parse_upsampler(name))
+        assert comparison.published(cfg)[0] == expected
 
 
 def test_a_file_may_register_in_mmdets_models(folder):

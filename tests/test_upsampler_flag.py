@@ -41,10 +41,6 @@ def test_two_settings_of_one_upsampler_have_names_of_their_own():
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        (
-            'dlux',
-            "'dlux' is not registered; known types: .*carafe, deconv, dlu",
-        ),
         ('dlu:up_kernel', "'up_kernel' is no argument; the form is NAME:key=value"),
         ('dlu:up_kernel=', "'up_kernel=' is no argument"),
         ('dlu:3=up', "'3=up' is no argument"),
@@ -54,9 +50,20 @@ def test_two_settings_of_one_upsampler_have_names_of_their_own():
 def test_a_malformed_flag(text, message):
     with pytest.raises(ValueError, match=message):
         parse_upsampler(text)
+    if text != 'dlu:up_kernel':
+        return
     failed = run('tools/test.py', SHAPES_DLU, 'x.pth', '--upsampler', text, check=False)
     last = failed.stdout.strip().splitlines()[-1]
     assert failed.returncode == 2 and re.search(message, last)
+
+
+def test_an_unknown_name():
+    """Before anything else is read, since only the config may register it."""
+    flag = ('--upsampler', 'dlux')
+    failed = run('tools/test.py', SHAPES_DLU, 'x.pth', *flag, check=False)
+    last = failed.stdout.strip().splitlines()[-1]
+    message = "'dlux' is not registered; known types: .*carafe, deconv, dlu.*:Mine"
+    assert failed.returncode and re.search(message, last)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from ..datasets.checks import sources
 from ..engine import check_param_groups, read_config
 from ..necks import upsampler_cfg, upsampler_name
 from ..ops import library
-from ..upsamplers import upsampler_class
+from ..upsamplers import split_file, upsampler_class
 from .bootstrap import (
     METRICS,
     MIN_IMAGES,
@@ -134,6 +134,9 @@ def published(cfg: Config, num_images: int | None = None) -> tuple[float | None,
     detector = getattr(cfg.model.type, '__name__', cfg.model.type).rpartition('.')[2]
     # several necks in a row are another detector, Libra R-CNN's, and so are others
     if isinstance(neck, (list, tuple)) or neck_name(neck) not in PUBLISHED_NECKS:
+        return none
+    # a class of the user may have any name
+    if split_file(upsampler_cfg(neck).get('type')):
         return none
     name = upsampler_name(neck)
     found = PUBLISHED.get((detector, name), none)

@@ -30,11 +30,18 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..engine.configs import upsampler_label
 from ..necks import UnifiedFPN
 from ..ops import library
 from ..ops.checks import check_geometry
 from ..torch_compat import count_flops_of
-from ..upsamplers import UPSAMPLERS, build_upsampler, is_guided
+from ..upsamplers import (
+    UPSAMPLERS,
+    build_upsampler,
+    classes_from_files,
+    is_guided,
+    resolve_upsampler,
+)
 from .tables import to_markdown
 
 PAPER = 'arXiv 2410.22139, abstract'
@@ -94,10 +101,11 @@ def find_upsamplers(model: nn.Module) -> dict[str, nn.Module]:
 
     Returns:
         dict[str, nn.Module]: By qualified name, the entries of every
-        ``upsample_modules`` and instances of registered classes; of nested ones the
-        outermost.
+        ``upsample_modules`` and instances of classes that are registered or in a file
+        of the user; of nested ones the outermost.
     """
-    registered = tuple(filter(inspect.isclass, UPSAMPLERS.module_dict.values()))
+    classes = (*UPSAMPLERS.module_dict.values(), *classes_from_files())
+    registered = tuple(filter(inspect.isclass, classes))
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         path = name.split('.')
@@ -357,6 +365,7 @@ def measure(
     scales: Sequence[int] = (2, 4, 8, 16),
     channels: int = 256,
     names: Iterable[str] | None = None,
+    more: Iterable[dict] = (),
 ) -> list[Row]:
     """Count parameters and FLOPs of upsamplers with their default arguments.
 
@@ -367,30 +376,33 @@ def measure(
         scales (Sequence[int]): Upsampling ratios, each at least 1.
         channels (int): C, at least 1.
         names (Iterable[str], optional): Names in ``UPSAMPLERS``. Defaults to all.
+        more (Iterable[dict]): Other upsamplers, each as
+            :func:`dlu_mmdet.upsamplers.resolve_upsampler` takes it.
 
     Returns:
         list[Row]: By ratio, then by number of parameters.
 
     Raises:
-        TypeError: If a size is not an int.
-        ValueError: If a size is out of range, or a name is not registered.
+        FileNotFoundError: If the file of an upsampler does not exist.
+        TypeError: If a size is not an int, or an upsampler is no class of modules.
+        ValueError: If a size is out of range, or an upsampler is unknown.
     """
     names = sorted(UPSAMPLERS.module_dict if names is None else names)
+    cfgs = {name: dict(type=name) for name in names}
+    cfgs.update((upsampler_label(cfg), resolve_upsampler(cfg)) for cfg in more)
     side = 16  # FLOPs per pixel are the same on any map that upsamplers take
     rows = []
     for scale in scales:
         check_geometry(channels, 1, 1, scale)
-        for name in names:
+        for name, cfg in cfgs.items():
             with FakeTensorMode():
-                module = build_upsampler(
-                    dict(type=name), channels, scale, guide_channels=channels
-                )
+                module = build_upsampler(cfg, channels, scale, guide_channels=channels)
                 inputs = [torch.empty(1, channels, side, side)]
                 if is_guided(module):
                     inputs.append(inputs[0].new_empty(1, channels, *[side * scale] * 2))
                 flops = count_flops(module, *inputs)
             terms = None
-            if name in CLOSED_FORMS:
+            if name in CLOSED_FORMS and cfg['type'] == name:
                 terms = dict.fromkeys(TERMS, 0) | CLOSED_FORMS[name](module, channels)
             rows.append(
                 Row(

@@ -24,6 +24,7 @@ from urllib.request import url2pathname
 from mmengine.config import Config
 
 from ..datasets.checks import Source, sources
+from ..upsamplers import split_file
 
 if TYPE_CHECKING:
     from .runs import Run
@@ -36,7 +37,7 @@ DATA = (
     'val_evaluator',
     'test_evaluator',
 )
-#: The modules that a config imports.
+#: The modules that a config imports; files of upsamplers count among them.
 CODE = 'custom_imports'
 # data, what the model starts from, and code
 _PARTS = (*DATA, 'model', 'load_from', CODE)
@@ -70,6 +71,7 @@ def fingerprint(
         value = _get(cfg, part)
         if part == CODE:
             found.update(_code(value))
+            found.update(_upsampler_files(_get(cfg, 'model')))
             continue
         for key, path in _files(value, part):
             hashed = f'{path} ({_once(_content, path)})'
@@ -206,12 +208,23 @@ def _code(imports: object) -> Iterator[tuple[str, str]]:
         file = spec and spec.has_location and spec.origin
         if not file or file.startswith(installed) or name.split('.')[0] == 'dlu_mmdet':
             continue
-        path = Path(file)
-        files = path.parent.rglob('*.py') if path.name == '__init__.py' else [path]
-        digest = hashlib.sha256(
-            ''.join(_once(_content, f) for f in sorted(files)).encode()
-        )
-        yield f'{CODE}.{name}', f'sha256 {digest.hexdigest()[:32]}'
+        yield f'{CODE}.{name}', _hash_module(file)
+
+
+def _hash_module(file: str) -> str:
+    """The hash of a module, or of a package by its ``__init__.py``."""
+    path = Path(file)
+    files = path.parent.rglob('*.py') if path.name == '__init__.py' else [path]
+    digest = hashlib.sha256(''.join(_once(_content, f) for f in sorted(files)).encode())
+    return f'sha256 {digest.hexdigest()[:32]}'
+
+
+def _upsampler_files(model: object) -> Iterator[tuple[str, str]]:
+    """The files of upsamplers that a model names, as the modules of _code."""
+    for key, value in flatten(model).items():
+        if key.endswith('upsample_cfg.type') and (found := split_file(value)):
+            if os.path.isfile(found[0]):
+                yield f'{CODE}.{found[0]}', _hash_module(found[0])
 
 
 def flatten(value: object, prefix: str = '') -> dict[str, object]:
@@ -309,9 +322,12 @@ def _check_same(one: _Record, other: _Record) -> Iterator[str]:
     """Refuse other files; yields a sentence where only code differs."""
     pair = [one.found, other.found]
     if one.stem != other.stem:
-        # what another config starts from is its own
-        shared = (*DATA, CODE)
-        pair = [{k: v for k, v in p.items() if k.startswith(shared)} for p in pair]
+        # what another config starts from, and a module that it alone has, is its own
+        code = {k for k in pair[0].keys() & pair[1].keys() if k.startswith(CODE)}
+        pair = [
+            {k: v for k, v in p.items() if k.startswith(DATA) or k in code}
+            for p in pair
+        ]
     if other.is_partial:
         pair[0] = {key: value for key, value in pair[0].items() if key in pair[1]}
     data = [{k: v for k, v in p.items() if not k.startswith(CODE)} for p in pair]

@@ -288,6 +288,7 @@ def plan(
     """
     _refuse_repeated(configs, 'config')
     _refuse_repeated(seeds, 'seed')
+    _refuse_one_label(upsamplers)
     entries = []
     for config in configs:
         for upsampler in upsamplers:
@@ -452,6 +453,19 @@ def _refuse_repeated(values: Sequence, what: str) -> None:
     repeated = sorted({text for text in texts if texts.count(text) > 1})
     if repeated:
         raise ValueError(f'{what} {", ".join(repeated)} is given twice; give it once')
+
+
+def _refuse_one_label(upsamplers: Sequence[dict | None]) -> None:
+    """Refuse two upsamplers that a comparison would call the same, as of two files."""
+    labels: dict[str, dict] = {}
+    for each in filter(None, upsamplers):
+        other = labels.setdefault(upsampler_label(each), each)
+        if other != each:
+            raise ValueError(
+                f'the upsamplers {other["type"]} and {each["type"]} would both be '
+                f'called {upsampler_label(each)}, by which runs are told apart; rename '
+                f'one of the classes'
+            )
 
 
 def _check_config(config: str | Path, cfg: Config) -> None:

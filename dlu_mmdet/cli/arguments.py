@@ -175,7 +175,8 @@ def add_upsampler(parser: argparse.ArgumentParser) -> None:
         type=upsampler_argument,
         metavar='NAME[:KEY=VALUE,...]',
         help="the upsampler in the neck of any detector's config, as in "
-        'dlu:up_kernel=3; names: ' + ', '.join(UPSAMPLERS),
+        'dlu:up_kernel=3, or a class of your own, as in path/to/mine.py:Mine, or mine '
+        'for ./mine.py; names: ' + ', '.join(UPSAMPLERS),
     )
 
 
@@ -186,7 +187,7 @@ def upsampler_argument(text: str) -> dict:
 
     try:
         return parse_upsampler(text)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 

@@ -48,7 +48,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=lambda text: None if text == OWN else upsampler_argument(text),
         default=[None],
         metavar='NAME[:KEY=VALUE,...]',
-        help="every CONFIG's neck, whatever the detector, with each of these; "
+        help="every CONFIG's neck, whatever the detector, with each of these, also a "
+        'class of your own, as in path/to/mine.py:Mine, or mine for ./mine.py; '
         f'{OWN} stands for the config as it is (default: that alone)',
     )
     parser.add_argument(

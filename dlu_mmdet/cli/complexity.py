@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import register_all_modules
 from . import run
-from .arguments import new_parser
+from .arguments import new_parser, upsampler_argument
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -24,6 +24,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--scales', nargs='+', type=int, default=[2, 4, 8, 16], help='upsampling ratios'
     )
     parser.add_argument(
+        '--upsamplers',
+        nargs='+',
+        type=upsampler_argument,
+        default=[],
+        metavar='NAME[:KEY=VALUE,...]',
+        help='count these as well: with other arguments, as in dlu:up_kernel=3, or a '
+        'class of your own, as in path/to/mine.py:Mine, or mine for ./mine.py',
+    )
+    parser.add_argument(
         '--out', default='work_dirs/complexity', help='folder of the files'
     )
     return parser.parse_args(argv)
@@ -35,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     register_all_modules()
     from ..analysis import complexity
 
-    rows = complexity.measure(args.scales, args.channels)
+    rows = complexity.measure(args.scales, args.channels, more=args.upsamplers)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     text = complexity.report(rows)

@@ -678,7 +678,7 @@ def _trained_with(checkpoint: Mapping | None) -> str:
     """The upsampler that a checkpoint says it was trained with."""
     text = ((checkpoint or {}).get('meta') or {}).get('cfg')
     # the neck's comes first: heads stand behind it
-    found = re.search(r"upsample_cfg=dict\([^()]*\btype='([^']+)'", str(text))
+    found = re.search(r"upsample_cfg=dict\([^()]*\btype=\s*'([^']+)'", str(text))
     if not found:
         return ''
     name = found.group(1)

@@ -18,7 +18,13 @@ from mmengine.hub import get_config
 from mmengine.registry import Registry
 
 from ..necks import NECKS, with_upsampler
-from ..upsamplers import UPSAMPLERS, registered_name, upsampler_class
+from ..upsamplers import (
+    UPSAMPLERS,
+    registered_name,
+    resolve_upsampler,
+    split_file,
+    upsampler_class,
+)
 from .options import merge_options
 from .own_data import prepare_data, set_data
 
@@ -37,6 +43,8 @@ _OF_VERSION_2 = {
     'dist_params': 'env_cfg.dist_cfg',
     'img_norm_cfg': 'model.data_preprocessor',
 }
+# whose modules are imported by MMDetection's tools, or cannot be named
+_STACK = ('dlu_mmdet', 'mmcv', 'mmdet', 'mmengine', '__main__')
 # of these, what may be a variable of another config
 _MAYBE_VARIABLES = ('data', 'optimizer', 'runner', 'img_norm_cfg')
 
@@ -56,7 +64,16 @@ def read_config(name: str | os.PathLike) -> Config:
         ValueError: If it is written for MMDetection 2, or is no text, as a power cut
             may leave it.
     """
-    cfg = _read(name)
+    # custom_imports may name a module of the current folder, as with python -m
+    here = os.getcwd()
+    added = here not in sys.path
+    if added:
+        sys.path.append(here)
+    try:
+        cfg = _read(name)
+    finally:
+        if added:
+            sys.path.remove(here)
     _refuse_version_2(name, cfg)
     return cfg
 
@@ -292,10 +309,15 @@ def load_config(
         Config: With ``launcher`` and ``work_dir`` set.
 
     Raises:
-        FileNotFoundError: If there is no such config, or no data where ``data`` says.
-        ValueError: If an option would change nothing.
+        FileNotFoundError: If there is no such config, no data where ``data`` says, or
+            no file of the upsampler.
+        TypeError: If the upsampler is no class of modules.
+        ValueError: If an option would change nothing, or the upsampler is unknown.
     """
     cfg = read_config(name)
+    if upsampler:
+        # before data are split into the work directory
+        upsampler = resolve_upsampler(upsampler)
     options = cfg_options or {}
     work_dir = str(
         work_dir
@@ -339,17 +361,32 @@ def default_work_dir(
 def parse_upsampler(text: str) -> dict:
     """Read the value of ``--upsampler``.
 
+    Whether there is such an upsampler, :func:`set_upsampler` finds out: the config may
+    register it.
+
     Args:
-        text (str): ``NAME`` or ``NAME:key=value,key=value``.
+        text (str): ``NAME`` or ``NAME:key=value,key=value``, where NAME may be
+            ``path/to/mine.py:Mine``.
 
     Returns:
         dict: ``upsample_cfg``: ``type`` and the arguments, numbers and the like as
         such.
 
     Raises:
-        ValueError: If there is no such upsampler, or an argument is none.
+        ValueError: If it has another form.
     """
-    name, _, arguments = text.partition(':')
+    # a path may have a colon, or '=', but not both
+    file = re.match(r'(?:[^:]*?|[^=]*?)\.py(?=:|$)', text)
+    if file:
+        name, _, arguments = text[file.end() + 1 :].partition(':')
+        if not name or '=' in name:
+            raise ValueError(
+                f'--upsampler {text} must name a class of the file, as in '
+                f'{file[0]}:Mine or {file[0]}:Mine:key=value,key=value'
+            )
+        name = f'{file[0]}:{name}'
+    else:
+        name, _, arguments = text.partition(':')
     cfg = dict(type=name)
     # commas inside brackets belong to a value
     for argument in re.split(r',(?![^(\[]*[)\]])', arguments) if arguments else ():
@@ -363,7 +400,6 @@ def parse_upsampler(text: str) -> dict:
             cfg[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             cfg[key] = value
-    upsampler_class(cfg)
     return cfg
 
 
@@ -372,24 +408,35 @@ def set_upsampler(cfg: Config, upsample_cfg: dict) -> None:
 
     Args:
         cfg (Config): Changed in place: ``model``, and ``custom_imports`` where they
-            lack this package.
-        upsample_cfg (dict): See :func:`dlu_mmdet.upsamplers.build_upsampler`.
+            lack this package or the module that registers the upsampler.
+        upsample_cfg (dict): See :func:`dlu_mmdet.upsamplers.resolve_upsampler`.
 
     Raises:
+        FileNotFoundError: If the upsampler is in a file that does not exist.
+        TypeError: If the upsampler is no class of modules that takes ``channels`` and
+            ``scale_factor``, or an argument does not fit.
         ValueError: If there is no model or no neck, or nothing in it enlarges a map,
-            or the upsampler does not fit.
+            or the upsampler is unknown or does not fit.
     """
     if not cfg.get('model'):
         raise ValueError(
             f'{cfg.filename or "the config"} has no model, so there is no neck for the '
             f'upsampler {upsample_cfg["type"]!r}'
         )
+    upsample_cfg = resolve_upsampler(upsample_cfg)
     cfg.model = with_upsampler(cfg.model, upsample_cfg)
     imports = dict(cfg.get('custom_imports') or {})
     names = imports.get('imports') or []
     names = [names] if isinstance(names, str) else list(names)
-    if 'dlu_mmdet' not in names:
-        cfg.custom_imports = dict(imports, imports=[*names, 'dlu_mmdet'])
+    needed = ['dlu_mmdet']
+    module = upsampler_class(upsample_cfg).__module__
+    # another config of a comparison may have imported it
+    if not split_file(upsample_cfg['type']) and module.split('.')[0] not in _STACK:
+        needed.append(module)
+    for name in needed:
+        if not any(f'{name}.'.startswith(f'{known}.') for known in names):
+            names.append(name)
+            cfg.custom_imports = dict(imports, imports=names)
 
 
 def upsampler_label(upsample_cfg: dict) -> str:

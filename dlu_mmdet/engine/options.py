@@ -25,7 +25,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader
 
 from ..datasets.checks import elsewhere, resolve
-from ..upsamplers import UPSAMPLERS
+from ..upsamplers import resolve_name, upsampler_class
 from .param_groups import refuse_unreached
 
 
@@ -109,7 +109,7 @@ def merge_options(cfg: Config, options: Mapping, reach: bool = True) -> None:
     """Merge ``--cfg-options`` into a config, and see that each has an effect.
 
     A key may be new where the class that its part of the config names has such an
-    argument.
+    argument. An upsampler in a file gets its absolute path.
 
     Args:
         cfg (Config): Complete; changed in place.
@@ -132,6 +132,10 @@ def merge_options(cfg: Config, options: Mapping, reach: bool = True) -> None:
             f'--cfg-options {" ".join(f"{k}={v}" for k, v in options.items())} do not '
             f'fit the config: {reason}'
         ) from error
+    for key, part in _nodes(cfg._cfg_dict):
+        if key.endswith('.upsample_cfg') and isinstance(part, Mapping):
+            if isinstance(part.get('type'), str):
+                part['type'] = resolve_name(part['type'])
     read = _READ
     if cfg.get('runner_type') == 'FlexibleRunner':
         read = _READ | {'strategy'}
@@ -231,8 +235,12 @@ def _alike_arguments(cfg: Config, parts: Sequence[str], before: Mapping) -> list
 
 def _find(type_: str | type, part: str) -> object:
     """What a type names, whatever its registry."""
-    registries = [UPSAMPLERS] if part == 'upsample_cfg' else _REGISTRIES
-    found = (resolve(registry, type_) for registry in registries)
+    if part == 'upsample_cfg':
+        try:
+            return upsampler_class(dict(type=type_))
+        except (OSError, TypeError, ValueError):
+            return None  # the build of the model says what is wrong
+    found = (resolve(registry, type_) for registry in _REGISTRIES)
     return next((cls for cls in found if cls is not None), None)
 
 

@@ -9,10 +9,13 @@ from .builder import (
     build_upsampler,
     is_guided,
     registered_name,
+    resolve_name,
+    resolve_upsampler,
     split_upsample_cfg,
     upsampler_class,
 )
 from .resize import check_ratio, trial_of, upsample_to
+from .user_files import classes_from_files, split_file
 
 for _module in pkgutil.iter_modules(__path__, f'{__name__}.'):
     importlib.import_module(_module.name)
@@ -22,8 +25,12 @@ __all__ = [
     'UPSAMPLERS',
     'build_upsampler',
     'check_ratio',
+    'classes_from_files',
     'is_guided',
     'registered_name',
+    'resolve_name',
+    'resolve_upsampler',
+    'split_file',
     'split_upsample_cfg',
     'trial_of',
     'upsample_to',

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import os
 
 from mmdet.registry import MODELS
 from mmengine.registry import Registry
 from torch import nn
 
+from .user_files import absolute_name, find_in_file, is_from_file, split_file
+
 #: Classes that ``upsample_cfg.type`` can name. Each takes ``channels`` (equal
 #: in and out) and ``scale_factor`` first, then keyword arguments with
 #: defaults, and maps (N, C, H, W) to (N, C, s*H, s*W). One with ``guided = True`` takes
 #: ``guide_channels`` as well, and its forward the features and a guide
-#: (N, guide_channels, h, w) of the size that it is to give.
+#: (N, guide_channels, h, w) of the size that it is to give. A class in a file of the
+#: user's is named by both, ``path/to/mine.py:Mine``.
 UPSAMPLERS = Registry('upsampler', parent=MODELS, scope='dlu_mmdet_upsampler')
 
 
@@ -31,8 +35,10 @@ def upsampler_class(cfg: dict) -> type[nn.Module]:
         type[nn.Module]: The class.
 
     Raises:
-        TypeError: If ``cfg`` is no dict.
-        ValueError: If ``type`` is missing or unknown.
+        FileNotFoundError: If ``type`` names a file that does not exist.
+        TypeError: If ``cfg`` is no dict, or ``type`` names no class of modules that
+            takes ``channels`` and ``scale_factor``.
+        ValueError: If ``type`` is missing or unknown, or its file cannot be loaded.
     """
     if not isinstance(cfg, dict):
         raise TypeError(
@@ -44,12 +50,86 @@ def upsampler_class(cfg: dict) -> type[nn.Module]:
             f'upsample_cfg needs a "type", got {dict(cfg)}; known types: {known}'
         )
     name = cfg['type']
-    cls = name if inspect.isclass(name) else UPSAMPLERS.get(name)
+    if split_file(name):
+        cls = find_in_file(name, UPSAMPLERS)
+    else:
+        cls = _find_registered(name) if isinstance(name, str) else name
     if cls is None:
         raise ValueError(
-            f'upsample_cfg.type={name!r} is not registered; known types: {known}'
+            f'upsample_cfg.type={name!r} is not registered; known types: {known}; a '
+            f'class of your own is named with its file, as in path/to/mine.py:Mine'
         )
+    _check_class(name, cls)
     return cls
+
+
+def _find_registered(name: str) -> object:
+    """What has a name in :data:`UPSAMPLERS` or above it, or a path; None if nothing."""
+    if '.' in name:
+        is_path = all(part.isidentifier() for part in name.split('.'))
+        return UPSAMPLERS.get(name) if is_path else None
+    # mmengine would import a module of that name
+    registry = UPSAMPLERS
+    while registry is not None and name not in registry.module_dict:
+        registry = registry.parent
+    return registry and registry.module_dict[name]
+
+
+def _check_class(name: object, cls: object) -> None:
+    """Refuse what cannot be built as an upsampler."""
+    is_module = inspect.isclass(cls) and issubclass(cls, nn.Module)
+    if not is_module and not inspect.isfunction(cls):
+        raise TypeError(
+            f'upsample_cfg.type={name!r} must be a class derived from torch.nn.Module, '
+            f'got {cls!r}'
+        )
+    parameters = inspect.signature(cls).parameters
+    # that of torch.nn.Module takes any argument, and refuses it when it is called
+    has_init = not is_module or cls.__init__ is not nn.Module.__init__
+    if has_init and any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    needed = ('channels', 'scale_factor', *('guide_channels',) * is_guided(cls))
+    if missing := [key for key in needed if key not in parameters]:
+        raise TypeError(
+            f'upsample_cfg.type={name!r} does not take {" and ".join(missing)}; the '
+            f'class must be built as {cls.__name__}({", ".join(needed)}), with '
+            f'defaults for other arguments'
+        )
+
+
+def resolve_upsampler(cfg: dict) -> dict:
+    """Look up an upsampler, and name it so that the name holds in any folder.
+
+    A name that is not registered is searched for in the current folder: ``mine`` in
+    ``mine.py`` or ``mine/__init__.py``.
+
+    Args:
+        cfg (dict): As :func:`build_upsampler`.
+
+    Returns:
+        dict: The same, with the absolute path where ``type`` is in a file.
+
+    Raises:
+        FileNotFoundError: As :func:`upsampler_class`.
+        TypeError: As :func:`upsampler_class`.
+        ValueError: As :func:`upsampler_class`.
+    """
+    if isinstance(cfg, dict) and isinstance(cfg.get('type'), str):
+        cfg = {**cfg, 'type': resolve_name(cfg['type'])}
+    upsampler_class(cfg)
+    return cfg
+
+
+def resolve_name(name: str) -> str:
+    """The name of :func:`resolve_upsampler`; nothing is loaded."""
+    if name.isidentifier():
+        found = _find_registered(name)
+        files = (f'{name}.py', os.path.join(name, '__init__.py'))
+        file = next(filter(os.path.isfile, files), None)
+        # such a file may have registered itself in MMDetection's MODELS
+        if file and (found is None or is_from_file(found)):
+            name = f'{file}:{name}'
+    return absolute_name(name)
 
 
 def registered_name(upsampler: str | type[nn.Module]) -> str:
@@ -61,9 +141,11 @@ def registered_name(upsampler: str | type[nn.Module]) -> str:
 
     Returns:
         str: The name under which it is registered; that of the class if it is
-        registered nowhere, and the text itself if there is no such class.
+        registered nowhere or in a file, and the text itself if there is no such class.
     """
-    cls = upsampler if inspect.isclass(upsampler) else UPSAMPLERS.get(upsampler)
+    if found := split_file(upsampler):
+        return found[1]
+    cls = upsampler if inspect.isclass(upsampler) else _find_registered(upsampler)
     if cls is None:
         return upsampler
     registry = UPSAMPLERS
@@ -114,8 +196,8 @@ def build_upsampler(
 
     Args:
         cfg (dict): ``type``, a name in :data:`UPSAMPLERS` (or in mmdet's
-            ``MODELS``) or a class, and the arguments of that class other than
-            ``channels``, ``scale_factor`` and ``guide_channels``.
+            ``MODELS``), ``path/to/mine.py:Mine`` or a class, and the arguments of that
+            class other than ``channels``, ``scale_factor`` and ``guide_channels``.
         channels (int): Number of channels in and out.
         scale_factor (int): Upsampling ratio, at least 1.
         guide_channels (int, optional): Channels of the high-resolution features
@@ -127,9 +209,10 @@ def build_upsampler(
         the guide (N, guide_channels, h, w) to (N, C, h, w).
 
     Raises:
-        TypeError: If ``cfg`` is no dict, or holds an argument that the class
-            does not accept.
-        ValueError: If ``type`` is missing or unknown, the ratio below 1, or the
+        FileNotFoundError: As :func:`upsampler_class`.
+        TypeError: As :func:`upsampler_class`, or if ``cfg`` holds an argument that the
+            class does not accept, or lacks one that it needs.
+        ValueError: As :func:`upsampler_class`, or if the ratio is below 1, or the
             upsampler reads a guide and there is none.
     """
     cls = upsampler_class(cfg)
@@ -152,7 +235,15 @@ def build_upsampler(
                 'UnifiedFPN, or choose an upsampler without a guide'
             )
         kwargs['guide_channels'] = guide_channels
-    return cls(channels=channels, scale_factor=scale_factor, **kwargs)
+    kwargs = dict(channels=channels, scale_factor=scale_factor, **kwargs)
+    try:
+        inspect.signature(cls).bind(**kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f'upsample_cfg.type={cfg["type"]!r}: {error}; give it in upsample_cfg, or '
+            f'a default in the class'
+        ) from None
+    return cls(**kwargs)
 
 
 def _accepted(cls: type[nn.Module]) -> list[str] | None:

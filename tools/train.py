@@ -39,7 +39,7 @@ def main() -> None:
     print_anything()
     use_safe_loaders()
     args = parse_args()
-    cfg = load_config(args)
+    cfg = load_config(args, train=True)
     if args.amp:
         enable_amp(cfg)
     if args.auto_scale_lr:

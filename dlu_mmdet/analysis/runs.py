@@ -34,6 +34,7 @@ from ..engine import (
     check_foreign,
     config_stem,
     enable_amp,
+    fit_schedule,
     latest_checkpoint,
     merge_options,
     read_config,
@@ -290,6 +291,7 @@ def plan(
                 set_data(cfg, **data)
             if upsampler:
                 set_upsampler(cfg, upsampler)
+            fit_schedule(cfg, options, launch.processes)
             # an upsampler without parameters may stand beside one that has them
             merge_options(cfg, options or {}, reach=False)
             _check_config(config, cfg)

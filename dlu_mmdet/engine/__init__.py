@@ -45,6 +45,7 @@ from .options import merge_options
 from .own_data import SPLIT_FOLDER, set_data
 from .param_groups import check_param_groups, refuse_unreached
 from .runner import build_runner, leave_together, lost_processes
+from .schedule import fit_schedule
 
 __all__ = [
     'PARTS',
@@ -72,6 +73,7 @@ __all__ = [
     'describe',
     'enable_amp',
     'export_onnx',
+    'fit_schedule',
     'latest_checkpoint',
     'leave_together',
     'load_checkpoint',

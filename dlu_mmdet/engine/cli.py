@@ -12,7 +12,8 @@ from mmengine.config import Config, DictAction
 from ..upsamplers import UPSAMPLERS
 from .configs import config_stem, parse_upsampler, read_config, set_upsampler
 from .options import merge_options
-from .own_data import set_data, split_data
+from .own_data import say, set_data, split_data
+from .schedule import fit_schedule
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,12 +176,14 @@ def enable_amp(cfg: Config) -> None:
     cfg.optim_wrapper.loss_scale = 'dynamic'
 
 
-def load_config(args: argparse.Namespace) -> Config:
+def load_config(args: argparse.Namespace, train: bool = False) -> Config:
     """Read the config and merge what the command line says.
 
     Args:
         args (Namespace): ``config`` and what :func:`add_config_arguments`
             added.
+        train (bool): Whether it is trained, so that a schedule that follows the
+            number of images is set. Defaults to False.
 
     Returns:
         Config: With ``launcher`` and ``work_dir`` set.
@@ -201,6 +204,8 @@ def load_config(args: argparse.Namespace) -> Config:
         set_data(cfg, **data)
     if args.upsampler:
         set_upsampler(cfg, args.upsampler)
+    if train and (length := fit_schedule(cfg, args.cfg_options)):
+        say(length)
     merge_options(cfg, args.cfg_options)
     cfg.launcher = args.launcher
     cfg.work_dir = work_dir

@@ -65,6 +65,7 @@ from dlu_mmdet.visualization.map_measures import (
     replacement_curve,
     spread_map,
 )
+from dlu_mmdet.visualization.scores import explain_empty
 
 #: The columns of each of --measures.
 MEASURES = dict(
@@ -233,9 +234,11 @@ def check_curves(args: argparse.Namespace) -> None:
 
 
 def find_detections(model: nn.Module, image: str, score_thr: float):
-    """Run a detector; drop what is below the threshold."""
+    """Run a detector; drop what is below the threshold, and note the best score."""
     inputs, sample = detect(model, image)
     found = sample.pred_instances
+    best = float(found.scores.max()) if len(found) else None
+    sample.set_metainfo(dict(best_score=best))
     sample.pred_instances = found[found.scores >= score_thr]
     return inputs, sample
 
@@ -376,6 +379,14 @@ def show_images(args: argparse.Namespace, models: dict[str, nn.Module]) -> None:
         name = subject.name
         title = f'{name}\n{names[subject.image]}' if several else name
         rows.append(explain_subject(args, subject, title, several))
+    print_empty(
+        args,
+        {
+            f'{names[each.image]} ({each.name})': each.sample
+            for each in subjects
+            if not len(each.sample.pred_instances)
+        },
+    )
     save_figure(
         draw_heatmaps(rows, args.method),
         args.out,
@@ -384,6 +395,13 @@ def show_images(args: argparse.Namespace, models: dict[str, nn.Module]) -> None:
         caption='Class activation maps; sensitivity and conservation: 0 is best.',
     )
     print(f'picture: {args.out}')
+
+
+def print_empty(args: argparse.Namespace, samples: dict[str, DetDataSample]) -> None:
+    """Say what would show detections in images, by name, that have none."""
+    if samples:
+        best = {name: sample.get('best_score') for name, sample in samples.items()}
+        print(explain_empty(best, args.score_thr, '--score-thr '))
 
 
 def explain_subject(
@@ -585,6 +603,11 @@ def average(args: argparse.Namespace, models: dict[str, nn.Module]) -> None:
             for number, view in enumerate(views)
             for rank in range(len(view.sample.pred_instances))
         )[: args.num_detections]
+        if not ranked:
+            print()
+            infos = [dataset.get_data_info(view.number) for view in views]
+            ids = [f'image {info["img_id"]} ({name})' for info in infos]
+            print_empty(args, dict(zip(ids, (view.sample for view in views))))
         print(f'\n{name}: explaining {len(ranked)} detections')
         unrelated = 0
         for rank, number in track_iter_progress(ranked):

@@ -29,6 +29,7 @@ from dlu_mmdet.visualization import detections, features, kernels
 from dlu_mmdet.visualization.detector_score import detect
 from dlu_mmdet.visualization.figures import free_path, save_figure, write_page
 from dlu_mmdet.visualization.images import image_names, load_image
+from dlu_mmdet.visualization.scores import explain_empty
 
 
 class _PairModels(argparse.Action):
@@ -300,6 +301,7 @@ def show_detections(args: argparse.Namespace) -> None:
     found = {name: [] for name in models}
     shapes = {}
     matches = {name: [] for name in models}
+    empty = {name: {} for name in models}
     jobs = [(name, index) for name in models for index in range(len(infos))]
     for name, index in track_iter_progress(jobs):
         path = infos[index]['img_path']
@@ -311,6 +313,9 @@ def show_detections(args: argparse.Namespace) -> None:
                 'drawn over one image; make a picture of each, or load alike'
             )
         boxes = result.pred_instances.cpu().numpy()
+        best = boxes.scores.max(initial=-1)
+        if best < args.score_thr:
+            empty[name][infos[index]['name']] = None if best < 0 else float(best)
         boxes = boxes[boxes.scores >= args.score_thr]
         found[name].append(boxes)
         if truths is not None:
@@ -327,6 +332,14 @@ def show_detections(args: argparse.Namespace) -> None:
                 )
             )
 
+    print()
+    reasons = [
+        f'{name}: {explain_empty(best, args.score_thr, "--score-thr ")}'
+        for name, best in empty.items()
+        if best
+    ]
+    for reason in reasons:
+        print(reason)
     shown = range(len(infos))
     names = [info['name'] for info in infos]
     note = f'score ≥ {args.score_thr:g}'
@@ -355,12 +368,11 @@ def show_detections(args: argparse.Namespace) -> None:
         totals=totals if len(infos) > 1 else None,
         totals_of=f'{"all" if args.only_differences else "these"} {len(infos)} images',
     )
-    print()
     if totals:
         print(f'over {len(infos)} images, score >= {args.score_thr:g}:')
         for name, (_, checkpoint) in zip(models, args.models):
             print(f'{name}: {detections.describe_counts(totals[name])}  [{checkpoint}]')
-    caption = f'{", ".join(models)}; {note}.'
+    caption = '. '.join([f'{", ".join(models)}; {note}', *reasons, ''])
     write(args, [(figure, '', shown_infos, caption)], detections.COLOURS)
 
 

@@ -135,7 +135,7 @@ def test_the_way_of_a_stranger(shapes_root, tmp_path):
     quick = ['--cfg-options', 'train_cfg.max_epochs=2', 'train_dataloader.batch_size=8']
     command = [OWN, '--data', shapes_root, '--upsampler', 'dlu']
     told = run('tools/train.py', *command, '--work-dir', work_dir, *quick)
-    assert '16 training images: trains for 2 epochs; set another' in told.stdout
+    assert '16 training images: trains for 2 epochs; fewer than 300' in told.stdout
     config, checkpoint = work_dir / OWN.name, work_dir / 'epoch_2.pth'
     told = run('tools/test.py', config, checkpoint, '--work-dir', tmp_path / 'test')
     assert 'coco/bbox_mAP: ' in told.stdout
@@ -216,6 +216,14 @@ def test_lengths_that_cannot_be(shapes_root):
         fit_schedule(cfg, both)
     with pytest.raises(ValueError, match='max_iters=0: it must be a whole number'):
         fit_schedule(cfg, {'train_cfg.max_iters': 0})
+    wrong = {'train_dataloader.dataset.pipeline.9.scale': 9}
+    assert not fit_schedule(cfg, wrong)
+    with pytest.raises(ValueError, match='pipeline.9.scale=9 do not fit'):
+        merge_options(cfg, wrong)
+    typing_error = {'train_cfg.max_iter': 9}
+    fit_schedule(cfg, typing_error)
+    with pytest.raises(ValueError, match='max_iter=9.*nearest: train_cfg.max_iters'):
+        merge_options(cfg, typing_error)
 
 
 def test_published_sets_keep_their_schedules():

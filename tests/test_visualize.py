@@ -361,9 +361,9 @@ def test_totals_are_those_of_the_drawn_detections(
         (
             (0.123, 0.02),
             r'dlu: no detection of score ≥ 0.3 in image 10, image 30; the best score '
-            r'is 0.12, so --score-thr 0.1 shows it',
+            r'is 0.123, so --score-thr 0.1 shows it',
         ),
-        ((0.9, 0.0567), r'in image 30; .* is 0.057, so --score-thr 0.05 shows it'),
+        ((0.9, 0.0567), r'in image 30; .* is 0.0567, so --score-thr 0.05 shows it'),
         ((None, None), r'no detection of any score in image 10, image 30; train for'),
         ((0.9, 0.3), ''),
     ],

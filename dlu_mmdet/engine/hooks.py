@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from bisect import bisect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -184,7 +183,6 @@ class TimeLeftHook(Hook):
     def before_train(self, runner) -> None:
         """Begin to time."""
         self._begin = runner.iter + 2
-        self._start = None
         self._done = not isinstance(
             runner.train_loop, (EpochBasedTrainLoop, IterBasedTrainLoop)
         )
@@ -197,20 +195,19 @@ class TimeLeftHook(Hook):
         outputs: dict | None = None,
     ) -> None:
         """Log where enough iterations are timed."""
-        done = runner.iter + 1
-        if self._done or done < self._begin:
+        timed = runner.iter + 1 - self._begin
+        if self._done or timed < _TIMED[0]:
             return
-        if self._start is None:
-            self._start = time.monotonic()
-            return
-        passed, timed = time.monotonic() - self._start, done - self._begin
-        if timed < _TIMED[0] or (timed < _TIMED[1] and passed < _TIMED_SECONDS):
+        # mmengine's timer leaves out validations and the start of epochs
+        seconds = runner.message_hub.get_scalar('train/time').mean(timed)
+        if timed < _TIMED[1] and timed * seconds < _TIMED_SECONDS:
             return
         self._done = True
-        runner.logger.info(_time_left(runner, done, passed / timed))
+        if runner.iter + 1 < runner.max_iters:
+            runner.logger.info(_time_left(runner, runner.iter + 1, seconds))
 
 
-# at least so many iterations are timed, and no more than so many; or seconds
+# at least so many iterations are timed, and at most so many, or so many seconds
 _TIMED, _TIMED_SECONDS = (3, 20), 10
 
 

@@ -50,47 +50,52 @@ def fit_schedule(
     if not cfg.get('fit_schedule'):
         return ''
     read = Config({k: v for k, v in cfg.to_dict().items() if k.startswith('train_')})
-    read.merge_from_dict(
-        {k: v for k, v in (options or {}).items() if k.startswith('train_')}
-    )
-    given = dict(read.get('train_cfg') or {})
-    if not given or given.pop('type', None) not in _LOOPS:
+    own = {k: v for k, v in (options or {}).items() if k.startswith('train_')}
+    try:
+        read.merge_from_dict(own)
+    # merge_options says what is wrong with them
+    except (KeyError, TypeError):
+        return ''
+    given = read.get('train_cfg') or {}
+    if not given or given.get('type') not in _LOOPS:
         return ''
     check_lengths(read)
-    given.pop('by_epoch', None)
-    if {'max_iters', 'max_epochs'} <= {*given}:
+    lengths = {k: given[k] for k in ('max_iters', 'max_epochs') if k in given}
+    if len(lengths) > 1:
         raise ValueError(
-            f'train_cfg has max_iters={given["max_iters"]} and '
-            f'max_epochs={given["max_epochs"]}; leave out one of them'
+            f'train_cfg has max_iters={lengths["max_iters"]} and '
+            f'max_epochs={lengths["max_epochs"]}; leave out one of them'
         )
     images = _count_images(read)
     batch = read.train_dataloader.get('batch_size') or 1
     processes = processes or int(os.environ.get('WORLD_SIZE', 1))
     epoch = max(1, math.ceil(images / batch / processes))
-    if 'max_epochs' in given:
-        length, unit = int(given['max_epochs']), 'epochs'
+    root = 10 * math.ceil(_PER_ROOT / 10 * math.sqrt(images))
+    fitted = max(_LEAST, root, epoch)
+    if 'max_epochs' in lengths:
+        length, unit = int(lengths['max_epochs']), 'epochs'
         iterations = length * epoch
         kind = 'EpochBasedTrainLoop'
     else:
-        root = 10 * math.ceil(_PER_ROOT / 10 * math.sqrt(images))
-        fitted = max(_LEAST, root, epoch)
-        length = iterations = int(given.setdefault('max_iters', fitted))
+        length = iterations = int(lengths.setdefault('max_iters', fitted))
         unit = f'iterations of {batch} images'
         kind = 'IterBasedTrainLoop'
         _count_iterations(cfg, length)
-    given.setdefault('val_interval', math.ceil(_VALIDATION * length))
-    cfg.train_cfg = dict(type=kind, **given)
+    kept = {k: v for k, v in cfg.train_cfg.items() if k != 'by_epoch'}
+    kept.setdefault('val_interval', math.ceil(_VALIDATION * length))
+    cfg.train_cfg = {**kept, **lengths, 'type': kind}
     if 'param_scheduler' not in cfg:
         cfg.param_scheduler = _warm_up_and_cosine(iterations)
     cfg.pop('fit_schedule')
-    # without images build_runner says why
+    # build_runner says why
+    if not images:
+        return ''
+    advice = 'set another length'
+    if iterations < fitted:
+        advice = f'fewer than {fitted} iterations give a low AP; {advice}'
     return (
-        ''
-        if not images
-        else (
-            f'{images} training images: trains for {length} {unit}; set another length '
-            f'with --cfg-options train_cfg.max_iters=N or train_cfg.max_epochs=N'
-        )
+        f'{images} training images: trains for {length} {unit}; {advice} with '
+        f'--cfg-options train_cfg.max_iters=N or train_cfg.max_epochs=N'
     )
 
 

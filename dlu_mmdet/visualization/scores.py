@@ -37,5 +37,5 @@ def explain_empty(best: Mapping[str, float | None], threshold: float, flag: str)
     lower = math.floor(highest / unit) * unit
     return (
         f'no detection of score ≥ {threshold:g} in {where}; the best score is '
-        f'{highest:.2g}, so {flag}{lower:.1g} shows it'
+        f'{highest:.3g}, so {flag}{lower:.1g} shows it'
     )

@@ -391,7 +391,7 @@ def test_every_tested_image_has_its_picture(photo, tmp_path, model, monkeypatch)
     sample.pred_instances.scores -= 0.75
     hook.after_val_iter(runner, 0, {}, [sample])
     told = []
-    runner.logger = SimpleNamespace(warning=told.append)
+    runner.logger = SimpleNamespace(info=told.append)
     hook.after_val_epoch(runner)
     assert told[0].startswith('pictures without detections, 1 of 2: no detection of s')
     assert told[0].endswith('default_hooks.visualization.score_thr=0.1 shows it')

@@ -314,7 +314,8 @@ def show_detections(args: argparse.Namespace) -> None:
             )
         boxes = result.pred_instances.cpu().numpy()
         best = boxes.scores.max(initial=-1)
-        if best < args.score_thr:
+        nothing_to_find = truths is not None and truths[index].crowd.all()
+        if best < args.score_thr and not nothing_to_find:
             empty[name][infos[index]['name']] = None if best < 0 else float(best)
         boxes = boxes[boxes.scores >= args.score_thr]
         found[name].append(boxes)

@@ -183,9 +183,8 @@ class TimeLeftHook(Hook):
     def before_train(self, runner) -> None:
         """Begin to time."""
         self._begin = runner.iter + 2
-        self._done = not isinstance(
-            runner.train_loop, (EpochBasedTrainLoop, IterBasedTrainLoop)
-        )
+        known = EpochBasedTrainLoop, IterBasedTrainLoop
+        self._done = not isinstance(runner.train_loop, known)
 
     def after_train_iter(
         self,
@@ -199,7 +198,10 @@ class TimeLeftHook(Hook):
         if self._done or timed < _TIMED[0]:
             return
         # mmengine's timer leaves out validations and the start of epochs
-        seconds = runner.message_hub.get_scalar('train/time').mean(timed)
+        history = runner.message_hub.log_scalars.get('train/time')
+        if history is None:
+            return
+        seconds = history.mean(timed)
         if timed < _TIMED[1] and timed * seconds < _TIMED_SECONDS:
             return
         self._done = True

@@ -84,7 +84,7 @@ class DetVisualizationHook(mmdet.engine.DetVisualizationHook):
             flag = '--cfg-options default_hooks.visualization.score_thr='
             reason = explain_empty(self._empty, self.score_thr, flag)
             number = f'{len(self._empty)} of {self._drawn}'
-            runner.logger.warning(f'pictures without detections, {number}: {reason}')
+            runner.logger.info(f'pictures without detections, {number}: {reason}')
         self._drawn, self._empty = 0, {}
 
     after_val_epoch = after_test_epoch

@@ -129,7 +129,7 @@ def test_configs_of_several_sets_are_refused(shapes_root):
         set_data(cfg, shapes_root)
 
 
-def test_the_way_of_a_stranger(shapes_root, tmp_path):
+def test_the_way_of_a_stranger(shapes_root, tmp_path, capsys):
     """No config to write: train, then test and compare, and the run needs no flag."""
     work_dir = tmp_path / 'run'
     quick = ['--cfg-options', 'train_cfg.max_epochs=2', 'train_dataloader.batch_size=8']
@@ -139,7 +139,10 @@ def test_the_way_of_a_stranger(shapes_root, tmp_path):
     config, checkpoint = work_dir / OWN.name, work_dir / 'epoch_2.pth'
     told = run('tools/test.py', config, checkpoint, '--work-dir', tmp_path / 'test')
     assert 'coco/bbox_mAP: ' in told.stdout
-    planned = runs.plan([OWN], [0], tmp_path / 'c', data=dict(root=shapes_root))
+    capsys.readouterr()
+    both = dict(data=dict(root=shapes_root), upsamplers=[None, dict(type='dlu')])
+    planned = runs.plan([OWN], [0], tmp_path / 'c', **both)
+    assert capsys.readouterr().out.count('16 training images: trains for 300 ') == 1
     assert planned[0].cfg.train_cfg.max_iters == 300
     assert planned[0].cfg.train_dataloader.dataset.data_root == f'{shapes_root}/'
 

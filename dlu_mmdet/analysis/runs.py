@@ -48,6 +48,7 @@ from ..engine import (
     upsampler_label,
 )
 from ..engine.hooks import count_validations
+from ..engine.own_data import say
 from ..necks import upsampler_cfg, upsampler_name
 from ..torch_compat import load_pickle
 from .bootstrap import METRICS, Evaluation
@@ -283,7 +284,7 @@ def plan(
     """
     _refuse_repeated(configs, 'config')
     _refuse_repeated(seeds, 'seed')
-    entries = []
+    entries, lengths = [], []
     for config in configs:
         for upsampler in upsamplers:
             cfg = read_config(config)
@@ -291,7 +292,7 @@ def plan(
                 set_data(cfg, **data)
             if upsampler:
                 set_upsampler(cfg, upsampler)
-            fit_schedule(cfg, options, launch.processes)
+            lengths.append(fit_schedule(cfg, options, launch.processes))
             # an upsampler without parameters may stand beside one that has them
             merge_options(cfg, options or {}, reach=False)
             _check_config(config, cfg)
@@ -302,6 +303,8 @@ def plan(
                 name = upsampler_label(upsampler)
                 stem += f'-{name}'
             entries.append(Entry(str(config), stem, name, cfg))
+    for length in filter(None, dict.fromkeys(lengths)):
+        say(length)
     refuse_unreached([entry.cfg for entry in entries], options or {})
     _refuse_repeated([entry.stem for entry in entries], 'config name')
     _check_comparable(entries)

@@ -687,7 +687,8 @@ def test_image_without_detections(tool, pairs, folder, tmp_path, drawn, capsys):
     assert captions(drawn[0]) == ['no detection of score ≥ 1']
     panels = [axes for axes in drawn[0].axes if axes.images]
     assert len(panels) == 5 and not any(axes.patches for axes in panels)
-    assert 'no detection' in capsys.readouterr().out
+    words = r'no detection of score ≥ 1 in 1.png \(.*best score is 0.*so --score-thr 0'
+    assert re.search(words, capsys.readouterr().out)
     assert Image.open(out).format == 'PNG'
 
 
@@ -898,7 +899,7 @@ def test_table_of_the_pointing_game_and_the_curves(tool, pairs, seen, folder, ca
     assert [cell.strip() for cell in line.split('|')[3:7]] == ['1', '0', '–', '–']
 
 
-def test_mistakes_are_named(tool, pairs, folder):
+def test_mistakes_are_named(tool, pairs, folder, capsys):
     """If it fails, a mistake on the command line is not explained."""
     common = *pairs['faster'], folder / '1.png', '--score-thr', 0
     for arguments, error, words in [
@@ -914,6 +915,7 @@ def test_mistakes_are_named(tool, pairs, folder):
             tool(*common, *arguments)
     with pytest.raises(ValueError, match='no detection to average over'):
         tool(*pairs['faster'], '--score-thr', 1)
+    assert 'so --score-thr 0' in capsys.readouterr().out
 
 
 def test_a_class_that_was_not_detected(tool, pairs, folder, monkeypatch):

@@ -20,6 +20,7 @@ from dlu_mmdet.analysis.bootstrap import Evaluation
 from dlu_mmdet.datasets import ShapesDataset, annotations, check_data
 from dlu_mmdet.datasets.shapes import CLASSES
 from dlu_mmdet.engine import build_runner
+from dlu_mmdet.engine.loops import _idle_hooks, _idle_schedules
 
 
 @pytest.fixture
@@ -1062,6 +1063,119 @@ def test_a_schedule_after_the_end(config, tmp_path):
     assert len(texts) == 2
     assert 'param_scheduler.0: MultiStepLR first acts at epoch 8' in texts[0]
     assert 'param_scheduler.1: LinearLR first acts at iteration 99' in texts[1]
+
+
+WARM_UP = dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=3)
+IN_EPOCHS = dict(convert_to_iter_based=True, by_epoch=True)
+# of a training of one epoch, which has two iterations
+TOO_LONG = {
+    'a warm-up': (WARM_UP, r'\.0: LinearLR warms up until iteration 3, .* after 2, so'),
+    'one in epochs': (
+        dict(WARM_UP, **IN_EPOCHS),
+        r'LinearLR warms up until epoch 3, .* after 1, so',
+    ),
+    'a constant one': (
+        dict(type='ConstantLR', by_epoch=False, begin=1, end=9),
+        'ConstantLR warms up until iteration 9',
+    ),
+    "YOLOX's": (
+        dict(type='mmdet.QuadraticWarmupLR', end=5, **IN_EPOCHS),
+        'mmdet.QuadraticWarmupLR warms up until epoch 5',
+    ),
+    'of momentum': (
+        dict(type='LinearMomentum', by_epoch=False, end=9),
+        'LinearMomentum warms up until iteration 9',
+    ),
+    'of one cycle': (
+        dict(type='OneCycleLR', eta_max=0.1, total_steps=10, by_epoch=False),
+        'OneCycleLR warms up until iteration 3',
+    ),
+    'a fall': (
+        dict(type='LinearLR', start_factor=1.0, end_factor=0.1, end=4),
+        'LinearLR lasts until epoch 4',
+    ),
+    'a cosine': (
+        dict(type='CosineAnnealingLR', T_max=12, end=12),
+        'CosineAnnealingLR lasts until epoch 12',
+    ),
+    'a polynomial': (dict(type='PolyLR', end=2), 'PolyLR lasts until epoch 2'),
+    'a step': (dict(type='StepLR', step_size=3), 'StepLR first acts at epoch 3'),
+}
+
+
+def test_a_schedule_longer_than_the_training(config, tmp_path):
+    """Else the learning rate stays near 0, and the AP as well, without a word."""
+    config.work_dir = str(tmp_path)
+    config.train_cfg = epochs()
+    runner = Runner.from_cfg(config)
+    for one, message in TOO_LONG.values():
+        for given in (one, [one], dict(sgd=[one])):
+            runner.cfg.param_scheduler = given
+            (told,) = _idle_schedules(runner)
+            assert re.search(f'param_scheduler.*{message}', told)
+
+
+@pytest.mark.parametrize('loop', [epochs(max_epochs=2), iterations(max_iters=4)])
+def test_a_schedule_as_long_as_the_training(config, tmp_path, loop):
+    """Warnings of what is right are not read."""
+    config.work_dir = str(tmp_path)
+    config.train_cfg = loop
+    config.param_scheduler = [
+        dict(WARM_UP, end=4),
+        dict(type='LinearLR', start_factor=0.1, end=2, **IN_EPOCHS),
+        dict(type='LinearLR', start_factor=1.0, by_epoch=False, end_factor=0.01),
+        dict(type='CosineAnnealingLR', begin=3, by_epoch=False),
+        dict(type='OneCycleLR', eta_max=0.1, by_epoch=False),
+        dict(type='ExponentialLR', gamma=0.9, by_epoch=False),
+    ]
+    assert not [*_idle_schedules(Runner.from_cfg(config))]
+
+
+SHORT = {
+    'validation': ({'train_cfg.val_begin': 4}, 'val_begin=4, .* epoch 2, so it is nev'),
+    'its interval': (
+        {'train_cfg.dynamic_intervals': [(9, 1)]},
+        'dynamic_intervals changes the interval of validations at epoch 9',
+    ),
+    'checkpoint': (
+        {
+            'default_hooks.checkpoint.interval': 3,
+            'default_hooks.checkpoint.save_last': False,
+        },
+        'saves no checkpoint: it has interval=3, .* epoch 2; set save_last=True',
+    ),
+    'pipeline': (
+        {
+            'custom_hooks': [
+                dict(type='PipelineSwitchHook', switch_epoch=2, switch_pipeline=[])
+            ]
+        },
+        'PipelineSwitchHook has switch_epoch=2, .* epoch 2, so the pipeline is never',
+    ),
+    'mosaic': (
+        {'custom_hooks': [dict(type='YOLOXModeSwitchHook')]},
+        'YOLOXModeSwitchHook has num_last_epochs=15, .* epoch 2, so mosaic',
+    ),
+}
+
+
+@pytest.mark.parametrize('name', SHORT)
+def test_a_training_too_short_for_its_hooks(config, tmp_path, name):
+    """Else it is never validated or saved, or trains on other images than it says."""
+    config.work_dir = str(tmp_path)
+    options, message = SHORT[name]
+    config.train_cfg = epochs(max_epochs=2)
+    config.merge_from_dict(options)
+    (told,) = _idle_hooks(Runner.from_cfg(config))
+    assert re.search(message, told)
+
+
+def test_averages_from_after_the_end(config, tmp_path):
+    """mmengine asserts it when all is built."""
+    config.work_dir = str(tmp_path)
+    config.custom_hooks = [dict(type='EMAHook', begin_iter=99)]
+    with pytest.raises(ValueError, match='EMAHook has begin_iter=99, .* earlier one'):
+        build_runner(config, 'train')
 
 
 def test_an_option_that_saving_does_not_take(config, tmp_path):

@@ -4,6 +4,7 @@ import json
 import math
 import time
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +14,17 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from mmengine.hooks import EarlyStoppingHook, Hook
 from mmengine.model import BaseModel
 from mmengine.optim.scheduler import ReduceOnPlateauLR
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import Dataset
 
-from dlu_mmdet.engine import Diverged, DivergenceHook, ResumeHook, read_divergence
+from dlu_mmdet.engine import (
+    Diverged,
+    DivergenceHook,
+    ResumeHook,
+    hooks,
+    read_divergence,
+)
 from dlu_mmdet.engine.hooks import count_validations
 
 #: What the validation of each epoch finds: the best is that of the third.
@@ -241,3 +248,45 @@ def quiet():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield
+
+
+# ---- how long it takes ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'by_iter, done, words',
+    [
+        # 4 s an iteration; 10 batches of 3 images to validate, as 15 without gradients
+        (True, 10, 'a first result in about 3 minutes, the last one in about 15 min'),
+        (False, 10, 'a first result in about 10 minutes, the last one in about 14 min'),
+        # of what is left where it is resumed
+        (True, 190, 'a first result in about 1 minute (4 s an iteration, 10 to go)'),
+    ],
+)
+def test_when_a_result_is_due(by_iter, done, words):
+    """Else people wait for an hour, or give up after a minute, as nothing says."""
+    loader = type('Loader', (SimpleNamespace,), dict(__len__=lambda self: self.n))
+    train = loader(n=50, batch_sampler=SimpleNamespace(batch_size=2))
+    val = loader(n=10, batch_sampler=SimpleNamespace(batch_size=3))
+    kind = IterBasedTrainLoop if by_iter else EpochBasedTrainLoop
+    loop = kind.__new__(kind)
+    loop.dataloader, loop.val_begin = train, 1
+    loop._max_iters, loop._max_epochs = 200, 1 if by_iter else 4
+    loop.dynamic_milestones, loop.dynamic_intervals = [0], [40 if by_iter else 3]
+    runner = SimpleNamespace(train_loop=loop, val_loop=SimpleNamespace(dataloader=val))
+    assert words in hooks._time_left(runner, done, 4.0)
+
+
+def test_the_time_is_logged_once(tmp_path, monkeypatch):
+    """And not where a training is over before."""
+    texts = []
+    monkeypatch.setattr(hooks, '_time_left', lambda *told: texts.append(told) or '')
+    for epochs, number in ((2, 0), (30, 1)):
+        runner = build(
+            tmp_path, loop=dict(by_epoch=True, max_epochs=epochs, val_begin=99)
+        )
+        runner.register_hook(hooks.TimeLeftHook())
+        runner.train()
+        assert len(texts) == number
+    (told,) = texts
+    assert told[1] == 22 and 0 < told[2] < 1

@@ -7,10 +7,11 @@ import pytest
 from conftest import CONFIGS, ROOT, run
 from mmengine.runner import Runner
 
+from dlu_mmdet import engine
 from dlu_mmdet.analysis import runs
 from dlu_mmdet.datasets import check_data
 from dlu_mmdet.datasets.shapes import CLASSES
-from dlu_mmdet.engine import read_config, set_data
+from dlu_mmdet.engine import fit_schedule, merge_options, read_config, set_data
 
 OWN = CONFIGS / '_base_' / 'faster-rcnn_r18_fpn_own-data.py'
 
@@ -128,34 +129,115 @@ def test_configs_of_several_sets_are_refused(shapes_root):
         set_data(cfg, shapes_root)
 
 
-def test_the_way_of_a_stranger(shapes_root, tmp_path):
+def test_the_way_of_a_stranger(shapes_root, tmp_path, capsys):
     """No config to write: train, then test and compare, and the run needs no flag."""
     work_dir = tmp_path / 'run'
     quick = ['--cfg-options', 'train_cfg.max_epochs=2', 'train_dataloader.batch_size=8']
     command = [OWN, '--data', shapes_root, '--upsampler', 'dlu']
-    run('tools/train.py', *command, '--work-dir', work_dir, *quick)
+    told = run('tools/train.py', *command, '--work-dir', work_dir, *quick)
+    assert '16 training images: trains for 2 epochs; fewer than 300' in told.stdout
     config, checkpoint = work_dir / OWN.name, work_dir / 'epoch_2.pth'
     told = run('tools/test.py', config, checkpoint, '--work-dir', tmp_path / 'test')
     assert 'coco/bbox_mAP: ' in told.stdout
-    planned = runs.plan([OWN], [0], tmp_path / 'c', data=dict(root=shapes_root))
+    capsys.readouterr()
+    both = dict(data=dict(root=shapes_root), upsamplers=[None, dict(type='dlu')])
+    planned = runs.plan([OWN], [0], tmp_path / 'c', **both)
+    assert capsys.readouterr().out.count('16 training images: trains for 300 ') == 1
+    assert planned[0].cfg.train_cfg.max_iters == 300
     assert planned[0].cfg.train_dataloader.dataset.data_root == f'{shapes_root}/'
 
 
-def test_the_schedule_follows_the_epochs(shapes_root, tmp_path):
-    """Else a config with other epochs ends at a learning rate that never came down."""
-    last = []
-    for epochs in (2, 5):
-        cfg = read_config(OWN)
-        set_data(cfg, shapes_root)
-        cfg.merge_from_dict({'train_cfg.max_epochs': epochs, 'work_dir': str(tmp_path)})
-        runner = Runner.from_cfg(cfg)
-        runner._train_loop = runner.build_train_loop(runner._train_loop)
-        runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
-        schedulers = runner.build_param_scheduler(runner.param_schedulers)
-        cosine = schedulers[-1]
-        last.append((cosine.begin, cosine.end, cosine.T_max))
-    # four iterations of four images an epoch
-    assert last == [(4, 8, 4), (4, 20, 16)]
+def schedule(cfg, tmp_path):
+    """The schedulers of a config as mmengine builds them, and the training's length."""
+    cfg.work_dir = str(tmp_path)
+    runner = Runner.from_cfg(cfg)
+    runner._train_loop = runner.build_train_loop(runner._train_loop)
+    runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+    schedulers = runner.build_param_scheduler(runner.param_schedulers)
+    return [(each.begin, each.end) for each in schedulers], runner.max_iters
+
+
+@pytest.mark.parametrize(
+    'images, iterations', [(20, 300), (200, 570), (2000, 1790), (40000, 10000)]
+)
+def test_the_training_follows_the_images(monkeypatch, images, iterations):
+    """Else 20 images train for 16 iterations, of which 50 are warm-up: AP 0.000."""
+    monkeypatch.setattr(engine.schedule, '_count_images', lambda _: images)
+    cfg = read_config(OWN)
+    assert f'{images} training images: trains for {iterations}' in fit_schedule(cfg)
+    assert cfg.train_cfg.max_iters == iterations
+    assert cfg.train_cfg.val_interval == iterations / 2
+    assert cfg.param_scheduler[0].end == iterations / 10
+    assert iterations / 4 <= cfg.default_hooks.checkpoint.interval < iterations / 2
+    # what a run leaves is the same when it is read again
+    text = cfg.pretty_text
+    assert not fit_schedule(cfg) and cfg.pretty_text == text
+
+
+@pytest.mark.parametrize('split', ['option', 'config'])
+@pytest.mark.parametrize(
+    'given, expected',
+    [
+        (dict(max_iters=50), ([(0, 5), (5, 50)], 50)),
+        # four iterations of four images an epoch
+        (dict(max_epochs=5), ([(0, 2), (2, 20)], 20)),
+        (dict(max_epochs=2, val_interval=2), ([(0, 1), (1, 8)], 8)),
+        (dict(max_iters=1), ([], 1)),
+    ],
+)
+def test_a_length_of_ones_own(shapes_root, tmp_path, split, given, expected):
+    """Else a training of another length keeps a warm-up of 30, or is overwritten."""
+    cfg, options = read_config(OWN), {}
+    set_data(cfg, shapes_root)
+    if split == 'config':
+        cfg.train_cfg.update(given)
+    else:
+        options = {f'train_cfg.{key}': value for key, value in given.items()}
+    fit_schedule(cfg, options)
+    merge_options(cfg, options)
+    assert cfg.train_cfg == {**cfg.train_cfg, **given}
+    assert schedule(cfg, tmp_path) == expected
+
+
+def test_a_schedule_of_ones_own(shapes_root):
+    """Else what a config says is overwritten."""
+    cfg = read_config(OWN)
+    set_data(cfg, shapes_root)
+    cfg.param_scheduler = [dict(type='MultiStepLR', milestones=[9])]
+    options = {'param_scheduler.0.milestones': [7], 'train_cfg.val_interval': 10}
+    fit_schedule(cfg, options)
+    merge_options(cfg, options)
+    assert [one.milestones for one in cfg.param_scheduler] == [[7]]
+    assert (cfg.train_cfg.max_iters, cfg.train_cfg.val_interval) == (300, 10)
+
+
+def test_lengths_that_cannot_be(shapes_root):
+    cfg = read_config(OWN)
+    set_data(cfg, shapes_root)
+    both = {'train_cfg.max_iters': 9, 'train_cfg.max_epochs': 2}
+    with pytest.raises(ValueError, match='max_iters=9 and max_epochs=2; leave out'):
+        fit_schedule(cfg, both)
+    with pytest.raises(ValueError, match='max_iters=0: it must be a whole number'):
+        fit_schedule(cfg, {'train_cfg.max_iters': 0})
+    wrong = {'train_dataloader.dataset.pipeline.9.scale': 9}
+    assert not fit_schedule(cfg, wrong)
+    with pytest.raises(ValueError, match='pipeline.9.scale=9 do not fit'):
+        merge_options(cfg, wrong)
+    typing_error = {'train_cfg.max_iter': 9}
+    fit_schedule(cfg, typing_error)
+    with pytest.raises(ValueError, match='max_iter=9.*nearest: train_cfg.max_iters'):
+        merge_options(cfg, typing_error)
+
+
+def test_published_sets_keep_their_schedules():
+    """docs/results.md is of four epochs, of bccd eight."""
+    for name in ('bccd', 'deeppcb', 'nuclei'):
+        for file in (CONFIGS / name).glob('*.py'):
+            cfg = read_config(file)
+            assert not fit_schedule(cfg)
+            assert cfg.train_cfg.max_epochs == (8 if name == 'bccd' else 4)
+            assert cfg.param_scheduler[0].end == 50
+            assert cfg.optim_wrapper.optimizer.lr == 1.5e-3
 
 
 def test_the_template_of_the_docs(shapes_root, tmp_path):

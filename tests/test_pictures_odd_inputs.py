@@ -385,7 +385,15 @@ def test_every_tested_image_has_its_picture(photo, tmp_path, model, monkeypatch)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # no font has the class name
             hook.after_test_iter(runner, 0, {}, [sample])
+    hook.after_test_epoch(runner)
     hook.after_val_iter(runner, 0, {}, [sample])
+    sample.pred_instances.scores -= 0.75
+    hook.after_val_iter(runner, 0, {}, [sample])
+    told = []
+    runner.logger = SimpleNamespace(info=told.append)
+    hook.after_val_epoch(runner)
+    assert told[0].startswith('pictures without detections, 1 of 2: no detection of s')
+    assert told[0].endswith('default_hooks.visualization.score_thr=0.1 shows it')
     folder = tmp_path / 'now' / 'show'
     files = ['a-img.png', 'b-img.png', 'IMG.png', 'scan.png', 'a-img (2).png']
     assert sorted(path.name for path in folder.iterdir()) == sorted(files)

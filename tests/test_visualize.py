@@ -355,6 +355,44 @@ def test_totals_are_those_of_the_drawn_detections(
     assert 'dlu: 1 hit, 0 false alarms, 1 miss' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    'scores, words',
+    [
+        (
+            (0.123, 0.02),
+            r'dlu: no detection of score ≥ 0.3 in image 10, image 30; the best score '
+            r'is 0.123, so --score-thr 0.1 shows it',
+        ),
+        ((0.9, 0.0567), r'in image 30; .* is 0.0567, so --score-thr 0.05 shows it'),
+        ((None, None), r'no detection of any score in image 10, image 30; train for'),
+        ((0.9, 0.3), ''),
+    ],
+)
+def test_images_without_detections(
+    detectors, tool, tmp_path, monkeypatch, capsys, scores, words
+):
+    """Else a detector of a short training gives an empty picture without a word."""
+    answers = {
+        name: [([8, 8, 48, 48], 0, score or 0.0)]
+        for name, score in zip(('10', '30'), scores)
+    }
+    answer(tool, monkeypatch, answers)
+    if scores == (None, None):
+        infer = tool.detect
+
+        def nothing(model, path):
+            inputs, result = infer(model, path)
+            result.pred_instances = result.pred_instances[:0]
+            return inputs, result
+
+        monkeypatch.setattr(tool, 'detect', nothing)
+    out = tmp_path / 'picture.png'
+    call(tool, monkeypatch, *detectors['dlu'], '--out', out)
+    printed = capsys.readouterr().out
+    assert f'picture: {out}' in printed
+    assert re.search(words, printed) if words else 'no detection' not in printed
+
+
 def test_mistakes_are_named(detectors, tool, tmp_path, monkeypatch):
     """If it fails, a mix-up ends in a wrong picture instead of a clear message."""
     config, checkpoint = detectors['dlu']

@@ -1,6 +1,11 @@
 """BCCD: photographs of blood cells, eight epochs, in data/bccd."""
 
-_base_ = './faster-rcnn_r18_fpn_own-data.py'
+_base_ = [
+    './faster-rcnn_r18_fpn.py',
+    './own-data_detection.py',
+    './small-data_4e.py',
+]
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
 data = dict(data_root='data/bccd/', metainfo=dict(classes=('RBC', 'WBC', 'Platelets')))
 model = dict(roi_head=dict(bbox_head=dict(num_classes=3)))
 train_dataloader = dict(dataset=data)

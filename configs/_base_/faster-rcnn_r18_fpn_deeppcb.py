@@ -1,6 +1,11 @@
 """DeepPCB: scans of circuit boards with six kinds of defects, in data/deeppcb."""
 
-_base_ = './faster-rcnn_r18_fpn_own-data.py'
+_base_ = [
+    './faster-rcnn_r18_fpn.py',
+    './own-data_detection.py',
+    './small-data_4e.py',
+]
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
 data = dict(
     data_root='data/deeppcb/',
     metainfo=dict(classes=('open', 'short', 'mousebite', 'spur', 'copper', 'pin-hole')),

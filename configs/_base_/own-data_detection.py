@@ -1,4 +1,4 @@
-"""A small data set in COCO's layout: four epochs at 320 px, scored at the end.
+"""A small data set in COCO's layout at 320 px.
 
 A config over a base with this says where the data lie and what their classes are, as
 _base_/faster-rcnn_r18_fpn_deeppcb.py does. Images are flipped both ways: leave out
@@ -53,18 +53,5 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='CocoMetric', metric='bbox')
 test_evaluator = val_evaluator
 
-
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=4, val_interval=4)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    # without an end it lasts for all epochs, however many
-    dict(
-        type='CosineAnnealingLR',
-        by_epoch=True,
-        convert_to_iter_based=True,
-        begin=1,
-        eta_min_ratio=0.01,
-    ),
-]

@@ -34,6 +34,7 @@ from ..engine import (
     check_foreign,
     config_stem,
     enable_amp,
+    fit_schedule,
     latest_checkpoint,
     merge_options,
     read_config,
@@ -47,6 +48,7 @@ from ..engine import (
     upsampler_label,
 )
 from ..engine.hooks import count_validations
+from ..engine.own_data import say
 from ..necks import upsampler_cfg, upsampler_name
 from ..torch_compat import load_pickle
 from .bootstrap import METRICS, Evaluation
@@ -289,7 +291,7 @@ def plan(
     _refuse_repeated(configs, 'config')
     _refuse_repeated(seeds, 'seed')
     _refuse_one_label(upsamplers)
-    entries = []
+    entries, lengths = [], []
     for config in configs:
         for upsampler in upsamplers:
             cfg = read_config(config)
@@ -297,6 +299,7 @@ def plan(
                 set_data(cfg, **data)
             if upsampler:
                 set_upsampler(cfg, upsampler)
+            lengths.append(fit_schedule(cfg, options, launch.processes))
             # an upsampler without parameters may stand beside one that has them
             merge_options(cfg, options or {}, reach=False)
             _check_config(config, cfg)
@@ -307,6 +310,8 @@ def plan(
                 name = upsampler_label(upsampler)
                 stem += f'-{name}'
             entries.append(Entry(str(config), stem, name, cfg))
+    for length in filter(None, dict.fromkeys(lengths)):
+        say(length)
     refuse_unreached([entry.cfg for entry in entries], options or {})
     _refuse_repeated([entry.stem for entry in entries], 'config name')
     _check_comparable(entries)

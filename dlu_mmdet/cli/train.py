@@ -57,7 +57,7 @@ def train(args: argparse.Namespace) -> None:
     )
 
     use_safe_loaders()
-    cfg = load_config(args.config, **config_values(args))
+    cfg = load_config(args.config, train=True, **config_values(args))
     if args.amp:
         enable_amp(cfg)
     if args.auto_scale_lr:

@@ -38,6 +38,7 @@ from .options import merge_options, parse_options
 from .own_data import SPLIT_FOLDER, prepare_data, set_data
 from .param_groups import check_param_groups, refuse_unreached
 from .runner import build_runner, leave_together, lost_processes
+from .schedule import fit_schedule
 from .work_dirs import check_unoccupied, next_commands
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     'default_work_dir',
     'enable_amp',
     'export_onnx',
+    'fit_schedule',
     'latest_checkpoint',
     'leave_together',
     'load_checkpoint',

@@ -26,7 +26,8 @@ from ..upsamplers import (
     upsampler_class,
 )
 from .options import merge_options
-from .own_data import prepare_data, set_data
+from .own_data import prepare_data, say, set_data
+from .schedule import fit_schedule
 
 # what a config of MMDetection 2 says, and where MMDetection 3 reads it
 _OF_VERSION_2 = {
@@ -291,6 +292,7 @@ def load_config(
     cfg_options: Mapping | None = None,
     upsampler: dict | None = None,
     launcher: str = 'none',
+    train: bool = False,
     **data: object,
 ) -> Config:
     """Read the config of a training or a test, with what the command line says.
@@ -303,6 +305,8 @@ def load_config(
             :func:`~dlu_mmdet.engine.options.merge_options`.
         upsampler (dict, optional): See :func:`set_upsampler`.
         launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'. Defaults to 'none'.
+        train (bool): Whether it is trained, so that its length is fitted to its images
+            (:func:`~dlu_mmdet.engine.schedule.fit_schedule`). Defaults to False.
         **data: See :func:`~dlu_mmdet.engine.own_data.prepare_data`.
 
     Returns:
@@ -329,6 +333,8 @@ def load_config(
         set_data(cfg, **prepared)
     if upsampler:
         set_upsampler(cfg, upsampler)
+    if train and (length := fit_schedule(cfg, options)):
+        say(length)
     merge_options(cfg, options)
     cfg.launcher = launcher
     cfg.work_dir = work_dir

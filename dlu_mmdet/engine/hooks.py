@@ -1,17 +1,20 @@
-"""Hooks of every training: what diverged stops, what is resumed goes on as it was."""
+"""Hooks of every training.
+
+What diverged stops, what is resumed goes on as it was, and how long it takes is logged.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from bisect import bisect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
-from mmengine.runner import BaseLoop, IterBasedTrainLoop
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 
 from .files import replacing
 
@@ -109,15 +112,22 @@ def count_validations(loop: BaseLoop, step: int | None = None) -> int:
     Returns:
         int: The number, as the loop decides it.
     """
+    step = _last_step(loop) if step is None else step
+    return sum(1 for _ in _validations(loop, step))
+
+
+def _last_step(loop: BaseLoop) -> int:
+    """The last epoch or iteration of a training, from 1."""
     by_iter = isinstance(loop, IterBasedTrainLoop)
-    last = loop.max_iters if by_iter else loop.max_epochs
-    step = last if step is None else step
+    return loop.max_iters if by_iter else loop.max_epochs
 
-    def is_due(number: int) -> bool:
+
+def _validations(loop: BaseLoop, until: int) -> Iterator[int]:
+    """Epochs or iterations that are followed by a validation, as the loop decides."""
+    for number in range(loop.val_begin, until + 1):
         place = bisect(loop.dynamic_milestones, number + 1) - 1
-        return not number % loop.dynamic_intervals[place] or number == last
-
-    return sum(map(is_due, range(loop.val_begin, step + 1)))
+        if not number % loop.dynamic_intervals[place] or number == _last_step(loop):
+            yield number
 
 
 class ResumeHook(Hook):
@@ -168,6 +178,87 @@ class ResumeHook(Hook):
         if due > count_validations(loop, step - 1) and max(known, default=0) == due - 1:
             runner.logger.info('repeats the validation that the checkpoint is before')
             runner.val_loop.run()
+
+
+class TimeLeftHook(Hook):
+    """Log once how long the first result and the rest of a training will take.
+
+    The first iterations are timed, without two that warm up. A validation is taken to
+    need a third of a training iteration for each image, as it has no backward pass.
+    """
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner) -> None:
+        """Begin to time."""
+        self._begin = runner.iter + 2
+        known = EpochBasedTrainLoop, IterBasedTrainLoop
+        self._done = not isinstance(runner.train_loop, known)
+
+    def after_train_iter(
+        self,
+        runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: dict | None = None,
+    ) -> None:
+        """Log where enough iterations are timed."""
+        timed = runner.iter + 1 - self._begin
+        if self._done or timed < _TIMED[0]:
+            return
+        # mmengine's timer leaves out validations and the start of epochs
+        history = runner.message_hub.log_scalars.get('train/time')
+        if history is None:
+            return
+        seconds = history.mean(timed)
+        if timed < _TIMED[1] and timed * seconds < _TIMED_SECONDS:
+            return
+        self._done = True
+        if runner.iter + 1 < runner.max_iters:
+            runner.logger.info(_time_left(runner, runner.iter + 1, seconds))
+
+
+# at least so many iterations are timed, and at most so many, or so many seconds
+_TIMED, _TIMED_SECONDS = (3, 20), 10
+
+
+def _time_left(runner, done: int, seconds: float) -> str:
+    """When the first result and the end are due.
+
+    Args:
+        runner (Runner): At work.
+        done (int): Iterations that are done.
+        seconds (float): Of one iteration.
+    """
+    loop, validation = runner.train_loop, 0.0
+    by_iter = isinstance(loop, IterBasedTrainLoop)
+    # iterations between two steps
+    length = 1 if by_iter else len(loop.dataloader)
+    due = []
+    if runner.val_loop is not None:
+        due = [n * length for n in _validations(loop, _last_step(loop))]
+        due = [n for n in due if n >= done]
+        loaders = runner.val_loop.dataloader, loop.dataloader
+        sizes = [_images_of_a_batch(loader) for loader in loaders]
+        validation = seconds / 3 * len(loaders[0]) * sizes[0] / sizes[1]
+    whole = (loop.max_iters - done) * seconds + len(due) * validation
+    first = (due[0] - done) * seconds + validation if due else whole
+    text = f'a first result in about {_minutes(first)}'
+    if due and due[0] < loop.max_iters:
+        text += f', the last one in about {_minutes(whole)}'
+    return f'{text} ({seconds:.2g} s an iteration, {loop.max_iters - done} to go)'
+
+
+def _images_of_a_batch(loader) -> int:
+    return getattr(loader.batch_sampler, 'batch_size', None) or loader.batch_size or 1
+
+
+def _minutes(seconds: float) -> str:
+    """A time in words, rounded up."""
+    minutes = math.ceil(seconds / 60)
+    if minutes > 120:
+        return f'{seconds / 3600:.1f} hours'
+    return f'{minutes} minute{"" if minutes == 1 else "s"}'
 
 
 def _watched(runner) -> list[str]:

@@ -1,17 +1,27 @@
-"""Loops of a runner that would do nothing, or would not end."""
+"""Loops, schedules and hooks that would do nothing, or would not end."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mmdet.datasets.samplers import MultiSourceSampler
+from mmdet.engine.hooks import PipelineSwitchHook, YOLOXModeSwitchHook
+from mmdet.engine.schedulers.quadratic_warmup import QuadraticWarmupParamScheduler
+from mmdet.registry import PARAM_SCHEDULERS
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_world_size
-from mmengine.hooks import CheckpointHook, EarlyStoppingHook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook
+from mmengine.optim.scheduler.param_scheduler import (
+    ConstantParamScheduler,
+    CosineAnnealingParamScheduler,
+    LinearParamScheduler,
+    OneCycleParamScheduler,
+    PolyParamScheduler,
+)
 from mmengine.runner import (
     EpochBasedTrainLoop,
     IterBasedTrainLoop,
@@ -21,7 +31,7 @@ from mmengine.runner import (
 )
 from mmengine.runner.base_loop import BaseLoop
 
-from ..datasets.checks import reported
+from ..datasets.checks import reported, resolve
 
 # samplers that begin again by themselves, and loops that wait for the end of one
 _ENDLESS = (InfiniteSampler, MultiSourceSampler)
@@ -74,7 +84,8 @@ def check_loops(runner: Runner, mode: str) -> None:
             _check_loader(key, loop)
     if mode == 'test':
         return
-    for problem in (*_idle_schedules(runner), *_hook_problems(runner)):
+    problems = (_idle_schedules, _idle_hooks, _hook_problems)
+    for problem in (each for find in problems for each in find(runner)):
         warnings.warn(problem, stacklevel=2)
 
 
@@ -153,28 +164,149 @@ def _check_loader(key: str, loop: BaseLoop) -> None:
 
 
 def _idle_schedules(runner: Runner) -> Iterator[str]:
-    """What is wrong with schedules that change no learning rate."""
+    """Find schedules that are longer than the training, or change nothing."""
     loop = runner.train_loop
     by_iteration = isinstance(loop, IterBasedTrainLoop)
     if not by_iteration and not isinstance(loop, EpochBasedTrainLoop):
         return
-    schedules = runner.cfg.get('param_scheduler') or []
-    for index, one in enumerate([schedules] if 'type' in schedules else schedules):
-        if not isinstance(one, dict):
-            # of several optimizers, by their names
-            continue
-        key = f'param_scheduler.{index}: {getattr(one.type, "__name__", one.type)}'
+    for key, one in _schedules(runner.cfg.get('param_scheduler') or []):
+        name = getattr(one['type'], '__name__', one['type'])
+        key = f'{key}: {name}'
         by_epoch = one.get('by_epoch', True)
-        if by_epoch and by_iteration:
-            yield (
-                f'{key} counts epochs, of which an IterBasedTrainLoop has one, so it '
-                f'takes no step; set by_epoch=False, with numbers of iterations'
-            )
-            continue
         end = loop.max_epochs if by_epoch else loop.max_iters
-        first = one.get('begin', 0) + min(one.get('milestones') or [0])
+        if by_epoch and by_iteration:
+            if not one.get('convert_to_iter_based'):
+                yield (
+                    f'{key} counts epochs, of which an IterBasedTrainLoop has one, so '
+                    f'it takes no step; set by_epoch=False, with numbers of iterations'
+                )
+                continue
+            end = loop.max_iters / len(loop.dataloader)
+            key += f' counts epochs of {len(loop.dataloader)} iterations,'
+        unit = 'epoch' if by_epoch else 'iteration'
+        begin = one.get('begin') or 0
+        first = begin + min(one.get('milestones') or [one.get('step_size') or 0])
+        last, warms_up = _last_step(one, begin, end)
         if first >= end:
             yield (
-                f'{key} first acts at {"epoch" if by_epoch else "iteration"} {first}, '
-                f'and the training ends after {end}, so it changes nothing'
+                f'{key} first acts at {unit} {first:g}, and the training ends after '
+                f'{end:g}, so it changes nothing'
             )
+        elif last > end and warms_up:
+            yield (
+                f'{key} warms up until {unit} {last:g}, and the training ends after '
+                f'{end:g}, so the learning rate never reaches its value; train for '
+                f'longer, or set an earlier end in param_scheduler'
+            )
+        elif last > end:
+            yield (
+                f'{key} lasts until {unit} {last:g}, and the training ends after '
+                f'{end:g}, so the learning rate does not reach its last value; train '
+                f'for longer, or set an earlier end in param_scheduler'
+            )
+
+
+def _schedules(
+    schedules: dict | Sequence, key: str = 'param_scheduler'
+) -> Iterator[tuple[str, dict]]:
+    """The schedulers of a config with their keys, also those of several optimizers."""
+    if isinstance(schedules, dict):
+        if 'type' in schedules:
+            yield (f'{key}.0' if key == 'param_scheduler' else key), schedules
+            return
+        schedules = schedules.items()
+    else:
+        schedules = enumerate(schedules)
+    for name, inner in schedules:
+        if isinstance(inner, (dict, list, tuple)):
+            yield from _schedules(inner, f'{key}.{name}')
+
+
+def _last_step(one: dict, begin: float, end: float) -> tuple[float, bool]:
+    """Where a scheduler reaches its last value, and whether it warms up until then."""
+    cls = resolve(PARAM_SCHEDULERS, one['type'])
+    if not inspect.isclass(cls):
+        return 0, False
+    last = one.get('end', end)
+    if issubclass(cls, LinearParamScheduler):
+        start = one.get('start_factor', 1 / 3)
+        return last, start < one.get('end_factor', 1.0)
+    if issubclass(cls, ConstantParamScheduler):
+        return last, one.get('factor', 1 / 3) < 1
+    if issubclass(cls, QuadraticWarmupParamScheduler):
+        return last, True
+    if issubclass(cls, OneCycleParamScheduler):
+        steps = one.get('total_steps') or last - begin
+        peak = begin + one.get('pct_start', 0.3) * steps
+        return (peak, True) if peak > end else (begin + steps, False)
+    if issubclass(cls, CosineAnnealingParamScheduler):
+        return begin + (one.get('T_max') or last - begin), False
+    return (last, False) if issubclass(cls, PolyParamScheduler) else (0, False)
+
+
+def _idle_hooks(runner: Runner) -> Iterator[str]:
+    """Find validations, checkpoints and hooks that a training is too short for.
+
+    Raises:
+        ValueError: If weights are averaged from after its end, which mmengine asserts.
+    """
+    loop = runner.train_loop
+    by_iteration = isinstance(loop, IterBasedTrainLoop)
+    if not by_iteration and not isinstance(loop, EpochBasedTrainLoop):
+        return
+    last = loop.max_iters if by_iteration else loop.max_epochs
+    unit = 'iteration' if by_iteration else 'epoch'
+    # compare.py leaves out a validation that its test repeats
+    is_left_out = loop.val_interval >= last and loop.val_begin == last + 1
+    if runner.val_loop is not None and loop.val_begin > last and not is_left_out:
+        yield (
+            f'train_cfg.val_begin={loop.val_begin}, and the training ends after '
+            f'{unit} {last}, so it is never validated; set an earlier one'
+        )
+    # mmengine's first milestone is the beginning
+    for milestone in loop.dynamic_milestones[1:]:
+        if milestone > last:
+            yield (
+                f'train_cfg.dynamic_intervals changes the interval of validations at '
+                f'{unit} {milestone}, and the training ends after {last}, so that '
+                f'interval is not used'
+            )
+    for hook in runner.hooks:
+        name = type(hook).__name__
+        if isinstance(hook, CheckpointHook):
+            ends = loop.max_epochs if hook.by_epoch else loop.max_iters
+            first = hook.save_begin or hook.interval
+            if not hook.save_last and (hook.interval < 1 or first > ends):
+                yield (
+                    f'default_hooks.checkpoint saves no checkpoint: it has '
+                    f'interval={hook.interval}, save_begin={hook.save_begin} and '
+                    f'save_last=False, and the training ends after '
+                    f'{"epoch" if hook.by_epoch else "iteration"} {ends}; set '
+                    f'save_last=True'
+                )
+        elif isinstance(hook, EMAHook):
+            for key, ends in (
+                ('begin_epoch', loop.max_epochs),
+                ('begin_iter', loop.max_iters),
+            ):
+                begin = getattr(hook, key)
+                if begin > ends:
+                    raise ValueError(
+                        f'{name} has {key}={begin}, and the training ends after '
+                        f'{ends}, so it averages no weights; set an earlier one'
+                    )
+        elif isinstance(hook, PipelineSwitchHook):
+            if hook.switch_epoch >= loop.max_epochs:
+                yield (
+                    f'{name} has switch_epoch={hook.switch_epoch}, and the training '
+                    f'ends after epoch {loop.max_epochs}, so the pipeline is never '
+                    f'switched; set an earlier one'
+                )
+        elif isinstance(hook, YOLOXModeSwitchHook):
+            if hook.num_last_epochs + 1 >= loop.max_epochs:
+                yield (
+                    f'{name} has num_last_epochs={hook.num_last_epochs}, and the '
+                    f'training ends after epoch {loop.max_epochs}, so mosaic and mixup '
+                    f'are off from the first epoch; set a smaller number, or train for '
+                    f'longer'
+                )

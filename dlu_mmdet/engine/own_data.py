@@ -155,13 +155,10 @@ def split_data(
         if not path.exists():
             with replacing(path) as partial:
                 partial.write_text(text, encoding='utf-8')
-    # one line, not one a process
-    if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
-        print(
-            f'split {root / file} by --val-fraction {fraction:g}, --split-seed {seed}: '
-            f'{describe_parts(parts)}; written to {folder}',
-            flush=True,
-        )
+    say(
+        f'split {root / file} by --val-fraction {fraction:g}, --split-seed {seed}: '
+        f'{describe_parts(parts)}; written to {folder}'
+    )
     return written
 
 
@@ -214,6 +211,12 @@ def prepare_data(
         )
     files = split_data(data, train_json, val_fraction, split_seed or 0, work_dir)
     return dict(root=data, **files)
+
+
+def say(text: str) -> None:
+    """Print a line in the first of the processes that torchrun or Slurm started."""
+    if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
+        print(text, flush=True)
 
 
 def _folder(root: str | os.PathLike) -> Path:

@@ -16,9 +16,10 @@ from mmengine.runner import Runner
 from ..datasets import check_data, check_num_classes
 from ..datasets.transforms import name_images
 from .checkpoint import use_safe_loaders
-from .hooks import DivergenceHook, ResumeHook
+from .hooks import DivergenceHook, ResumeHook, TimeLeftHook
 from .loops import check_lengths, check_loops
 from .param_groups import check_param_groups
+from .schedule import fit_schedule
 
 # what gloo and NCCL say where the other end of a connection is gone
 _LOST = re.compile(
@@ -91,6 +92,7 @@ def build_runner(cfg: Config, mode: str) -> Runner:
     name_images()
     splits = ('train', 'val') if mode == 'train' else ('test',)
     if mode == 'train':
+        fit_schedule(cfg)
         check_lengths(cfg)
     check_data(cfg, splits)
     for split in ('train', 'val', 'test'):
@@ -117,6 +119,7 @@ def build_runner(cfg: Config, mode: str) -> Runner:
         # not in the config, which the run leaves for tools that have no such hooks
         runner.register_hook(DivergenceHook())
         runner.register_hook(ResumeHook())
+        runner.register_hook(TimeLeftHook())
         check_param_groups(runner.model, cfg)
     check_loops(runner, mode)
     return runner

@@ -53,6 +53,7 @@ from ..visualization.map_measures import (
     replacement_curve,
     spread_map,
 )
+from ..visualization.scores import explain_empty
 
 #: The columns of each of --measures.
 MEASURES = dict(
@@ -65,9 +66,11 @@ CONTROLS = ('uniform, random order', "the detection's box")
 
 
 def find_detections(model: nn.Module, image: str, score_thr: float):
-    """Run a detector; drop what is below the threshold."""
+    """Run a detector; drop what is below the threshold, and note the best score."""
     inputs, sample = detect(model, image)
     found = sample.pred_instances
+    best = float(found.scores.max()) if len(found) else None
+    sample.set_metainfo(dict(best_score=best))
     sample.pred_instances = found[found.scores >= score_thr]
     return inputs, sample
 
@@ -255,6 +258,12 @@ def explain_images(
         name = subject.name
         title = f'{name}\n{names[subject.image]}' if several else name
         rows.append(explain_subject(subject, title, methods, batch_size, several))
+    empty = {
+        f'{names[each.image]} ({each.name})': each.sample
+        for each in subjects
+        if not len(each.sample.pred_instances)
+    }
+    print_empty(empty, score_thr)
     save_figure(
         draw_heatmaps(rows, methods),
         out,
@@ -263,6 +272,13 @@ def explain_images(
         caption='Class activation maps; sensitivity and conservation: 0 is best.',
     )
     print(f'picture: {out}')
+
+
+def print_empty(samples: dict[str, DetDataSample], score_thr: float) -> None:
+    """Say what would show detections in images, by name, that have none."""
+    if samples:
+        best = {name: sample.get('best_score') for name, sample in samples.items()}
+        print(explain_empty(best, score_thr, '--score-thr '))
 
 
 def _load(
@@ -528,6 +544,11 @@ def explain_dataset(
             for number, view in enumerate(views)
             for rank in range(len(view.sample.pred_instances))
         )[:num_detections]
+        if not ranked:
+            print()
+            infos = [dataset.get_data_info(view.number) for view in views]
+            ids = [f'image {info["img_id"]} ({name})' for info in infos]
+            print_empty(dict(zip(ids, (view.sample for view in views))), score_thr)
         print(f'\n{name}: explaining {len(ranked)} detections')
         unrelated = 0
         for rank, number in track_iter_progress(ranked):

@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 
 from .fonts import plain_settings
 from .images import file_names, image_names, loaded_pixels
+from .scores import explain_empty
 
 
 # in mmdet's registry it takes the place of the hook that it extends
@@ -27,6 +28,10 @@ class DetVisualizationHook(mmdet.engine.DetVisualizationHook):
     listed under two ids, and takes ``$`` in a class
     name for mathematics.
     """
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self._drawn, self._empty = 0, {}
 
     def after_val_iter(
         self,
@@ -73,6 +78,25 @@ class DetVisualizationHook(mmdet.engine.DetVisualizationHook):
                 sample, self._test_loaders[path], 'test_img', self._test_index, file
             )
 
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """Log which pictures are without detections, and what shows some."""
+        if self._empty:
+            flag = '--cfg-options default_hooks.visualization.score_thr='
+            reason = explain_empty(self._empty, self.score_thr, flag)
+            number = f'{len(self._empty)} of {self._drawn}'
+            runner.logger.info(f'pictures without detections, {number}: {reason}')
+        self._drawn, self._empty = 0, {}
+
+    after_val_epoch = after_test_epoch
+
+    def _note_score(self, sample: DetDataSample) -> None:
+        found = sample.get('pred_instances')
+        if found is None or 'scores' not in found:
+            return
+        best = float(found.scores.max()) if len(found) else None
+        if best is None or best <= self.score_thr:
+            self._empty[Path(_path(sample.img_path)).name] = best
+
     def _draw(
         self,
         sample: DetDataSample,
@@ -81,6 +105,8 @@ class DetVisualizationHook(mmdet.engine.DetVisualizationHook):
         step: int,
         file: str | None = None,
     ) -> None:
+        self._drawn += 1
+        self._note_score(sample)
         classes = self._visualizer.dataset_meta.get('classes') or ()
         with rc_context(plain_settings(classes)):
             self._visualizer.add_datasample(

@@ -20,6 +20,7 @@ from . import detections, features, kernel_figure, kernel_maps
 from .detector_score import detect
 from .figures import free_path, save_figure, write_page
 from .images import image_names, load_image
+from .scores import explain_empty
 
 #: Images of one picture where their number is not given.
 NUM_IMAGES = dict(detections=4, kernels=1, features=1)
@@ -183,8 +184,15 @@ def show_detections(
     else:
         infos = choose_images(dataset, number, images, image_ids)
     truths = None if dataset is None else [ground_truth(info) for info in infos]
-    found = detect_in_all(detectors, infos, score_thr)
+    found = detect_in_all(detectors, infos)
     print()
+    reasons = explain_empty_images(found, truths, infos, score_thr)
+    for reason in reasons:
+        print(reason)
+    found = {
+        name: [boxes[boxes.scores >= score_thr] for boxes in each]
+        for name, each in found.items()
+    }
     matches, totals = {}, {}
     if truths is not None:
         matches = {
@@ -217,10 +225,29 @@ def show_detections(
         print(f'over {len(infos)} images, score >= {score_thr:g}:')
         for name, (_, checkpoint) in zip(detectors, models):
             print(f'{name}: {detections.describe_counts(totals[name])}  [{checkpoint}]')
-    figures = [
-        (figure, '', [infos[i] for i in shown], f'{", ".join(detectors)}; {note}.')
-    ]
-    write(out, 'detections', figures, detections.COLOURS)
+    caption = '. '.join([f'{", ".join(detectors)}; {note}', *reasons, ''])
+    shown_infos = [infos[i] for i in shown]
+    write(out, 'detections', [(figure, '', shown_infos, caption)], detections.COLOURS)
+
+
+def explain_empty_images(
+    found: Mapping[str, Sequence[InstanceData]],
+    truths: Sequence[InstanceData] | None,
+    infos: Sequence[dict],
+    score_thr: float,
+) -> list[str]:
+    """For each detector that finds nothing in some images with objects, why."""
+    reasons = []
+    for name, each in found.items():
+        empty = {}
+        for index, boxes in enumerate(each):
+            best = boxes.scores.max(initial=-1)
+            nothing_to_find = truths is not None and truths[index].crowd.all()
+            if best < score_thr and not nothing_to_find:
+                empty[infos[index]['name']] = None if best < 0 else float(best)
+        if empty:
+            reasons.append(f'{name}: {explain_empty(empty, score_thr, "--score-thr ")}')
+    return reasons
 
 
 def _check_detections(
@@ -255,9 +282,9 @@ def _check_out(out: str | Path) -> Path:
 
 
 def detect_in_all(
-    detectors: Mapping, infos: Sequence[dict], score_thr: float
+    detectors: Mapping, infos: Sequence[dict]
 ) -> dict[str, list[InstanceData]]:
-    """What every detector finds in every image, from a score on.
+    """What every detector finds in every image, of any score.
 
     Raises:
         ValueError: If two detectors load an image in different sizes.
@@ -274,8 +301,7 @@ def detect_in_all(
                 f'{next(iter(detectors))} as {shapes[index][:2]}: their boxes cannot '
                 'be drawn over one image; make a picture of each, or load alike'
             )
-        boxes = result.pred_instances.cpu().numpy()
-        found[name].append(boxes[boxes.scores >= score_thr])
+        found[name].append(result.pred_instances.cpu().numpy())
     return found
 
 

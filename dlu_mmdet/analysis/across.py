@@ -28,7 +28,7 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
     """Read the results of one data set.
 
     Args:
-        folder (str | Path): With the ``result.json`` of runs of ``tools/compare.py``
+        folder (str | Path): With the ``result.json`` of runs of ``dlu_mmdet compare``
             at any depth, under any names that end with .json.
 
     Returns:
@@ -42,7 +42,7 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f'{folder} is no folder; name those of tools/compare.py, or copies of the '
+            f'{folder} is no folder; name those of dlu_mmdet compare, or copies of the '
             f'result.json files in them'
         )
     found: dict[tuple[str, int], dict] = {}
@@ -86,7 +86,7 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
     if not found:
         raise FileNotFoundError(
             f'{folder} holds no result of a run (a result.json with upsampler, seed '
-            f'and AP); name a folder of tools/compare.py'
+            f'and AP); name a folder of dlu_mmdet compare'
         )
     return found
 
@@ -341,7 +341,7 @@ class Across:
             f'AP of boxes as a fraction: mean ± standard deviation (number of seeds). '
             f'Differences to {self.baseline} are means over the seeds that both '
             f"upsamplers have, with 95 % intervals by Welch's t. They are about other "
-            f'seeds on the same test images; tools/compare.py covers other images too. '
+            f'seeds on the same test images; dlu_mmdet compare covers other images too. '
             f'All sets: the mean of the differences, with the t interval of '
             f'their spread over sets. *: significant at 5 % after correction (Holm) '
             f'over the upsamplers of a column. By size and class: exploratory, without '

@@ -1,4 +1,4 @@
-"""The pictures of ``tools/test.py --show-dir``: each of the image that was tested."""
+"""The pictures of ``dlu_mmdet test --show-dir``: each of the image that was tested."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ class Check:
         package = self.alone / 'dlu_mmdet'
         package.mkdir()
         (package / '__init__.py').touch()
-        for name in ('ops', 'analysis', 'torch_compat.py'):
+        for name in ('ops', 'utils'):
             (package / name).symlink_to(ROOT / 'dlu_mmdet' / name)
         self.link_libraries()
 
@@ -610,7 +610,7 @@ def run_all(check: Check, steps: Sequence[Step]) -> int:
 
 def counted_calls(device: str, dtype: str) -> None:
     """DLU forward and backward in each layout, after a call that loads the code."""
-    from dlu_mmdet.analysis.op_benchmark import backends, contenders
+    from op_benchmark import backends, contenders
 
     batch, size = (8, (100, 168)) if device == 'cuda' else (1, (3, 4))
     names = [f'dlu, {name}' for name in backends(device)]

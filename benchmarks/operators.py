@@ -1,7 +1,7 @@
 """Time the operators: python benchmarks/operators.py [--batch 1 8] [--out PNG].
 
 With ``--no-detector`` it needs torch alone, and ``dlu_mmdet.ops`` and
-``dlu_mmdet.analysis`` in a package that may hold nothing else.
+``dlu_mmdet.utils`` in a package that may hold nothing else.
 """
 
 import argparse
@@ -9,10 +9,10 @@ import platform
 from dataclasses import asdict
 from pathlib import Path
 
+import op_benchmark
 import torch
 
-from dlu_mmdet.analysis import op_benchmark
-from dlu_mmdet.analysis.tables import to_json
+from dlu_mmdet.utils.tables import to_json
 
 CONFIG = (
     Path(__file__).resolve().parents[1]

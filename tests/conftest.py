@@ -8,8 +8,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from dlu_mmdet.torch_compat import AT_LEAST_24
 from dlu_mmdet.upsamplers import UPSAMPLERS, is_guided
+from dlu_mmdet.utils.torch_compat import AT_LEAST_24
 
 # two threads on two busy cores wait for each other longer than they work
 os.environ.setdefault('OMP_NUM_THREADS', '1')

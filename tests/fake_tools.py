@@ -25,7 +25,7 @@ def make_tools(monkeypatch, folder: Path) -> str:
     package.mkdir()
     for name in ('__init__', 'train', 'test'):
         (package / f'{name}.py').write_text('' if name == '__init__' else SCRIPT)
-    from dlu_mmdet.analysis import runs
+    from dlu_mmdet.comparison import runs
 
     monkeypatch.setenv('PYTHONPATH', str(folder), prepend=os.pathsep)
     monkeypatch.setattr(runs, 'COMMANDS', package.name)
@@ -40,7 +40,8 @@ def make_compare(monkeypatch, folder: Path, options: dict):
     """
     from conftest import as_arguments, load_tool
 
-    from dlu_mmdet.analysis import comparison, report
+    from dlu_mmdet.comparison import report
+    from dlu_mmdet.comparison import summary as comparison
 
     make_tools(monkeypatch, folder)
     cost = dict(upsampler_parameters=1, parameters=2, upsampler_flops=3, flops=4)

@@ -16,7 +16,8 @@ import mmdet.datasets
 from mmdet.datasets import api_wrappers
 from mmengine.config import Config
 
-from dlu_mmdet.datasets import annotations, check_data
+from dlu_mmdet.datasets import check_data
+from dlu_mmdet.datasets import coco_io as annotations
 
 
 def make(path: Path, num_images: int, num_objects: int) -> None:

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dlu_mmdet.analysis import comparison, report
-from dlu_mmdet.analysis.bootstrap import METRICS, Evaluation, differences_to_baseline
+from dlu_mmdet.comparison import report
+from dlu_mmdet.comparison import summary as comparison
+from dlu_mmdet.evaluation.jackknife import METRICS, Evaluation, differences_to_baseline
 
 CLASSES, OBJECTS, THRESHOLDS = 80, 36_781, 10
 #: Shares of small, medium and large objects in val2017, of its annotation file.

@@ -13,8 +13,8 @@ from functools import cache
 
 import numpy as np
 
-from dlu_mmdet.analysis import bootstrap
-from dlu_mmdet.analysis.bootstrap import Evaluation, differences_to_baseline
+from dlu_mmdet.evaluation import jackknife as bootstrap
+from dlu_mmdet.evaluation.jackknife import Evaluation, differences_to_baseline
 
 SEED_SD = 0.02
 #: Spread of how well an upsampler suits an image, beside 0.7 for how hard it is.

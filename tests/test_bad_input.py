@@ -17,15 +17,10 @@ from mmengine.logging import HistoryBuffer
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
-from dlu_mmdet.analysis import runs
 from dlu_mmdet.cli.arguments import add_cfg_options
-from dlu_mmdet.engine import (
-    build_runner,
-    load_checkpoint,
-    load_detector,
-    merge_options,
-    read_config,
-)
+from dlu_mmdet.comparison import runs
+from dlu_mmdet.config import merge_options, read_config
+from dlu_mmdet.engine import build_runner, load_checkpoint, load_detector
 
 
 def annotations(config):

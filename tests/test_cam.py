@@ -21,7 +21,7 @@ from torch import nn
 
 import dlu_mmdet  # noqa: F401
 from dlu_mmdet.explain import evaluate
-from dlu_mmdet.visualization.cam import (
+from dlu_mmdet.explain.cam import (
     METHODS,
     Evidence,
     Explanation,
@@ -31,15 +31,15 @@ from dlu_mmdet.visualization.cam import (
     explain,
     xgradcam,
 )
-from dlu_mmdet.visualization.detector_score import (
+from dlu_mmdet.explain.heatmaps import HeatmapRow, draw_heatmaps
+from dlu_mmdet.explain.targets import (
     _by_prior,
     default_layer,
-    detect,
     detection_probability,
     detection_score,
 )
+from dlu_mmdet.visualization.detect import detect
 from dlu_mmdet.visualization.figures import as_image
-from dlu_mmdet.visualization.heatmaps import HeatmapRow, draw_heatmaps
 
 CLASSES = ('disc', 'cross', 'ring')
 DLU = dict(upsample_cfg=dict(type='dlu'))

@@ -13,17 +13,13 @@ from mmengine.config import Config
 
 from dlu_mmdet import cli
 from dlu_mmdet.cli import arguments, convert, explain, export
+from dlu_mmdet.config import default_work_dir, load_config, parse_options
 from dlu_mmdet.datasets import formats
-from dlu_mmdet.engine import (
-    PARTS,
-    check_unoccupied,
-    default_work_dir,
-    load_config,
-    parse_options,
-)
+from dlu_mmdet.engine import check_unoccupied
+from dlu_mmdet.explain.cam import METHODS
 from dlu_mmdet.explain.evaluate import MEASURES
+from dlu_mmdet.export import PARTS
 from dlu_mmdet.upsamplers import UPSAMPLERS
-from dlu_mmdet.visualization.cam import METHODS
 
 COMMANDS = sorted(cli.commands())
 # neither PyTorch nor MMDetection can be imported

@@ -25,15 +25,18 @@ from mmengine.config import Config
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dlu_mmdet.analysis import comparison, execute, runs
-from dlu_mmdet.analysis.bootstrap import (
+from dlu_mmdet.comparison import compare as execute
+from dlu_mmdet.comparison import runs
+from dlu_mmdet.comparison import summary as comparison
+from dlu_mmdet.config import read_config
+from dlu_mmdet.datasets.shapes import CLASSES
+from dlu_mmdet.engine import build_runner
+from dlu_mmdet.evaluation.jackknife import (
     METRICS,
     Evaluation,
     differences_to_baseline,
     leave_out,
 )
-from dlu_mmdet.datasets.shapes import CLASSES
-from dlu_mmdet.engine import build_runner, read_config
 
 NEAREST = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-nearest_shapes.py'
 

@@ -11,8 +11,8 @@ from mmengine.config import Config
 from PIL import Image
 from torch import nn
 
-from dlu_mmdet.analysis import complexity
-from dlu_mmdet.analysis.complexity import (
+from dlu_mmdet.evaluation import complexity
+from dlu_mmdet.evaluation.complexity import (
     CLOSED_FORMS,
     count_flops,
     count_parameters,

@@ -11,7 +11,7 @@ from pathlib import Path
 import cuda_emulation
 import pytest
 
-from dlu_mmdet.torch_compat import AT_LEAST_24
+from dlu_mmdet.utils.torch_compat import AT_LEAST_24
 
 TESTS = Path(__file__).parent
 BUGS = TESTS / 'cuda_emulation' / 'bugs.cu'

@@ -16,16 +16,13 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from dlu_mmdet.analysis import comparison, complexity, runs
-from dlu_mmdet.analysis.inputs import check_inputs, fingerprint
-from dlu_mmdet.engine import (
-    load_detector,
-    merge_options,
-    read_config,
-    set_upsampler,
-    upsampler_label,
-)
-from dlu_mmdet.engine.configs import check_foreign, parse_upsampler
+from dlu_mmdet.comparison import runs
+from dlu_mmdet.comparison import summary as comparison
+from dlu_mmdet.comparison.inputs import check_inputs, fingerprint
+from dlu_mmdet.config import merge_options, read_config, set_upsampler, upsampler_label
+from dlu_mmdet.config.read import check_foreign, parse_upsampler
+from dlu_mmdet.engine import load_detector
+from dlu_mmdet.evaluation import complexity
 from dlu_mmdet.heads import UpsampleMaskHead
 from dlu_mmdet.upsamplers import UPSAMPLERS, resolve_upsampler, upsampler_class
 from dlu_mmdet.upsamplers.contract import CHECKS, check_upsampler
@@ -488,12 +485,14 @@ def test_summarize_runs_no_file_unless_it_is_trusted(folder, monkeypatch):
     rows = [dict(name='mine', upsample_cfg=cfg)]
     across = type('A', (), dict(sets=dict(s=None), rows=lambda self, name: rows))()
     monkeypatch.setattr(
-        'dlu_mmdet.analysis.comparison.measure_costs',
+        'dlu_mmdet.comparison.summary.measure_costs',
         lambda planned: dict(mine=dict(ms=1)),
     )
     with pytest.raises(ValueError, match='could run code; where it is your own, --tru'):
         tool.measure(across, BILINEAR)
     assert tool.measure(across, BILINEAR, trust=True)['rows'][0]['ms'] == 1
-    monkeypatch.setattr('dlu_mmdet.analysis.across.read_results', lambda folder: {})
+    monkeypatch.setattr(
+        'dlu_mmdet.comparison.cross_dataset.read_results', lambda folder: {}
+    )
     with pytest.raises(ValueError, match='--trust is for --costs'):
         tool.main([str(folder), '--trust'])

@@ -16,11 +16,12 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from pycocotools import mask as mask_utils
 
-from dlu_mmdet.analysis.bootstrap import Evaluation
-from dlu_mmdet.datasets import ShapesDataset, annotations, check_data
+from dlu_mmdet.datasets import ShapesDataset, check_data
+from dlu_mmdet.datasets import coco_io as annotations
 from dlu_mmdet.datasets.shapes import CLASSES
 from dlu_mmdet.engine import build_runner
 from dlu_mmdet.engine.loops import _idle_hooks, _idle_schedules
+from dlu_mmdet.evaluation.jackknife import Evaluation
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from conftest import HALVES, needs_later_torch
 from torch import nn
 from torch.func import functional_call
 
-from dlu_mmdet.analysis.complexity import CLOSED_FORMS, count_flops
+from dlu_mmdet.evaluation.complexity import CLOSED_FORMS, count_flops
 from dlu_mmdet.necks import UnifiedFPN, UpsampleFPN
 from dlu_mmdet.ops import library
 from dlu_mmdet.upsamplers import build_upsampler

@@ -16,20 +16,15 @@ from mmdet.structures import DetDataSample
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from dlu_mmdet.analysis.export_benchmark import check_sizes, summary
-from dlu_mmdet.engine import (
-    choose_part,
-    export,
-    export_onnx,
-    read_config,
-    set_upsampler,
-    trace,
-)
-from dlu_mmdet.engine.export_verify import Agreement, OnnxModel, agreement, compare
+from dlu_mmdet.config import read_config, set_upsampler
+from dlu_mmdet.export import choose_part, export_onnx, trace
+from dlu_mmdet.export import onnx as export
+from dlu_mmdet.export.timing import check_sizes, summary
+from dlu_mmdet.export.verify import Agreement, OnnxModel, agreement, compare
 from dlu_mmdet.necks import UpsampleFPN
 from dlu_mmdet.ops import carafe, dlu, exported, reference, window_scores
-from dlu_mmdet.torch_compat import EXPORTS
 from dlu_mmdet.upsamplers import UPSAMPLERS
+from dlu_mmdet.utils.torch_compat import EXPORTS
 
 pytestmark = pytest.mark.skipif(
     not EXPORTS, reason=f'torch {torch.__version__} has no torch.compiler.is_exporting'
@@ -430,7 +425,7 @@ def test_boxes_behind_a_shared_head():
 
 def test_boxes_are_held_against_those_of_mmdet(monkeypatch):
     """A class of one's own may decode otherwise in a method that nobody looks at."""
-    from dlu_mmdet.engine import export_boxes
+    from dlu_mmdet.export import boxes as export_boxes
 
     model = that_detects(SHAPES_DLU)
     read = export_boxes._read

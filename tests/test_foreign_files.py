@@ -25,15 +25,9 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.structures import InstanceData
 
-from dlu_mmdet import torch_compat
-from dlu_mmdet.engine import (
-    CheckpointGuardHook,
-    check_foreign,
-    load_checkpoint,
-    read_config,
-    read_dumped_config,
-    use_safe_loaders,
-)
+from dlu_mmdet.config import check_foreign, read_config, read_dumped_config
+from dlu_mmdet.engine import CheckpointGuardHook, load_checkpoint, use_safe_loaders
+from dlu_mmdet.utils import torch_compat
 
 
 class Code:

@@ -16,16 +16,11 @@ from mmdet.registry import DATASETS
 from PIL import Image
 
 from dlu_mmdet.cli.arguments import add_data, config_values, data_values
+from dlu_mmdet.config import load_config, prepare_data, read_config, set_data
 from dlu_mmdet.datasets import check_data, formats
 from dlu_mmdet.datasets import convert as converting
 from dlu_mmdet.datasets.convert import convert
 from dlu_mmdet.datasets.split import split_images
-from dlu_mmdet.engine import (
-    load_config,
-    prepare_data,
-    read_config,
-    set_data,
-)
 
 OWN = CONFIGS / '_base_' / 'faster-rcnn_r18_fpn_own-data.py'
 
@@ -152,7 +147,7 @@ def test_the_config_of_a_split_needs_no_flags(shapes_root, tmp_path):
 
 def test_compare_splits_once_for_all_runs(shapes_root, tmp_path):
     """Else upsamplers are compared on other images, or the folder is refused."""
-    from dlu_mmdet.analysis import runs
+    from dlu_mmdet.comparison import runs
 
     flags = ['--data', shapes_root, '--val-fraction', '0.25', '--seeds', '0', '1']
     flags += ['--train-json', 'annotations/instances_train.json']

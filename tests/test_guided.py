@@ -13,12 +13,12 @@ from mmengine.model import BaseModule
 from torch import nn
 from torch.func import functional_call
 
-from dlu_mmdet.analysis.op_benchmark import peak_memory
 from dlu_mmdet.heads import UpsampleMaskHead
 from dlu_mmdet.necks import UnifiedFPN, UpsampleFPN, with_upsampler
 from dlu_mmdet.ops import carafe, library, reference, window_scores
 from dlu_mmdet.upsamplers import build_upsampler, is_guided, upsample_to
 from dlu_mmdet.upsamplers.fade import FADE
+from dlu_mmdet.utils.timing import peak_memory
 from dlu_mmdet.visualization.kernel_maps import kernel_maps
 
 NEEDS_OPS = pytest.mark.skipif(

@@ -9,7 +9,7 @@ from conftest import CONFIGS, SHAPES_DLU, data_options
 from fake_tools import make_compare, make_tools
 from mmengine.config import Config
 
-from dlu_mmdet.analysis import inputs, runs, slurm
+from dlu_mmdet.comparison import inputs, runs, slurm
 
 NEAREST = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-nearest_shapes.py'
 

@@ -20,8 +20,8 @@ from mmengine.registry import DefaultScope
 
 import dlu_mmdet
 from dlu_mmdet.collect_env import collect_env
+from dlu_mmdet.config import read_config
 from dlu_mmdet.cuda_toolkit import find_toolkit
-from dlu_mmdet.engine import read_config
 from dlu_mmdet.ops import library
 from dlu_mmdet.stacks import quiet
 

@@ -16,7 +16,8 @@ import torch
 from conftest import CONFIGS, ROOT, as_arguments
 from fake_tools import make_compare, make_tools
 
-from dlu_mmdet.analysis import execute, jobs, runs
+from dlu_mmdet.comparison import compare as execute
+from dlu_mmdet.comparison import jobs, runs
 
 SHAPES = [
     CONFIGS / 'shapes' / f'faster-rcnn_r18_fpn-{name}_shapes.py'
@@ -241,7 +242,7 @@ def test_killed_its_children_hold_their_folders(planned, tools, monkeypatch):
     monkeypatch.setenv('SECONDS', '60')
     script = (
         'import sys\n'
-        'from dlu_mmdet.analysis import jobs, runs\n'
+        'from dlu_mmdet.comparison import jobs, runs\n'
         'planned = runs.plan(sys.argv[3:], [0], sys.argv[1])\n'
         'launch = runs.Launch(commands=sys.argv[2])\n'
         'events = jobs.run_here(planned, launch, [{}, {}])\n'

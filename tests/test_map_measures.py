@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from dlu_mmdet.visualization.curves import draw_curves
-from dlu_mmdet.visualization.map_measures import (
+from dlu_mmdet.explain.cam_metrics import (
     area_under,
     blurred,
     box_coverage,
@@ -17,6 +16,7 @@ from dlu_mmdet.visualization.map_measures import (
     replacement_curve,
     spread_map,
 )
+from dlu_mmdet.explain.curves import draw_curves
 
 SIZE = 8, 10
 # half pixels: 3 wide, 4.5 high

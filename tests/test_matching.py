@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dlu_mmdet.analysis.matching import match_detections
+from dlu_mmdet.evaluation.matching import match_detections
 
 
 def coco_from(images, categories, annotations):

@@ -20,9 +20,9 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from dlu_mmdet import ops
-from dlu_mmdet.analysis.op_benchmark import peak_memory
 from dlu_mmdet.ops import carafe, dlu, library, reference
-from dlu_mmdet.torch_compat import AT_LEAST_24
+from dlu_mmdet.utils.timing import peak_memory
+from dlu_mmdet.utils.torch_compat import AT_LEAST_24
 
 ROOT = Path(__file__).parents[1]
 ALONE = """

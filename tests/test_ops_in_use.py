@@ -21,8 +21,8 @@ from test_ops_fused import (
 )
 from torch import nn
 
-from dlu_mmdet.analysis.op_benchmark import capture
 from dlu_mmdet.ops import dlu, library
+from dlu_mmdet.utils.timing import capture
 
 pytestmark = needs_ops
 on_cuda = pytest.mark.parametrize(

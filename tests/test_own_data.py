@@ -8,10 +8,10 @@ from conftest import CONFIGS, ROOT, run
 from mmengine.runner import Runner
 
 from dlu_mmdet import engine
-from dlu_mmdet.analysis import runs
+from dlu_mmdet.comparison import runs
+from dlu_mmdet.config import fit_schedule, merge_options, read_config, set_data
 from dlu_mmdet.datasets import check_data
 from dlu_mmdet.datasets.shapes import CLASSES
-from dlu_mmdet.engine import fit_schedule, merge_options, read_config, set_data
 
 OWN = CONFIGS / '_base_' / 'faster-rcnn_r18_fpn_own-data.py'
 

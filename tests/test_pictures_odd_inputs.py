@@ -33,12 +33,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as imported_checkpoint
 
 from dlu_mmdet.cli import run as run_command
-from dlu_mmdet.engine import check_writable, checkpoint, load_checkpoint, load_detector
+from dlu_mmdet.engine import checkpoint, load_checkpoint, load_detector
 from dlu_mmdet.explain import evaluate
+from dlu_mmdet.explain.cam import LayerScore, collect_evidence
+from dlu_mmdet.utils.files import check_writable
 from dlu_mmdet.visualization import fonts, show
-from dlu_mmdet.visualization.cam import LayerScore, collect_evidence
+from dlu_mmdet.visualization.detect import detect
 from dlu_mmdet.visualization.detections import draw_detections
-from dlu_mmdet.visualization.detector_score import detect
 from dlu_mmdet.visualization.features import draw_features, record
 from dlu_mmdet.visualization.figures import as_image, free_path, save_figure, write_page
 from dlu_mmdet.visualization.images import file_names, image_names, load_image

@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 from stress_significance import rates
 
-from dlu_mmdet.analysis.bootstrap import Evaluation, differences_to_baseline
-from dlu_mmdet.analysis.significance import Difference, holm, seed_difference
+from dlu_mmdet.evaluation.jackknife import Evaluation, differences_to_baseline
+from dlu_mmdet.evaluation.significance import Difference, holm, seed_difference
 
 
 def test_seeds_alone_give_the_interval_of_welch():

@@ -13,7 +13,8 @@ from conftest import CONFIGS, SHAPES_DLU, as_arguments, load_tool
 from fake_tools import make_tools
 from one_node import OneNode, why_not
 
-from dlu_mmdet.analysis import comparison, runs, slurm
+from dlu_mmdet.comparison import runs, slurm
+from dlu_mmdet.comparison import summary as comparison
 
 SHAPES = [
     CONFIGS / 'shapes' / f'faster-rcnn_r18_fpn-{name}_shapes.py'
@@ -173,7 +174,7 @@ def test_killed_it_finds_its_jobs_again(node, planned, tools, small):
     """kill -9 of the submitting process: no job is submitted twice."""
     script = (
         'import json, sys\n'
-        'from dlu_mmdet.analysis import runs, slurm\n'
+        'from dlu_mmdet.comparison import runs, slurm\n'
         'slurm.POLL = 1\n'
         'planned = runs.plan(sys.argv[4:], [0], sys.argv[1], json.loads(sys.argv[3]))\n'
         'runs.begin(sys.argv[1], planned)\n'

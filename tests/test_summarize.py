@@ -9,7 +9,7 @@ from conftest import SHAPES_DLU, load_tool
 from PIL import Image
 from scipy import stats
 
-from dlu_mmdet.analysis.across import Across, plot, read_results
+from dlu_mmdet.comparison.cross_dataset import Across, plot, read_results
 
 
 def result(upsampler, seed, ap, **classes):

@@ -3,10 +3,10 @@
 import json
 import math
 
+import op_benchmark
 import pytest
 
-from dlu_mmdet.analysis import op_benchmark
-from dlu_mmdet.analysis.tables import escape, printable, to_json, to_markdown
+from dlu_mmdet.utils.tables import escape, printable, to_json, to_markdown
 
 
 @pytest.mark.parametrize(

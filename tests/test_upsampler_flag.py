@@ -13,9 +13,11 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from dlu_mmdet.analysis import comparison, runs
-from dlu_mmdet.engine import load_detector, read_config, set_upsampler, upsampler_label
-from dlu_mmdet.engine.configs import parse_upsampler
+from dlu_mmdet.comparison import runs
+from dlu_mmdet.comparison import summary as comparison
+from dlu_mmdet.config import read_config, set_upsampler, upsampler_label
+from dlu_mmdet.config.read import parse_upsampler
+from dlu_mmdet.engine import load_detector
 
 RTMDET = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
 

@@ -4,13 +4,13 @@ import io
 import mmcv.ops
 import mmengine
 import onnxruntime
+import op_benchmark
 import pytest
 import torch
 from conftest import needs_later_torch, upsample
 from mmcv.cnn import build_upsample_layer
 from torch import func, nn
 
-from dlu_mmdet.analysis import op_benchmark
 from dlu_mmdet.ops import library
 from dlu_mmdet.upsamplers import UPSAMPLERS, build_upsampler, is_guided
 

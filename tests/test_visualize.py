@@ -22,7 +22,7 @@ from mmengine.structures import InstanceData
 from PIL import Image
 
 import dlu_mmdet  # noqa: F401
-from dlu_mmdet.analysis.matching import match_detections
+from dlu_mmdet.evaluation.matching import match_detections
 from dlu_mmdet.visualization import show
 from dlu_mmdet.visualization.detections import COLOURS, STYLES, draw_detections
 from dlu_mmdet.visualization.figures import new_figure, save_figure

@@ -18,11 +18,12 @@ from mmengine.hub import get_config
 from mmengine.registry import HOOKS, init_default_scope
 from torch import nn
 
-from dlu_mmdet.analysis.complexity import detector_complexity, find_upsamplers
-from dlu_mmdet.engine import build_runner, set_upsampler
+from dlu_mmdet.config import set_upsampler
+from dlu_mmdet.engine import build_runner
+from dlu_mmdet.evaluation.complexity import detector_complexity, find_upsamplers
+from dlu_mmdet.explain.cam import LayerScore, collect_evidence, explain
 from dlu_mmdet.ops import library
 from dlu_mmdet.upsamplers import build_upsampler
-from dlu_mmdet.visualization.cam import LayerScore, collect_evidence, explain
 from dlu_mmdet.visualization.features import draw_features, record
 from dlu_mmdet.visualization.kernel_figure import SUB_PIXEL_COLOURS, draw_kernels
 from dlu_mmdet.visualization.kernel_maps import (

@@ -148,7 +148,7 @@ def add_cfg_options(parser: argparse.ArgumentParser) -> None:
 
 
 class OptionsAction(argparse.Action):
-    """Reads ``--cfg-options``; see :func:`dlu_mmdet.engine.parse_options`."""
+    """Reads ``--cfg-options``; see :func:`dlu_mmdet.config.parse_options`."""
 
     def __call__(
         self,
@@ -159,7 +159,7 @@ class OptionsAction(argparse.Action):
     ) -> None:
         """Add what was given to what was given before."""
         register_all_modules()
-        from ..engine.options import parse_options
+        from ..config.overrides import parse_options
 
         try:
             found = parse_options(values)
@@ -183,7 +183,7 @@ def add_upsampler(parser: argparse.ArgumentParser) -> None:
 def upsampler_argument(text: str) -> dict:
     """An upsampler for argparse, which hides what other errors say."""
     register_all_modules()
-    from ..engine.configs import parse_upsampler
+    from ..config.read import parse_upsampler
 
     try:
         return parse_upsampler(text)

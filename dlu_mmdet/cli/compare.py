@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compare as the arguments say."""
     args = parse_args(argv)
     register_all_modules()
-    from ..analysis.execute import compare, join
+    from ..comparison.compare import compare, join
 
     if args.join:
         return join(args.join, args.work_dir, args.baseline, args.resamples, args.trust)

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Count as the arguments say."""
     args = parse_args(argv)
     register_all_modules()
-    from ..analysis import complexity
+    from ..evaluation import complexity
 
     rows = complexity.measure(args.scales, args.channels, more=args.upsamplers)
     out = Path(args.out)

@@ -11,7 +11,7 @@ from .. import register_all_modules
 from . import run
 from .arguments import add_cfg_options, add_upsampler, new_parser
 
-# dlu_mmdet.visualization.cam.METHODS
+# dlu_mmdet.explain.cam.METHODS
 METHODS = ('xgradcam', 'gradcam', 'gradcam++', 'ablationcam', 'ablationcam-slope')
 # dlu_mmdet.explain.evaluate.MEASURES
 MEASURES = ('axioms', 'pointing', 'curves')

@@ -14,10 +14,10 @@ from .arguments import add_cfg_options, add_upsampler, new_parser, size
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..engine.export import Part
-    from ..engine.export_verify import Agreement
+    from ..export.onnx import Part
+    from ..export.verify import Agreement
 
-# dlu_mmdet.engine.PARTS
+# dlu_mmdet.export.PARTS
 PARTS = ('detector', 'neck', 'boxes')
 
 
@@ -72,7 +72,7 @@ def describe_sizes(part: Part, model: nn.Module) -> str:
     """Which inputs an exported model takes, and what happens with others."""
     from mmdet.utils import get_test_pipeline_cfg
 
-    from ..engine.export import guard_name
+    from ..export.onnx import guard_name
 
     lines = [
         f'batch 1 or more, height and width multiples of {part.divisor}; for others '
@@ -98,7 +98,7 @@ def describe_sizes(part: Part, model: nn.Module) -> str:
 
 def describe_agreement(part: Part, agreement: Agreement) -> str:
     """How far onnxruntime and PyTorch agree."""
-    from ..engine.export_verify import SIZES, TOLERANCE
+    from ..export.verify import SIZES, TOLERANCE
 
     sizes = ' and '.join(
         f'{batch} x {part.divisor * height} x {part.divisor * width}'
@@ -122,17 +122,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     register_all_modules()
     import torch
 
-    from ..analysis.export_benchmark import check_sizes, summary, time_table
-    from ..engine import (
-        check_out,
-        check_packages,
-        choose_part,
-        describe,
-        export_onnx,
-        load_detector,
-        use_safe_loaders,
-    )
-    from ..engine.export import check_opset
+    from ..engine import load_detector, use_safe_loaders
+    from ..export import check_out, check_packages, choose_part, describe, export_onnx
+    from ..export.onnx import check_opset
+    from ..export.timing import check_sizes, summary, time_table
 
     use_safe_loaders()
     check_packages()

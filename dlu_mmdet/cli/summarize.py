@@ -16,7 +16,7 @@ from .arguments import new_parser
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..analysis.across import Across
+    from ..comparison.cross_dataset import Across
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -62,9 +62,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def measure(across: Across, config: str, trust: bool = False) -> dict:
     """Accuracy and costs of one data set, as plot_accuracy and cost_table take them."""
-    from ..analysis.comparison import measure_costs
-    from ..analysis.runs import Run
-    from ..engine import check_foreign, read_config, set_upsampler
+    from ..comparison.runs import Run
+    from ..comparison.summary import measure_costs
+    from ..config import check_foreign, read_config, set_upsampler
 
     (name,) = across.sets
     rows = across.rows(name)
@@ -88,7 +88,7 @@ def measure(across: Across, config: str, trust: bool = False) -> dict:
 
 def picture(figure: Figure, path: Path) -> None:
     """Write a figure, whole or not at all."""
-    from ..analysis.runs import write
+    from ..comparison.runs import write
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png')
@@ -99,12 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Summarize as the arguments say."""
     args = parse_args(argv)
     register_all_modules()
-    from ..analysis.across import Across, plot, read_results
-    from ..analysis.comparison import cost_table
-    from ..analysis.report import plot_accuracy
-    from ..analysis.runs import write
-    from ..analysis.tables import to_markdown
+    from ..comparison.cross_dataset import Across, plot, read_results
+    from ..comparison.report import plot_accuracy
+    from ..comparison.runs import write
+    from ..comparison.summary import cost_table
     from ..engine import use_safe_loaders
+    from ..utils.tables import to_markdown
 
     use_safe_loaders()
     names = [folder.resolve().name for folder in args.folders]

@@ -67,7 +67,7 @@ def enable_tta(cfg: Config) -> None:
     """Wrap the model in the config's test-time augmentation, or flips."""
     from mmengine.config import ConfigDict
 
-    from ..datasets.checks import sources
+    from ..datasets.preflight import sources
 
     if 'tta_model' not in cfg:
         cfg.tta_model = dict(
@@ -116,11 +116,11 @@ def test(args: argparse.Namespace) -> None:
     """Test with the arguments of :func:`parse_args`."""
     from mmdet.registry import METRICS
 
+    from ..config import load_config
     from ..engine import (
         build_runner,
         check_checkpoint,
         leave_together,
-        load_config,
         use_safe_loaders,
     )
 

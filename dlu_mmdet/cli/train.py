@@ -43,13 +43,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Train with the arguments of :func:`parse_args`."""
+    from ..config import enable_amp, load_config
     from ..engine import (
         build_runner,
         check_checkpoint,
         check_unoccupied,
-        enable_amp,
         leave_together,
-        load_config,
         lost_processes,
         next_commands,
         resume_latest,

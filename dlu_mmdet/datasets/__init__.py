@@ -1,7 +1,8 @@
 """Data sets, their annotation files and their checks."""
 
-from . import annotations, transforms
-from .checks import check_data, check_num_classes
+from . import coco_io as annotations
+from . import transforms
+from .preflight import check_data, check_num_classes
 from .shapes import ShapesDataset
 
 __all__ = [

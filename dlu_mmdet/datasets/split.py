@@ -37,7 +37,7 @@ def split_images(content: Mapping, fraction: float, seed: int = 0) -> tuple[dict
     never gives its last image, so that its class can be learned.
 
     Args:
-        content (Mapping): COCO file, as :func:`dlu_mmdet.datasets.annotations.read`
+        content (Mapping): COCO file, as :func:`dlu_mmdet.datasets.coco_io.read`
             returns it.
         fraction (float): The share of the images to validate on, between 0 and 1.
         seed (int): Seed of the random choice. Defaults to 0.

@@ -51,12 +51,12 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.structures import InstanceData
 from torch import nn
 
-from ..datasets.annotations import class_names
-from ..datasets.checks import misplaced, sources
+from ..config.overrides import merge_options
+from ..config.read import config_stem, read_config, set_upsampler
+from ..datasets.coco_io import class_names
+from ..datasets.preflight import misplaced, sources
 from ..necks import upsampler_name
-from ..torch_compat import allow_types, load_pickle, load_weights
-from .configs import config_stem, read_config, set_upsampler
-from .options import merge_options
+from ..utils.torch_compat import allow_types, load_pickle, load_weights
 
 try:
     from numpy._core import multiarray, numeric
@@ -810,7 +810,7 @@ def load_detector(
 
     Args:
         config (str | PathLike | Config): The config it was trained with, as
-            :func:`~dlu_mmdet.engine.configs.read_config` takes it.
+            :func:`~dlu_mmdet.config.read.read_config` takes it.
         checkpoint (str | PathLike): Its checkpoint: a file, or what else mmengine
             loads, such as a URL.
         device (str): Device to put it on. Defaults to 'cpu'.

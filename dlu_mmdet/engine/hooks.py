@@ -16,7 +16,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 
-from .files import replacing
+from ..utils.files import replacing
 
 #: What a training that diverged leaves in its folder: ``iteration`` and ``reason``.
 DIVERGED = 'diverged.json'

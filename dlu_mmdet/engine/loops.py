@@ -11,7 +11,6 @@ from mmdet.datasets.samplers import MultiSourceSampler
 from mmdet.engine.hooks import PipelineSwitchHook, YOLOXModeSwitchHook
 from mmdet.engine.schedulers.quadratic_warmup import QuadraticWarmupParamScheduler
 from mmdet.registry import PARAM_SCHEDULERS
-from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_world_size
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook
@@ -31,7 +30,7 @@ from mmengine.runner import (
 )
 from mmengine.runner.base_loop import BaseLoop
 
-from ..datasets.checks import reported, resolve
+from ..datasets.preflight import reported, resolve
 
 # samplers that begin again by themselves, and loops that wait for the end of one
 _ENDLESS = (InfiniteSampler, MultiSourceSampler)
@@ -40,23 +39,6 @@ _NO_IMAGES = (
     '{}.dataset, or a part of it, has no images, or none that filter_cfg, indices and '
     'times leave; change these, or the annotation file'
 )
-
-
-def check_lengths(cfg: Config) -> None:
-    """Check that a training has a length.
-
-    Args:
-        cfg (Config): A complete config.
-
-    Raises:
-        ValueError: If a number of epochs or iterations is not a whole one above 0.
-    """
-    for name in ('max_epochs', 'max_iters', 'val_interval'):
-        value = (cfg.get('train_cfg') or {}).get(name, 1)
-        if not isinstance(value, (int, float)) or value < 1 or value % 1:
-            raise ValueError(
-                f'train_cfg.{name}={value!r}: it must be a whole number above 0'
-            )
 
 
 def check_loops(runner: Runner, mode: str) -> None:

@@ -13,13 +13,13 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from ..config.param_groups import check_param_groups
+from ..config.schedule import check_lengths, fit_schedule
 from ..datasets import check_data, check_num_classes
 from ..datasets.transforms import name_images
 from .checkpoint import use_safe_loaders
 from .hooks import DivergenceHook, ResumeHook, TimeLeftHook
-from .loops import check_lengths, check_loops
-from .param_groups import check_param_groups
-from .schedule import fit_schedule
+from .loops import check_loops
 
 # what gloo and NCCL say where the other end of a connection is gone
 _LOST = re.compile(
@@ -86,7 +86,7 @@ def build_runner(cfg: Config, mode: str) -> Runner:
             :func:`~dlu_mmdet.datasets.check_data` and
             :func:`~dlu_mmdet.datasets.check_num_classes`; if a loop would do nothing,
             see :func:`~dlu_mmdet.engine.loops.check_loops`, or a setting, see
-            :func:`~dlu_mmdet.engine.param_groups.check_param_groups`.
+            :func:`~dlu_mmdet.config.param_groups.check_param_groups`.
     """
     use_safe_loaders()
     name_images()

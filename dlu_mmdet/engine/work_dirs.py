@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from .configs import config_stem, read_settings
+from ..config.read import config_stem, read_settings
 
 # what a run of the same config may have of its own
 _FREE = ('work_dir', 'resume', 'load_from', 'launcher')

@@ -19,30 +19,17 @@ from mmengine.utils import track_iter_progress
 from torch import nn
 from torch.nn.functional import interpolate
 
-from ..analysis.matching import match_detections
-from ..analysis.tables import to_markdown
 from ..datasets import check_data
-from ..engine import check_classes, check_writable, load_detectors, replacing
-from ..visualization.cam import (
-    TITLES,
-    Explanation,
-    LayerScore,
-    collect_evidence,
-    explain,
-    find_layer,
-)
-from ..visualization.curves import COLOURS as CURVE_COLOURS
-from ..visualization.curves import draw_curves
-from ..visualization.detector_score import (
-    default_layer,
-    detect,
-    detection_probability,
-    detection_score,
-)
+from ..engine import check_classes, load_detectors
+from ..evaluation.matching import match_detections
+from ..utils.files import check_writable, replacing
+from ..utils.tables import to_markdown
+from ..visualization.detect import detect
 from ..visualization.figures import save_figure
-from ..visualization.heatmaps import COLOURS, HeatmapRow, draw_heatmaps
 from ..visualization.images import image_names
-from ..visualization.map_measures import (
+from ..visualization.scores import explain_empty
+from .cam import TITLES, Explanation, LayerScore, collect_evidence, explain, find_layer
+from .cam_metrics import (
     area_under,
     blurred,
     box_coverage,
@@ -53,7 +40,10 @@ from ..visualization.map_measures import (
     replacement_curve,
     spread_map,
 )
-from ..visualization.scores import explain_empty
+from .curves import COLOURS as CURVE_COLOURS
+from .curves import draw_curves
+from .heatmaps import COLOURS, HeatmapRow, draw_heatmaps
+from .targets import default_layer, detection_probability, detection_score
 
 #: The columns of each of --measures.
 MEASURES = dict(
@@ -223,7 +213,7 @@ def explain_images(
         models (Sequence[tuple[str, str]]): Config and checkpoint of each detector.
         images (Sequence[str]): Image files.
         out (str | Path): A .png file.
-        methods (Sequence[str]): Of :data:`~dlu_mmdet.visualization.cam.METHODS`.
+        methods (Sequence[str]): Of :data:`~dlu_mmdet.explain.cam.METHODS`.
         target (str): 'det:N', the detection with the N-th best score, from 0, or
             'class:NAME', the best one of a class.
         layer (str, optional): The layer to explain; ``{level}`` stands for the level

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..torch_compat import is_compiling
 from ..upsamplers import trial_of, upsample_to
+from ..utils.torch_compat import is_compiling
 
 
 class Place(NamedTuple):

@@ -24,7 +24,7 @@ from torch._functorch.utils import (
 )
 from torch.autograd import forward_ad
 
-from ..torch_compat import register_vmap
+from ..utils.torch_compat import register_vmap
 from .reference import Sampler, accumulation_dtype
 
 _OPS = torch.ops.dlu_mmdet

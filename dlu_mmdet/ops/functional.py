@@ -6,7 +6,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from ..torch_compat import is_exporting
+from ..utils.torch_compat import is_exporting
 from . import exported, library, reference
 from .checks import check_carafe, check_dlu, check_window_scores
 from .tracing import leaf

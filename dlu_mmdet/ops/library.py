@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..torch_compat import register_fake, register_flop_formula
+from ..utils.torch_compat import register_fake, register_flop_formula
 from . import autograd
 from .cpu import Operators, Shapes
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..torch_compat import AT_LEAST_24
+from ..utils.torch_compat import AT_LEAST_24
 from .builder import build_upsampler, is_guided, upsampler_class
 from .resize import upsample_to
 

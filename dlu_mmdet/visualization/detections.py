@@ -13,8 +13,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import Bbox
 from mmengine.structures import InstanceData
 
-from dlu_mmdet.analysis.matching import Matches
-
+from ..evaluation.matching import Matches
 from .figures import new_figure
 from .fonts import as_written
 from .images import reduced
@@ -72,7 +71,7 @@ def draw_detections(
             name N sets of detections, with ``bboxes`` (D, 4), ``labels`` (D,)
             and ``scores`` (D,), all NumPy.
         matches (Mapping[str, Sequence[Matches]]): For each detector's name the
-            N results of :func:`dlu_mmdet.analysis.matching.match_detections`;
+            N results of :func:`dlu_mmdet.evaluation.matching.match_detections`;
             not read without ground truth.
         classes (Sequence[str]): Class names, in the order of the labels.
         image_names (Sequence[str], optional): N names to write beside the rows.

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..engine import replacing
+from ..utils.files import replacing
 from .fonts import write_plainly
 from .images import file_name, folded
 

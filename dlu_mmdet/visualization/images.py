@@ -17,7 +17,7 @@ from mmengine.dataset import Compose
 from PIL import Image
 from torch import nn
 
-from ..datasets.checks import resolve
+from ..datasets.preflight import resolve
 from ..datasets.transforms import apply
 
 

@@ -17,7 +17,8 @@ from mmengine.config import Config
 from mmengine.utils import ProgressBar
 from torch import nn
 
-from ..engine import check_writable, load_detector, replacing
+from ..engine import load_detector
+from ..utils.files import check_writable, replacing
 from .images import file_names, image_names
 
 #: Suffixes of the files that are read as videos.

@@ -13,11 +13,12 @@ from mmengine.dataset import BaseDataset
 from mmengine.structures import InstanceData
 from mmengine.utils import track_iter_progress
 
-from ..analysis.matching import disagreement, match_detections
 from ..datasets import check_data
-from ..engine import check_classes, check_writable, load_detectors
+from ..engine import check_classes, load_detectors
+from ..evaluation.matching import disagreement, match_detections
+from ..utils.files import check_writable
 from . import detections, features, kernel_figure, kernel_maps
-from .detector_score import detect
+from .detect import detect
 from .figures import free_path, save_figure, write_page
 from .images import image_names, load_image
 from .scores import explain_empty

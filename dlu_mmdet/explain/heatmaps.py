@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 
+from ..visualization.figures import map_colours, new_figure
+from ..visualization.images import reduced
 from .cam import TITLES, Explanation
-from .figures import map_colours, new_figure
-from .images import reduced
 
 _COLOUR_MAP = 'inferno'
 _OPACITY = 0.55

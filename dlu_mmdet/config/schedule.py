@@ -12,8 +12,6 @@ from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
-from .loops import check_lengths
-
 # Iterations: the first is enough for 20 images. The second times the root of the
 # number of images repeats few of them often, and many of them seldom.
 _LEAST, _PER_ROOT = 300, 40
@@ -97,6 +95,23 @@ def fit_schedule(
         f'{images} training images: trains for {length} {unit}; {advice} with '
         f'--cfg-options train_cfg.max_iters=N or train_cfg.max_epochs=N'
     )
+
+
+def check_lengths(cfg: Config) -> None:
+    """Check that a training has a length.
+
+    Args:
+        cfg (Config): A complete config.
+
+    Raises:
+        ValueError: If a number of epochs or iterations is not a whole one above 0.
+    """
+    for name in ('max_epochs', 'max_iters', 'val_interval'):
+        value = (cfg.get('train_cfg') or {}).get(name, 1)
+        if not isinstance(value, (int, float)) or value < 1 or value % 1:
+            raise ValueError(
+                f'train_cfg.{name}={value!r}: it must be a whole number above 0'
+            )
 
 
 def _count_images(cfg: Config) -> int:

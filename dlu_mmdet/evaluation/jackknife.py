@@ -15,7 +15,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from scipy import stats
 
-from ..datasets import annotations
+from ..datasets import coco_io as annotations
 from .matching import MAX_DETECTIONS
 from .significance import LEVEL, Difference, holm, seed_difference
 
@@ -314,7 +314,7 @@ def differences_to_baseline(
 
     The interval is about other training seeds and other test images together: Welch's
     interval of the means over seeds, see
-    :func:`~dlu_mmdet.analysis.significance.seed_difference`, with the variance over
+    :func:`~dlu_mmdet.evaluation.significance.seed_difference`, with the variance over
     images as a third term: the jackknife's covariance of the differences of two seeds,
     where every group of images is left out of all runs in turn. What a seed and an
     image do together is in the variance over seeds. The interval is never narrower

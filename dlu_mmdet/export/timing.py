@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ..engine.export import Part
-from ..engine.export_verify import OnnxModel
-from .op_benchmark import interleaved
-from .tables import to_markdown
+from ..utils.tables import to_markdown
+from ..utils.timing import interleaved
+from .onnx import Part
+from .verify import OnnxModel
 
 
 def summary(path: str | os.PathLike) -> str:

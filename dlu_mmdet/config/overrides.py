@@ -24,7 +24,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader
 
-from ..datasets.checks import elsewhere, resolve
+from ..datasets.preflight import elsewhere, resolve
 from ..upsamplers import resolve_name, upsampler_class
 from .param_groups import refuse_unreached
 
@@ -115,7 +115,7 @@ def merge_options(cfg: Config, options: Mapping, reach: bool = True) -> None:
         cfg (Config): Complete; changed in place.
         options (Mapping): By dotted key, the values.
         reach (bool): Whether options for groups of parameters must reach one, see
-            :func:`~dlu_mmdet.engine.param_groups.refuse_unreached`. Defaults to True.
+            :func:`~dlu_mmdet.config.param_groups.refuse_unreached`. Defaults to True.
 
     Raises:
         ValueError: If a key is not in the config and no argument of its part, or is

@@ -25,8 +25,8 @@ from ..upsamplers import (
     split_file,
     upsampler_class,
 )
-from .options import merge_options
-from .own_data import prepare_data, say, set_data
+from .custom_data import prepare_data, say, set_data
+from .overrides import merge_options
 from .schedule import fit_schedule
 
 # what a config of MMDetection 2 says, and where MMDetection 3 reads it
@@ -302,12 +302,12 @@ def load_config(
         work_dir (str | PathLike, optional): Defaults to the config's, or
             :func:`default_work_dir`.
         cfg_options (Mapping, optional): See
-            :func:`~dlu_mmdet.engine.options.merge_options`.
+            :func:`~dlu_mmdet.config.overrides.merge_options`.
         upsampler (dict, optional): See :func:`set_upsampler`.
         launcher (str): 'none', 'pytorch', 'slurm' or 'mpi'. Defaults to 'none'.
         train (bool): Whether it is trained, so that its length is fitted to its images
-            (:func:`~dlu_mmdet.engine.schedule.fit_schedule`). Defaults to False.
-        **data: See :func:`~dlu_mmdet.engine.own_data.prepare_data`.
+            (:func:`~dlu_mmdet.config.schedule.fit_schedule`). Defaults to False.
+        **data: See :func:`~dlu_mmdet.config.custom_data.prepare_data`.
 
     Returns:
         Config: With ``launcher`` and ``work_dir`` set.

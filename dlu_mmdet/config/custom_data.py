@@ -12,11 +12,12 @@ from pathlib import Path
 from mmdet.datasets import CocoPanopticDataset
 from mmengine.config import Config
 
-from ..datasets import annotations, formats
-from ..datasets.checks import coco_evaluators, sources
+from ..datasets import coco_io as annotations
+from ..datasets import formats
 from ..datasets.formats import words
+from ..datasets.preflight import coco_evaluators, sources
 from ..datasets.split import check_split, describe_parts, split_images
-from .files import replacing
+from ..utils.files import replacing
 
 #: Words in a file's path that tell its split.
 SPLITS = {split: formats.SPLITS[split] for split in ('train', 'val')}

@@ -13,12 +13,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from .bootstrap import MIN_IMAGES
+from ..evaluation.jackknife import MIN_IMAGES
+from ..evaluation.significance import LEVEL, Difference, holm, seed_difference
+from ..utils.tables import to_markdown
 from .inputs import data_hashes, differing
 from .report import new_figure
 from .runs import divergence
-from .significance import LEVEL, Difference, holm, seed_difference
-from .tables import to_markdown
 
 #: Metrics in the table of object sizes.
 SIZES = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
@@ -150,7 +150,7 @@ class Across:
 
         Over the seeds that both have; an upsampler without a common seed is left out.
         The intervals are about other seeds on the same test images, see
-        :func:`~dlu_mmdet.analysis.significance.seed_difference`.
+        :func:`~dlu_mmdet.evaluation.significance.seed_difference`.
         """
         cells = _cells(self.sets[name], metric, category)
         found = {}
@@ -235,7 +235,7 @@ class Across:
         return found
 
     def rows(self, name: str) -> list[dict]:
-        """What :func:`~dlu_mmdet.analysis.report.plot_accuracy` takes, without costs.
+        """What :func:`~dlu_mmdet.comparison.report.plot_accuracy` takes, without costs.
 
         Args:
             name (str): Of a data set.
@@ -341,7 +341,7 @@ class Across:
             f'AP of boxes as a fraction: mean ± standard deviation (number of seeds). '
             f'Differences to {self.baseline} are means over the seeds that both '
             f"upsamplers have, with 95 % intervals by Welch's t. They are about other "
-            f'seeds on the same test images; dlu_mmdet compare covers other images too. '
+            f'seeds on the same test images; dlu_mmdet compare covers others too. '
             f'All sets: the mean of the differences, with the t interval of '
             f'their spread over sets. *: significant at 5 % after correction (Holm) '
             f'over the upsamplers of a column. By size and class: exploratory, without '

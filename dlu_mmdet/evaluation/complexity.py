@@ -30,11 +30,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..engine.configs import upsampler_label
+from ..config.read import upsampler_label
 from ..necks import UnifiedFPN
 from ..ops import library
 from ..ops.checks import check_geometry
-from ..torch_compat import count_flops_of
 from ..upsamplers import (
     UPSAMPLERS,
     build_upsampler,
@@ -42,7 +41,8 @@ from ..upsamplers import (
     is_guided,
     resolve_upsampler,
 )
-from .tables import to_markdown
+from ..utils.tables import to_markdown
+from ..utils.torch_compat import count_flops_of
 
 PAPER = 'arXiv 2410.22139, abstract'
 # the ratio and the channels that the paper's claims are for

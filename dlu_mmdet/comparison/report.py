@@ -11,10 +11,10 @@ from jinja2 import Environment
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from .comparison import accuracy_table, cost_table, difference_table, notes
-from .complexity import COLORS
+from ..evaluation.complexity import COLORS
+from ..utils.tables import printable
 from .runs import write
-from .tables import printable
+from .summary import accuracy_table, cost_table, difference_table, notes
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -84,7 +84,7 @@ def plot_accuracy(summary: dict) -> Figure:
     """AP against the upsamplers' parameters and against the neck's latency.
 
     Args:
-        summary (dict): What :func:`~dlu_mmdet.analysis.comparison.summarise`
+        summary (dict): What :func:`~dlu_mmdet.comparison.summary.summarise`
             returned.
 
     Returns:

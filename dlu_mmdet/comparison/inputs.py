@@ -23,7 +23,7 @@ from urllib.request import url2pathname
 
 from mmengine.config import Config
 
-from ..datasets.checks import Source, sources
+from ..datasets.preflight import Source, sources
 from ..upsamplers import split_file
 
 if TYPE_CHECKING:

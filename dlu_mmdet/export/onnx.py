@@ -17,8 +17,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from ..torch_compat import EXPORTS
-from .export_heads import (
+from ..utils.files import replacing
+from ..utils.torch_compat import EXPORTS
+from .heads import (
     FEATURES,
     Call,
     find_calls,
@@ -28,12 +29,11 @@ from .export_heads import (
     reason_of,
     without,
 )
-from .files import replacing
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from .export_verify import Agreement
+    from .verify import Agreement
 
 PARTS = ('detector', 'neck', 'boxes')
 #: What :func:`export_onnx` takes beside torch; the extra ``export`` brings them.
@@ -233,7 +233,7 @@ def choose_part(model: nn.Module, part: str, divisor: int | None = None) -> Part
         Part: With the names of its tensors: ``image``, ``features.0`` (the finest) and
         on, ``pyramid.0`` and on, those of the head, which are the arguments of its
         ``predict_by_feat``: ``cls_scores.0`` and on; or ``boxes``, ``scores`` and
-        ``labels``, see :class:`~dlu_mmdet.engine.export_boxes.Boxes`.
+        ``labels``, see :class:`~dlu_mmdet.export.boxes.Boxes`.
 
     Raises:
         ValueError: If the detector has no such part, or if its maps are no whole parts
@@ -284,8 +284,8 @@ def _choose_detector(model: nn.Module, divisor: int) -> Part:
 
 def _choose_boxes(model: nn.Module, divisor: int) -> Part:
     # late: it declares operators that an older torch does not take
-    from .export_boxes import Boxes, check_boxes
-    from .export_verify import check_decoding
+    from .boxes import Boxes, check_boxes
+    from .verify import check_decoding
 
     check_boxes(model)
     head = model.roi_head if _two_stage(model) else model.bbox_head
@@ -422,7 +422,7 @@ def export_onnx(
 
     Batch, height and width stay open. The file is there if it is whole and
     onnxruntime gives what PyTorch gives, see
-    :func:`~dlu_mmdet.engine.export_verify.verify`; else it is not there at all.
+    :func:`~dlu_mmdet.export.verify.verify`; else it is not there at all.
 
     Args:
         part (Part): From :func:`choose_part`.
@@ -440,7 +440,7 @@ def export_onnx(
         FileNotFoundError: If the folder of ``out`` does not exist.
     """
     # late: it imports this
-    from .export_verify import SIZES, TOLERANCE, verify
+    from .verify import SIZES, TOLERANCE, verify
 
     check_packages()
     check_out(out)
@@ -554,7 +554,7 @@ def _guard(graph: ir.Graph, part: Part) -> None:
 def _translations(part: Part) -> dict | None:
     if not part.detects:
         return None
-    from .export_boxes import translations
+    from .boxes import translations
 
     return translations()
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .figures import new_figure
+from ..visualization.figures import new_figure
 
 _PANELS = 'deletion', 'insertion'
 _ENDS = (

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import torch
 
-from ..engine import prepare_data, use_safe_loaders
-from . import comparison, report, runs
+from ..config import prepare_data
+from ..engine import use_safe_loaders
+from ..utils.tables import printable, to_markdown
 from . import jobs as scheduling
+from . import report, runs
 from . import slurm as cluster
+from . import summary as comparison
 from .inputs import check_inputs, fingerprint
-from .tables import printable, to_markdown
 
 
 class Stopped(KeyboardInterrupt):
@@ -413,7 +415,7 @@ def compare(
         resamples (int): Groups of test images that are left out in turn, at most.
         report_only (bool): Train and test nothing.
         dry_run (bool): Time a few iterations, and print what would run.
-        **data: See :func:`~dlu_mmdet.engine.own_data.prepare_data`.
+        **data: See :func:`~dlu_mmdet.config.custom_data.prepare_data`.
 
     Returns:
         int: 0, or 1 where a run failed or nothing is finished; 128 and the number of

@@ -24,24 +24,24 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from ..config import check_param_groups, read_config
 from ..datasets import check_data, check_num_classes
-from ..datasets.checks import sources
-from ..engine import check_param_groups, read_config
-from ..necks import upsampler_cfg, upsampler_name
-from ..ops import library
-from ..upsamplers import split_file, upsampler_class
-from .bootstrap import (
+from ..datasets.preflight import sources
+from ..evaluation.complexity import detector_complexity, input_channels
+from ..evaluation.jackknife import (
     METRICS,
     MIN_IMAGES,
     PRIMARY,
     Evaluation,
     differences_to_baseline,
 )
-from .complexity import detector_complexity, input_channels
+from ..necks import upsampler_cfg, upsampler_name
+from ..ops import library
+from ..upsamplers import split_file, upsampler_class
+from ..utils.tables import printable, to_json, to_markdown
+from ..utils.timing import interleaved, peak_memory
 from .inputs import image_names, leaves
-from .op_benchmark import interleaved, peak_memory
 from .runs import Run, divergence, evaluate, results, write
-from .tables import printable, to_json, to_markdown
 
 #: Box AP of R50 FPN 1x on COCO 2017 val, measured by others with these configs' data,
 #: backbone and schedule.
@@ -205,7 +205,7 @@ def measure_costs(
 
     Returns:
         dict[str, dict]: By name of the run: what
-        :func:`~dlu_mmdet.analysis.complexity.detector_complexity` counts,
+        :func:`~dlu_mmdet.evaluation.complexity.detector_complexity` counts,
         ``neck_ms`` (median), ``neck_mb`` (peak of what the neck's forward adds,
         outputs included, in 1e6 bytes), ``image_size`` and ``device``.
     """
@@ -279,7 +279,7 @@ def summarise(
     """Bring a comparison's finished runs together.
 
     Args:
-        runs (Sequence[Run]): What :func:`~dlu_mmdet.analysis.runs.plan` listed.
+        runs (Sequence[Run]): What :func:`~dlu_mmdet.comparison.runs.plan` listed.
         baseline (str, optional): Name of the run that others are compared with.
             Defaults to 'bilinear', or else the first.
         groups (int): Of test images, which are left out in turn, at most.
@@ -291,7 +291,7 @@ def summarise(
         number of those that ``diverged`` and are left out, mean and ``_std`` over
         seeds (None for one seed) of each metric, and the costs; ``differences`` to
         ``baseline``, see
-        :func:`~dlu_mmdet.analysis.bootstrap.differences_to_baseline`; ``runs``, every
+        :func:`~dlu_mmdet.evaluation.jackknife.differences_to_baseline`; ``runs``, every
         result; ``diverged``, every run that is left out, with ``name``, ``seed``,
         ``iteration`` and ``reason``; ``environment``.
 

@@ -17,12 +17,7 @@ from mmcv.transforms import LoadAnnotations as BaseLoadAnnotations
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset, CocoPanopticDataset, LVISV05Dataset
 from mmdet.datasets.transforms import PackDetInputs
-from mmdet.evaluation.metrics import (
-    CocoMetric,
-    LVISMetric,
-    OpenImagesMetric,
-    VOCMetric,
-)
+from mmdet.evaluation.metrics import CocoMetric, LVISMetric, OpenImagesMetric, VOCMetric
 from mmdet.models.roi_heads.mask_heads import FusedSemanticHead
 from mmdet.registry import DATASETS, METRICS, TRANSFORMS
 from mmengine.config import Config
@@ -32,7 +27,7 @@ from mmengine.registry import Registry
 from PIL import Image
 from torch import nn
 
-from . import annotations
+from . import coco_io as annotations
 
 # images whose sizes are compared with those of the file
 _LOOKED_AT = 16

@@ -26,36 +26,33 @@ import numpy as np
 import torch
 from mmengine.config import Config
 
-from ..datasets.annotations import COCO
-from ..datasets.checks import check_data, coco_evaluators, sources
-from ..engine import (
+from ..config import (
     SPLIT_FOLDER,
-    build_runner,
     check_foreign,
     config_stem,
     enable_amp,
     fit_schedule,
-    latest_checkpoint,
     merge_options,
     read_config,
-    read_divergence,
     read_dumped_config,
-    read_json,
     refuse_unreached,
-    replacing,
     set_data,
     set_upsampler,
     upsampler_label,
 )
+from ..config.custom_data import say
+from ..datasets.coco_io import COCO
+from ..datasets.preflight import check_data, coco_evaluators, sources
+from ..engine import build_runner, latest_checkpoint, read_divergence
 from ..engine.hooks import count_validations
-from ..engine.own_data import say
+from ..evaluation.jackknife import METRICS, Evaluation
 from ..necks import upsampler_cfg, upsampler_name
-from ..torch_compat import load_pickle
-from .bootstrap import METRICS, Evaluation
+from ..utils.files import read_json, replacing
+from ..utils.tables import to_json
+from ..utils.torch_compat import load_pickle
 from .inputs import DATA as COMPARED
 from .inputs import check_inputs, differing, fingerprint, leaves
 from .outputs import check_outputs
-from .tables import to_json
 
 #: Package of the commands that train and test a run.
 COMMANDS = 'dlu_mmdet.cli'
@@ -275,7 +272,7 @@ def plan(
         upsamplers (Sequence[dict | None]): What every config's neck upsamples with
             in turn, as ``upsample_cfg``; None leaves a config as it is. Defaults to
             that alone.
-        data (Mapping, optional): Arguments of :func:`~dlu_mmdet.engine.set_data`, to
+        data (Mapping, optional): Arguments of :func:`~dlu_mmdet.config.set_data`, to
             take a folder in the place of every config's data.
 
     Returns:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .export import Part
+from .onnx import Part
 
 #: Largest difference that passes, relative to the largest value of an output where
 #: that is above 1. Rounding gives 1e-6 to 1e-4.
@@ -277,7 +277,7 @@ def check_decoding(part: Part, model: nn.Module) -> None:
         RuntimeError: If MMDetection predicts none.
     """
     # late: it declares operators that an older torch does not take
-    from .export_boxes import predicted
+    from .boxes import predicted
 
     with torch.no_grad():
         # of one unit, the smallest that an exported model takes

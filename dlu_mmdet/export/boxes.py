@@ -25,7 +25,7 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor, nn
 
-from .export_heads import metas_of
+from .heads import metas_of
 
 # how images become detections in detectors that are known here
 _FLOWS = (

@@ -1,1 +1,0 @@
-"""Analysis of detectors: what they found, what they cost, how they compare."""

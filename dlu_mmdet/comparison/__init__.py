@@ -1,0 +1,1 @@
+"""Upsamplers trained, tested and compared."""

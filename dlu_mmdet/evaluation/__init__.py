@@ -1,0 +1,1 @@
+"""AP of left-out images, matching, significance, and what upsamplers cost."""

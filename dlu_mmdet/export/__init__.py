@@ -1,0 +1,21 @@
+"""Export of detectors, or parts of them, to ONNX."""
+
+from .onnx import (
+    PARTS,
+    check_out,
+    check_packages,
+    choose_part,
+    describe,
+    export_onnx,
+    trace,
+)
+
+__all__ = [
+    'PARTS',
+    'check_out',
+    'check_packages',
+    'choose_part',
+    'describe',
+    'export_onnx',
+    'trace',
+]

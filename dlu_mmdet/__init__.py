@@ -27,6 +27,9 @@ def register_all_modules() -> None:
             upsamplers,
             visualization,
         )
+        from .engine.patches import patch_at_import
+
+        patch_at_import()
 
 
 # commands read their arguments first, and --help needs nothing else

@@ -5,16 +5,11 @@ inherits by ``_base_ = 'dlu_mmdet::...'``, which is mmdet's in all but the necks
 """
 
 import mmdet.registry
-from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import Registry
 
 from .necks.registry import NECKS
 
 __all__ = ['NECKS']
-
-# mmengine reads configs of packages that it knows; by the name of a module, not of a
-# distribution, it finds the folder of an editable install too
-MODULE2PACKAGE[NECKS.scope] = __name__
 
 for _registry in list(vars(mmdet.registry).values()):
     mmdets = isinstance(_registry, Registry) and _registry.scope == 'mmdet'

@@ -18,7 +18,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 
 from dlu_mmdet.cli.arguments import add_cfg_options
-from dlu_mmdet.comparison import runs
+from dlu_mmdet.comparison import plan
 from dlu_mmdet.config import merge_options, read_config
 from dlu_mmdet.engine import build_runner, load_checkpoint, load_detector
 
@@ -296,11 +296,11 @@ def test_a_setting_for_one_upsampler_of_a_comparison(small, tmp_path):
     """Interpolation has no parameters; the others are trained as the option says."""
     options = {**small, f'{PARAMWISE}.custom_keys.upsample_modules.lr_mult': 0.1}
     upsamplers = [dict(type='bilinear'), dict(type='dlu')]
-    planned = runs.plan([SHAPES_DLU], [0], tmp_path, options, upsamplers=upsamplers)
+    planned = plan.plan([SHAPES_DLU], [0], tmp_path, options, upsamplers=upsamplers)
     (own,), (others,) = rates(planned[1].cfg)
     assert own == pytest.approx(0.1 * others)
     with pytest.raises(ValueError, match='upsample_modules.lr_mult=0.1'):
-        runs.plan([SHAPES_DLU], [0], tmp_path, options, upsamplers=upsamplers[:1])
+        plan.plan([SHAPES_DLU], [0], tmp_path, options, upsamplers=upsamplers[:1])
 
 
 OLD = """

@@ -25,8 +25,8 @@ from mmengine.config import Config
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from dlu_mmdet.comparison import collect, estimate, plan, processes, runs
 from dlu_mmdet.comparison import compare as execute
-from dlu_mmdet.comparison import runs
 from dlu_mmdet.comparison import summary as comparison
 from dlu_mmdet.config import read_config
 from dlu_mmdet.datasets.shapes import CLASSES
@@ -259,7 +259,7 @@ def test_evaluations_of_other_images_are_refused():
 
 def test_order_names_and_folders(tmp_path):
     direct = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-dlu-direct_shapes.py'
-    planned = runs.plan([SHAPES_DLU, direct], [4, 7], tmp_path)
+    planned = plan.plan([SHAPES_DLU, direct], [4, 7], tmp_path)
     # a seed is done before the next: an early table compares like with like
     assert [(r.name, r.seed) for r in planned] == [
         ('dlu', 4),
@@ -273,17 +273,17 @@ def test_order_names_and_folders(tmp_path):
     # two detectors with one upsampler go by their files
     yolox = CONFIGS / 'yolox' / 'yolox_s_pafpn-dlu_8xb8-300e_coco.py'
     rtmdet = CONFIGS / 'rtmdet' / 'rtmdet_tiny_pafpn-dlu_8xb32-300e_coco.py'
-    assert runs.plan([yolox], [0], tmp_path / 'x')[0].name == 'dlu'
+    assert plan.plan([yolox], [0], tmp_path / 'x')[0].name == 'dlu'
     with pytest.raises(ValueError, match='differ in data or evaluators'):
-        runs.plan([yolox, rtmdet], [0], tmp_path / 'y')
+        plan.plan([yolox, rtmdet], [0], tmp_path / 'y')
     Config.fromfile(yolox).dump(tmp_path / 'same-dlu.py')
-    both = runs.plan([yolox, tmp_path / 'same-dlu.py'], [0], tmp_path / 'z')
+    both = plan.plan([yolox, tmp_path / 'same-dlu.py'], [0], tmp_path / 'z')
     assert [r.name for r in both] == [yolox.stem, 'same-dlu']
 
 
 def test_commands_of_the_launchers(tmp_path):
     """With torchrun or without it."""
-    (planned,) = runs.plan([SHAPES_DLU], [0], tmp_path)
+    (planned,) = plan.plan([SHAPES_DLU], [0], tmp_path)
     plain = runs.Launch().train(planned)
     assert plain[1:4] == ['-m', 'dlu_mmdet.cli.train', str(planned.config)]
     assert '--launcher' not in plain
@@ -387,7 +387,7 @@ def test_one_command_gives_tables_pictures_and_a_page(compared):
 def test_mean_and_spread_over_seeds(compared, options, tmp_path):
     """A second seed that scored 0.1 and 0.3 more than the first."""
     work_dir = tmp_path / 'work'
-    planned = runs.plan([SHAPES_DLU, NEAREST], [0, 1], work_dir, options)
+    planned = plan.plan([SHAPES_DLU, NEAREST], [0, 1], work_dir, options)
     gains = dict(dlu=0.1, nearest=0.3)
     for planned_run in planned:
         first = compared[0] / planned_run.stem / 'seed0'
@@ -411,7 +411,7 @@ def test_the_same_seed_gives_the_same_data_order(options, tmp_path):
     """Else seeds would add noise to differences instead of taking it away."""
     orders = []
     for number, planned in enumerate(
-        runs.plan([SHAPES_DLU, NEAREST], [0, 1], tmp_path, options)
+        plan.plan([SHAPES_DLU, NEAREST], [0, 1], tmp_path, options)
     ):
         planned.cfg.work_dir = str(tmp_path / str(number))
         planned.cfg.experiment_name = f'{tmp_path.name}-{number}'
@@ -542,7 +542,7 @@ def test_the_score_of_masks_is_kept(tmp_path):
     tested['coco/segm_mAP_l'] = -1.0
     (tmp_path / '20260101_000000').mkdir()
     (tmp_path / '20260101_000000' / 'test.json').write_text(json.dumps(tested))
-    kept = runs._mask_metrics(SimpleNamespace(work_dir=tmp_path))
+    kept = collect._mask_metrics(SimpleNamespace(work_dir=tmp_path))
     assert kept['mask_AP'] == 0.1 and kept['mask_AP75'] == pytest.approx(0.3)
     assert kept['mask_APl'] is None and len(kept) == 6
 
@@ -581,8 +581,8 @@ def test_dry_run_of_what_reads_the_message_hub(options, tmp_path, validated):
     cfg = Config.fromfile(SHAPES_DLU)
     cfg.merge_from_dict({**options, **own})
     cfg.dump(tmp_path / 'own.py')
-    (planned,) = runs.plan([tmp_path / 'own.py'], [0], tmp_path / 'work')
-    found = runs.estimate(planned, iterations=1)
+    (planned,) = plan.plan([tmp_path / 'own.py'], [0], tmp_path / 'work')
+    found = estimate.estimate(planned, iterations=1)
     assert found['train'] > 0 and found['test'] > 0
 
 
@@ -648,17 +648,17 @@ def test_where_all_diverged_there_is_no_best(small, tmp_path, monkeypatch, capsy
 def test_a_divergence_is_seen_by_who_comes_later(small, tmp_path, monkeypatch):
     """The comparison was killed before it could note what its training had left."""
     monkeypatch.setenv('DIVERGE', 'seed')
-    (planned,) = runs.plan([SHAPES_DLU], [0], tmp_path / 'work', small)
+    (planned,) = plan.plan([SHAPES_DLU], [0], tmp_path / 'work', small)
     planned.work_dir.mkdir(parents=True)
     found = dict(iteration=3, reason='the loss is nan')
     (planned.work_dir / 'diverged.json').write_text(json.dumps(found))
-    (line,) = runs.execute(planned)
+    (line,) = processes.execute(planned)
     assert 'diverged at iteration 3' in line and planned.state == 'diverged'
 
 
 def test_results_of_an_earlier_version_that_diverged(tmp_path):
     """They hold an AP of 0 and NaN, which is not JSON."""
-    (planned,) = runs.plan([SHAPES_DLU], [0], tmp_path)
+    (planned,) = plan.plan([SHAPES_DLU], [0], tmp_path)
     planned.work_dir.mkdir(parents=True)
     for losses, ap, state in (
         ([[10, 2.0], [20, math.nan]], 0.0, 'diverged'),
@@ -702,7 +702,7 @@ def test_configs_of_other_data_or_evaluators_are_refused(tmp_path, key, value):
     cfg.merge_from_dict({key: value})
     cfg.dump(tmp_path / 'other.py')
     with pytest.raises(ValueError) as info:
-        runs.plan([NEAREST, tmp_path / 'other.py'], [0], tmp_path / 'work')
+        plan.plan([NEAREST, tmp_path / 'other.py'], [0], tmp_path / 'work')
     message = str(info.value)
     assert key in message and repr(value) in message and repr(before) in message
 
@@ -714,7 +714,7 @@ def test_what_cannot_be_compared_is_refused_before_training(tmp_path):
         ({'model.neck': None}, 'has no model.neck'),
     ):
         with pytest.raises(ValueError, match=message):
-            runs.plan([SHAPES_DLU], [0], tmp_path, options)
+            plan.plan([SHAPES_DLU], [0], tmp_path, options)
 
 
 R50_DLU = CONFIGS / 'faster_rcnn' / 'faster-rcnn_r50_fpn-dlu_1x_coco.py'
@@ -801,7 +801,7 @@ def test_a_place_that_all_runs_would_write_to_is_refused(tmp_path, key, value):
     cfg.merge_from_dict({key: value})
     cfg.dump(tmp_path / 'own.py')
     with pytest.raises(ValueError, match=rf'own\.py: {key}.* one place for all runs'):
-        runs.plan([tmp_path / 'own.py'], [0], tmp_path / 'work')
+        plan.plan([tmp_path / 'own.py'], [0], tmp_path / 'work')
 
 
 def test_places_within_the_runs_own_folder_are_taken(tmp_path):
@@ -815,45 +815,45 @@ def test_places_within_the_runs_own_folder_are_taken(tmp_path):
     cfg = Config.fromfile(SHAPES_DLU)
     cfg.merge_from_dict(options)
     cfg.dump(tmp_path / 'own.py')
-    assert runs.plan([tmp_path / 'own.py'], [0, 1], tmp_path / 'work')
+    assert plan.plan([tmp_path / 'own.py'], [0, 1], tmp_path / 'work')
     with pytest.raises(ValueError, match='resume=True every run .*weights.pth.*seed'):
-        runs.plan([tmp_path / 'own.py'], [0], tmp_path / 'work', dict(resume=True))
+        plan.plan([tmp_path / 'own.py'], [0], tmp_path / 'work', dict(resume=True))
 
 
 def test_repetitions_are_refused(tmp_path):
     with pytest.raises(ValueError, match='seed 3 is given twice'):
-        runs.plan([SHAPES_DLU], [3, 4, 3], tmp_path)
+        plan.plan([SHAPES_DLU], [3, 4, 3], tmp_path)
     with pytest.raises(ValueError, match='config .*dlu.* is given twice'):
-        runs.plan([SHAPES_DLU, SHAPES_DLU], [0], tmp_path)
+        plan.plan([SHAPES_DLU, SHAPES_DLU], [0], tmp_path)
     with pytest.raises(FileNotFoundError, match=r'nothing\.py'):
-        runs.plan([tmp_path / 'nothing.py'], [0], tmp_path)
+        plan.plan([tmp_path / 'nothing.py'], [0], tmp_path)
 
 
 def test_folder_of_another_comparison_is_refused(tmp_path):
     work_dir = tmp_path / 'work'
-    planned = runs.plan([SHAPES_DLU, NEAREST], [0, 1], work_dir)
-    runs.begin(work_dir, planned)
+    planned = plan.plan([SHAPES_DLU, NEAREST], [0, 1], work_dir)
+    plan.begin(work_dir, planned)
     with pytest.raises(ValueError, match='configs .*nearest_shapes too'):
-        runs.plan([SHAPES_DLU], [0, 1], work_dir)
+        plan.plan([SHAPES_DLU], [0, 1], work_dir)
     with pytest.raises(ValueError, match='seeds 1 too'):
-        runs.plan([SHAPES_DLU, NEAREST], [0], work_dir)
+        plan.plan([SHAPES_DLU, NEAREST], [0], work_dir)
     # numbers of other flags or batch sizes do not mix
     with pytest.raises(ValueError, match=r"trained with .*'flags': \[\].*--amp"):
         amp = runs.Launch(train_flags=('--amp',))
-        runs.plan([SHAPES_DLU, NEAREST], [0, 1], work_dir, launch=amp)
+        plan.plan([SHAPES_DLU, NEAREST], [0, 1], work_dir, launch=amp)
     with pytest.raises(ValueError, match="'processes': 1.*'processes': 8"):
         eight = runs.Launch('pytorch', 8)
-        runs.plan([SHAPES_DLU, NEAREST], [0, 1], work_dir, launch=eight)
+        plan.plan([SHAPES_DLU, NEAREST], [0, 1], work_dir, launch=eight)
     # more of the same is not another comparison
-    assert len(runs.plan([SHAPES_DLU, NEAREST], [0, 1, 2], work_dir)) == 6
+    assert len(plan.plan([SHAPES_DLU, NEAREST], [0, 1, 2], work_dir)) == 6
     planned[0].work_dir.mkdir(parents=True)
     planned[0].config.write_text('another version')
     with pytest.raises(ValueError, match='another version of'):
-        runs.plan([SHAPES_DLU, NEAREST], [0, 1], work_dir)
+        plan.plan([SHAPES_DLU, NEAREST], [0, 1], work_dir)
     (tmp_path / 'photos').mkdir()
     (tmp_path / 'photos' / 'cat.jpg').touch()
     with pytest.raises(ValueError, match='holds no comparison'):
-        runs.plan([SHAPES_DLU], [0], tmp_path / 'photos')
+        plan.plan([SHAPES_DLU], [0], tmp_path / 'photos')
 
 
 def test_an_unknown_baseline_is_refused_before_anything_runs(tmp_path):
@@ -864,13 +864,13 @@ def test_an_unknown_baseline_is_refused_before_anything_runs(tmp_path):
 
 def test_a_run_in_use_is_left_alone(tmp_path):
     """A training that outlived a killed comparison still holds its folder."""
-    (planned,) = runs.plan([SHAPES_DLU], [0], tmp_path)
+    (planned,) = plan.plan([SHAPES_DLU], [0], tmp_path)
     planned.work_dir.mkdir(parents=True)
     with runs.held(planned.work_dir) as lock:
         child = subprocess.Popen(['sleep', '60'], pass_fds=[lock])
     try:
         with pytest.raises(RuntimeError, match='another process works in .*seed0'):
-            list(runs.execute(planned))
+            list(processes.execute(planned))
     finally:
         child.kill()
         child.wait()
@@ -880,18 +880,18 @@ def test_a_run_in_use_is_left_alone(tmp_path):
 
 def test_no_space_left(tmp_path):
     """A log on a full device: the run stops at once, without a result."""
-    (planned,) = runs.plan([SHAPES_DLU], [0], tmp_path)
+    (planned,) = plan.plan([SHAPES_DLU], [0], tmp_path)
     planned.work_dir.mkdir(parents=True)
     (planned.work_dir / 'train.log').symlink_to('/dev/full')
     with pytest.raises(OSError) as info:
-        list(runs.execute(planned))
+        list(processes.execute(planned))
     assert info.value.errno == errno.ENOSPC
     assert planned.state == 'not started'
     # a process of the run meets it: where, its log says
     log = tmp_path / 'test.log'
     command = [sys.executable, '-c', 'raise OSError(28, "No space left on device")']
     with (tmp_path / 'lock').open('w') as lock, pytest.raises(OSError) as info:
-        list(runs._follow(command, log, lock.fileno()))
+        list(processes._follow(command, log, lock.fileno()))
     assert info.value.errno == errno.ENOSPC
     assert str(log) in str(info.value) and 'Traceback' in str(info.value)
 
@@ -1012,14 +1012,14 @@ def test_join(compared, tmp_path):
     (stem / 'seed0').rename(stem / 'seed1')
     plan = json.loads((other / 'plan.json').read_text())
     (other / 'plan.json').write_text(json.dumps({**plan, 'seeds': [1]}))
-    names = [(r.name, r.seed) for r in runs.join([*parts, other])]
+    names = [(r.name, r.seed) for r in plan.join([*parts, other])]
     assert names == [('dlu', 0), ('nearest', 0), ('dlu', 1)]
     # the same settings, else the two are not one
     (stem / 'seed1.py').write_text(
         (stem / 'seed1.py').read_text().replace('max_epochs=2', 'max_epochs=3')
     )
     with pytest.raises(ValueError, match='other settings(.|\n)*max_epochs: 2 and 3'):
-        runs.join([*parts, other])
+        plan.join([*parts, other])
 
 
 def test_a_comparison_of_others_runs_no_code(
@@ -1047,15 +1047,15 @@ def test_a_comparison_of_others_runs_no_code(
     for content in ([dict(img_id=1, pred_instances={})], {}, [[1]], None):
         predictions.write_bytes(pickle.dumps(content))
         with pytest.raises(RuntimeError, match=r'predictions\.pkl is cut off, or'):
-            runs._read_predictions(predictions, 6)
+            collect._read_predictions(predictions, 6)
     found = dict(bboxes=torch.zeros(1, 4), scores=torch.ones(1))
     found['labels'] = torch.tensor([5])
     predictions.write_bytes(pickle.dumps([dict(img_id=1, pred_instances=found)]))
-    assert runs._read_predictions(predictions, 6)
+    assert collect._read_predictions(predictions, 6)
     with pytest.raises(RuntimeError, match='other classes'):
-        runs._read_predictions(predictions, 5)
+        collect._read_predictions(predictions, 5)
     predictions.write_bytes(kept)
-    assert len(runs._read_predictions(predictions, 6)) == 8
+    assert len(collect._read_predictions(predictions, 6)) == 8
 
     config = stem / 'seed0.py'
     text = config.read_text()
@@ -1070,12 +1070,12 @@ def test_a_comparison_of_others_runs_no_code(
         with pytest.raises(ValueError, match='code.*--trust|no plain word.*--trust'):
             compare('--join', folder, '--work-dir', tmp_path / 'joined')
     config.write_text(text + "custom_imports = dict(imports=['antigravity'])\n")
-    assert len(runs.join([folder])) == 2 and 'antigravity' not in sys.modules
+    assert len(plan.join([folder])) == 2 and 'antigravity' not in sys.modules
     assert not (ROOT / 'ran').exists() and not (tmp_path / 'ran').exists()
     # of one's own they may
     config.write_text(text + 'import os\nos.environ["JOINED"] = "1"\ndel os\n')
     monkeypatch.setenv('JOINED', '0')
-    assert len(runs.join([folder], trust=True)) == 2 and os.environ['JOINED'] == '1'
+    assert len(plan.join([folder], trust=True)) == 2 and os.environ['JOINED'] == '1'
     with pytest.raises(SystemExit):
         compare(*command, '--trust')
     assert '--trust is for --join' in capsys.readouterr().err
@@ -1102,7 +1102,7 @@ def test_damaged_files_of_a_comparison(elsewhere):
         for path in errors:
             path.write_bytes(content)
             with pytest.raises(ValueError, match=errors[path]):
-                runs.join([folder])
+                plan.join([folder])
                 Evaluation.load(matches)
             path.write_bytes(whole[path])
     np.savez(matches, **{**np.load(matches), 'image': np.zeros(0, int)})
@@ -1121,23 +1121,23 @@ def test_what_cannot_be_joined_is_refused(compared, elsewhere, tmp_path, capsys)
     text = config.read_text()
     config.write_text(text.replace('instances_val.json', 'instances_other.json'))
     with pytest.raises(ValueError, match='differ in data or evaluators(.|\n)*_other'):
-        runs.join(parts)
+        plan.join(parts)
     config.write_text(text)
-    plan = json.loads((parts[1] / 'plan.json').read_text())
+    noted = json.loads((parts[1] / 'plan.json').read_text())
     for key, value in (
         ('training', dict(processes=8, flags=[])),
         ('options', {'train_cfg.max_epochs': '9'}),
     ):
-        (parts[1] / 'plan.json').write_text(json.dumps({**plan, key: value}))
+        (parts[1] / 'plan.json').write_text(json.dumps({**noted, key: value}))
         with pytest.raises(ValueError, match=f'other flags, {key}'):
-            runs.join(parts)
+            plan.join(parts)
     with pytest.raises(ValueError, match='are one run'):
-        runs.join([parts[0], elsewhere[0]])
+        plan.join([parts[0], elsewhere[0]])
     with pytest.raises(FileNotFoundError, match=r'no plan\.json'):
-        runs.join([tmp_path])
+        plan.join([tmp_path])
     shutil.rmtree(parts[0] / SHAPES_DLU.stem)
     with pytest.raises(FileNotFoundError, match='no finished run'):
-        runs.join(parts[:1])
+        plan.join(parts[:1])
     with pytest.raises(ValueError, match='holds a comparison of its own'):
         compare('--join', parts[1], '--work-dir', elsewhere[0])
     for command, message in (

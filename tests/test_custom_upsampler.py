@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from dlu_mmdet.comparison import runs
+from dlu_mmdet.comparison import plan
 from dlu_mmdet.comparison import summary as comparison
 from dlu_mmdet.comparison.inputs import check_inputs, fingerprint
 from dlu_mmdet.config import merge_options, read_config, set_upsampler, upsampler_label
@@ -130,7 +130,7 @@ def test_two_files_may_register_one_name(folder):
     first, second = (upsampler_class(resolve_upsampler(dict(type=n))) for n in names)
     assert first is not second and first.__name__ == second.__name__ == 'Mine'
     with pytest.raises(ValueError, match='mine and v2/mine.py:mine would both be call'):
-        runs.plan([BILINEAR], [0], 'w', upsamplers=[dict(type=n) for n in names])
+        plan.plan([BILINEAR], [0], 'w', upsamplers=[dict(type=n) for n in names])
 
 
 def test_published_figures_are_not_those_of_a_file(folder):
@@ -170,7 +170,7 @@ def test_what_custom_imports_register(folder, monkeypatch):
     cfg.dump(folder / 'own.py')
     path = list(sys.path)
     try:
-        planned = runs.plan(
+        planned = plan.plan(
             ['own.py', BILINEAR], [0], 'w', upsamplers=[dict(type='imported')]
         )
         assert sys.path == path
@@ -208,7 +208,7 @@ def test_a_config_is_complete(name, folder, monkeypatch):
 
 
 def test_a_comparison_keeps_a_hash_of_the_file(folder):
-    planned = runs.plan(
+    planned = plan.plan(
         [BILINEAR], [0], 'w', upsamplers=[None, parse_upsampler('mine.py:Mine')]
     )
     assert [run.name for run in planned] == ['bilinear', 'Mine']

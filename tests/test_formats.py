@@ -147,7 +147,7 @@ def test_the_config_of_a_split_needs_no_flags(shapes_root, tmp_path):
 
 def test_compare_splits_once_for_all_runs(shapes_root, tmp_path):
     """Else upsamplers are compared on other images, or the folder is refused."""
-    from dlu_mmdet.comparison import runs
+    from dlu_mmdet.comparison import plan
 
     flags = ['--data', shapes_root, '--val-fraction', '0.25', '--seeds', '0', '1']
     flags += ['--train-json', 'annotations/instances_train.json']
@@ -156,7 +156,7 @@ def test_compare_splits_once_for_all_runs(shapes_root, tmp_path):
     for _ in range(2):
         data = prepare_data(args.work_dir, **data_values(args))
         upsamplers = [dict(type='bilinear'), dict(type='dlu')]
-        planned = runs.plan(
+        planned = plan.plan(
             [OWN], [0, 1], args.work_dir, data=data, upsamplers=upsamplers
         )
     files = {run.cfg.test_dataloader.dataset.ann_file for run in planned}

@@ -9,7 +9,7 @@ from conftest import CONFIGS, SHAPES_DLU, data_options
 from fake_tools import make_compare, make_tools
 from mmengine.config import Config
 
-from dlu_mmdet.comparison import inputs, runs, slurm
+from dlu_mmdet.comparison import inputs, plan, processes, runs, slurm
 
 NEAREST = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-nearest_shapes.py'
 
@@ -197,10 +197,10 @@ def test_a_half_finished_run_does_not_go_on_with_other_data(
     options, root, tmp_path, monkeypatch
 ):
     """Its own process sees it, as on a node of Slurm."""
-    planned = runs.plan([SHAPES_DLU], [0], tmp_path / 'work', options)[0]
+    planned = plan.plan([SHAPES_DLU], [0], tmp_path / 'work', options)[0]
     monkeypatch.setenv('SECONDS', '0')
     make_tools(monkeypatch, tmp_path)
-    list(runs.execute(planned))
+    list(processes.execute(planned))
     planned.result_file.unlink()
     assert planned.state == 'half-finished'
     file = root / 'annotations' / 'instances_train.json'
@@ -217,12 +217,12 @@ def test_a_half_finished_run_does_not_go_on_with_other_data(
 
 def test_data_that_change_while_a_run_is_at_work(options, root, tmp_path, monkeypatch):
     """No result; the run cannot go on from checkpoints of both."""
-    planned = runs.plan([SHAPES_DLU], [0], tmp_path / 'work', options)[0]
+    planned = plan.plan([SHAPES_DLU], [0], tmp_path / 'work', options)[0]
     monkeypatch.setenv('SECONDS', '0')
     make_tools(monkeypatch, tmp_path)
     file = root / 'annotations' / 'instances_val.json'
     text = file.read_text()
-    events = runs.execute(planned)
+    events = processes.execute(planned)
     assert 'Epoch(train)' in next(events)
     move_boxes(file)
     with pytest.raises(ValueError, match='changed while .*seed0(.|\n)*instances_val'):
@@ -230,7 +230,7 @@ def test_data_that_change_while_a_run_is_at_work(options, root, tmp_path, monkey
     assert planned.state == 'half-finished'
     file.write_text(text)
     with pytest.raises(ValueError, match='of other files'):
-        list(runs.execute(planned))
+        list(processes.execute(planned))
 
 
 def test_other_weights_to_start_from(options, root, tmp_path, monkeypatch):
@@ -243,13 +243,13 @@ def test_other_weights_to_start_from(options, root, tmp_path, monkeypatch):
     configs = [tmp_path / 'a.py', tmp_path / 'b.py']
     monkeypatch.setenv('SECONDS', '0')
     make_tools(monkeypatch, tmp_path)
-    planned = runs.plan(configs, [0, 1], tmp_path / 'work', options)
+    planned = plan.plan(configs, [0, 1], tmp_path / 'work', options)
     for each in planned[:2]:
-        list(runs.execute(each))
+        list(processes.execute(each))
     longer(root / 'start.pth')
     with pytest.raises(ValueError, match=r'other files.*\n.*load_from.*start\.pth'):
-        list(runs.execute(planned[2]))
-    list(runs.execute(planned[3]))
+        list(processes.execute(planned[2]))
+    list(processes.execute(planned[3]))
 
 
 def test_other_code_is_said(options, tmp_path, monkeypatch, compare, capsys):

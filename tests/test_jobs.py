@@ -17,7 +17,7 @@ from conftest import CONFIGS, ROOT, as_arguments
 from fake_tools import make_compare, make_tools
 
 from dlu_mmdet.comparison import compare as execute
-from dlu_mmdet.comparison import jobs, runs
+from dlu_mmdet.comparison import jobs, plan, processes, runs
 
 SHAPES = [
     CONFIGS / 'shapes' / f'faster-rcnn_r18_fpn-{name}_shapes.py'
@@ -27,7 +27,7 @@ SHAPES = [
 
 @pytest.fixture
 def planned(small, tmp_path):
-    return runs.plan(SHAPES, [0], tmp_path / 'work', small)
+    return plan.plan(SHAPES, [0], tmp_path / 'work', small)
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_left_in_the_middle_it_ends_all_processes(planned, tools, monkeypatch):
 
 def family_of(run):
     """Numbers of the processes of a run's training."""
-    return list(runs._family(started(run)[0]['pid']))
+    return list(processes._family(started(run)[0]['pid']))
 
 
 def are_gone(pids):
@@ -158,7 +158,7 @@ def test_a_signal_ends_the_trainings(
     monkeypatch.setenv('SECONDS', '60')
     monkeypatch.setenv('STUBBORN', 'bilinear' if stubborn else 'none')
     monkeypatch.setattr(jobs, 'places', lambda jobs, _: [{}] * jobs)
-    planned = runs.plan(SHAPES, [0], tmp_path / 'work', small)
+    planned = plan.plan(SHAPES, [0], tmp_path / 'work', small)
     at_work, families = planned[:2], []
 
     def send():
@@ -189,7 +189,7 @@ def test_a_signal_ends_the_trainings(
 def test_what_nohup_ignores_stays_ignored(monkeypatch):
     kept = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with execute.stopped_by_signals(runs.Children()):
+        with execute.stopped_by_signals(processes.Children()):
             os.kill(os.getpid(), signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
@@ -211,7 +211,7 @@ def test_a_signal_ends_torchrun_and_its_processes(small, tmp_path):
         while not (log.exists() and 'Epoch(train)' in log.read_text()):
             assert process.poll() is None
             time.sleep(0.2)
-        family = list(runs._family(process.pid))
+        family = list(processes._family(process.pid))
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 128 + signal.SIGTERM
     finally:
@@ -242,8 +242,8 @@ def test_killed_its_children_hold_their_folders(planned, tools, monkeypatch):
     monkeypatch.setenv('SECONDS', '60')
     script = (
         'import sys\n'
-        'from dlu_mmdet.comparison import jobs, runs\n'
-        'planned = runs.plan(sys.argv[3:], [0], sys.argv[1])\n'
+        'from dlu_mmdet.comparison import jobs, plan, runs\n'
+        'planned = plan.plan(sys.argv[3:], [0], sys.argv[1])\n'
         'launch = runs.Launch(commands=sys.argv[2])\n'
         'events = jobs.run_here(planned, launch, [{}, {}])\n'
         'for event in events: print(event.line, flush=True)'
@@ -260,13 +260,13 @@ def test_killed_its_children_hold_their_folders(planned, tools, monkeypatch):
         for run in planned[:2]:
             assert alive(run)
             with pytest.raises(RuntimeError, match='another process works in'):
-                list(runs.execute(run))
+                list(processes.execute(run))
     finally:
         for run in planned[:2]:
             os.kill(started(run)[0]['pid'], signal.SIGKILL)
     monkeypatch.setenv('SECONDS', '0')
     time.sleep(0.1)
-    assert list(runs.execute(planned[0]))
+    assert list(processes.execute(planned[0]))
     assert planned[0].state == 'finished'
 
 
@@ -277,5 +277,5 @@ def test_a_file_system_without_locks(planned, tools, monkeypatch):
     monkeypatch.setattr(fcntl, 'flock', refuse)
     work_dir = planned[0].work_dir.parents[1]
     with pytest.raises(ValueError, match='without locks .No locks available.'):
-        runs.begin(work_dir, planned)
+        plan.begin(work_dir, planned)
     assert not (work_dir / 'plan.json').exists()

@@ -8,7 +8,7 @@ from conftest import CONFIGS, ROOT, run
 from mmengine.runner import Runner
 
 from dlu_mmdet import engine
-from dlu_mmdet.comparison import runs
+from dlu_mmdet.comparison import plan
 from dlu_mmdet.config import fit_schedule, merge_options, read_config, set_data
 from dlu_mmdet.datasets import check_data
 from dlu_mmdet.datasets.shapes import CLASSES
@@ -141,7 +141,7 @@ def test_the_way_of_a_stranger(shapes_root, tmp_path, capsys):
     assert 'coco/bbox_mAP: ' in told.stdout
     capsys.readouterr()
     both = dict(data=dict(root=shapes_root), upsamplers=[None, dict(type='dlu')])
-    planned = runs.plan([OWN], [0], tmp_path / 'c', **both)
+    planned = plan.plan([OWN], [0], tmp_path / 'c', **both)
     assert capsys.readouterr().out.count('16 training images: trains for 300 ') == 1
     assert planned[0].cfg.train_cfg.max_iters == 300
     assert planned[0].cfg.train_dataloader.dataset.data_root == f'{shapes_root}/'
@@ -252,7 +252,7 @@ def test_the_template_of_the_docs(shapes_root, tmp_path):
     file.write_text(template.replace('num_classes=2', 'num_classes=6'))
     written, flagged = read_config(file), read_config(OWN)
     set_data(flagged, shapes_root)
-    for key in (*runs.COMPARED, 'model'):
+    for key in (*plan.COMPARED, 'model'):
         values = []
         for cfg in (written, flagged):
             value = cfg.to_dict()

@@ -33,7 +33,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint as imported_checkpoint
 
 from dlu_mmdet.cli import run as run_command
-from dlu_mmdet.engine import checkpoint, load_checkpoint, load_detector
+from dlu_mmdet.engine import load_checkpoint, load_detector, safe_loading
 from dlu_mmdet.explain import evaluate
 from dlu_mmdet.explain.cam import LayerScore, collect_evidence
 from dlu_mmdet.utils.files import check_writable
@@ -620,7 +620,7 @@ def test_one_process_of_a_machine_fetches(server, monkeypatch):
     (folder / 'new.pth').rename(folder / f'new-{digest}.pth')
     order = []
     download = torch.hub.download_url_to_file
-    monkeypatch.setattr(checkpoint, 'barrier', lambda: order.append('barrier'))
+    monkeypatch.setattr(safe_loading, 'barrier', lambda: order.append('barrier'))
     monkeypatch.setattr(
         torch.hub,
         'download_url_to_file',

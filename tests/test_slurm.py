@@ -13,7 +13,7 @@ from conftest import CONFIGS, SHAPES_DLU, as_arguments, load_tool
 from fake_tools import make_tools
 from one_node import OneNode, why_not
 
-from dlu_mmdet.comparison import runs, slurm
+from dlu_mmdet.comparison import plan, runs, slurm
 from dlu_mmdet.comparison import summary as comparison
 
 SHAPES = [
@@ -26,7 +26,7 @@ GIVEN = dict(time='10', gpus_per_node='0')
 
 @pytest.fixture
 def planned(small, tmp_path):
-    return runs.plan(SHAPES, [0], tmp_path / 'work', small)
+    return plan.plan(SHAPES, [0], tmp_path / 'work', small)
 
 
 def test_options_of_a_job(planned):
@@ -38,7 +38,7 @@ def test_options_of_a_job(planned):
     assert found == dict(expected, gpus_per_node='4', cpus_per_task='8')
     assert 'gpus_per_node' not in slurm.sbatch_options(GIVEN, 4, planned[0])
     # another folder is another comparison
-    others = runs.plan(SHAPES, [0], planned[0].work_dir.parents[2] / 'other')
+    others = plan.plan(SHAPES, [0], planned[0].work_dir.parents[2] / 'other')
     assert len({slurm.job_name(run) for run in [*planned, *others]}) == 8
     for time_given in ({}, dict(time='1:00:00')):
         with pytest.raises(ValueError, match='--slurm time=.*in minutes'):
@@ -155,7 +155,7 @@ def test_two_in_the_queue_and_one_of_four_cancelled(node, planned, tools):
             node.ask('scancel', event.line.split()[1])
             return True
 
-    runs.begin(planned[0].work_dir.parents[1], planned)
+    plan.begin(planned[0].work_dir.parents[1], planned)
     events = follow(planned, tools, jobs=2, at=cancel)
     assert max(in_queue) == 2 and len(numbers_of(events)) == 4
     states = [run.state for run in planned]
@@ -174,10 +174,10 @@ def test_killed_it_finds_its_jobs_again(node, planned, tools, small):
     """kill -9 of the submitting process: no job is submitted twice."""
     script = (
         'import json, sys\n'
-        'from dlu_mmdet.comparison import runs, slurm\n'
+        'from dlu_mmdet.comparison import plan, runs, slurm\n'
         'slurm.POLL = 1\n'
-        'planned = runs.plan(sys.argv[4:], [0], sys.argv[1], json.loads(sys.argv[3]))\n'
-        'runs.begin(sys.argv[1], planned)\n'
+        'planned = plan.plan(sys.argv[4:], [0], sys.argv[1], json.loads(sys.argv[3]))\n'
+        'plan.begin(sys.argv[1], planned)\n'
         f'given = {GIVEN}\n'
         'launch = runs.Launch(commands=sys.argv[2])\n'
         'for event in slurm.run_in_slurm(planned, launch, 2, given):\n'
@@ -208,7 +208,7 @@ def test_a_time_limit_is_gone_over(node, planned, tools, monkeypatch):
     monkeypatch.setenv('SECONDS', '20')
     # Slurm may send the signal a minute earlier
     given = {**GIVEN, 'time': '2', 'signal': 'USR2@20'}
-    runs.begin(planned[0].work_dir.parents[1], planned)
+    plan.begin(planned[0].work_dir.parents[1], planned)
     events = follow(planned[:1], tools, given)
     assert planned[0].state == 'finished' and len(numbers_of(events)) == 1
     first, *others = trainings(planned[0])
@@ -229,7 +229,7 @@ def test_a_node_that_comes_back(node, planned, tools, monkeypatch):
             node.node('resume')
             return True
 
-    runs.begin(planned[0].work_dir.parents[1], planned)
+    plan.begin(planned[0].work_dir.parents[1], planned)
     events = follow(planned[:1], tools, at=down)
     assert planned[0].state == 'finished' and len(numbers_of(events)) == 1
     assert any('PENDING' in event.line for event in events)
@@ -254,7 +254,7 @@ def test_a_partition_that_is_none(node, small, tools, tmp_path, monkeypatch, cap
 @real
 def test_a_job_whose_run_fails(node, planned, tools, monkeypatch):
     monkeypatch.setenv('FAIL', 'bilinear')
-    runs.begin(planned[0].work_dir.parents[1], planned)
+    plan.begin(planned[0].work_dir.parents[1], planned)
     events = follow(planned[:2], tools)
     assert planned[0].state == 'finished'
     (error,) = [str(event.error) for event in events if event.error]

@@ -13,7 +13,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from dlu_mmdet.comparison import runs
+from dlu_mmdet.comparison import plan
 from dlu_mmdet.comparison import summary as comparison
 from dlu_mmdet.config import read_config, set_upsampler, upsampler_label
 from dlu_mmdet.config.read import parse_upsampler
@@ -150,7 +150,7 @@ def test_a_comparison_without_configs_of_ones_own(small, tmp_path):
     """One config, three settings: names, folders, and what is refused."""
     texts = ['nearest', 'dlu', 'dlu:up_kernel=3']
     upsamplers = [None, *map(parse_upsampler, texts)]
-    planned = runs.plan(
+    planned = plan.plan(
         [SHAPES_DLU], [0, 1], tmp_path / 'work', small, upsamplers=upsamplers
     )
     stem = SHAPES_DLU.stem
@@ -165,7 +165,7 @@ def test_a_comparison_without_configs_of_ones_own(small, tmp_path):
     kernels = [r.cfg.model.neck.upsample_cfg.get('up_kernel') for r in planned[:4]]
     assert kernels == [None, None, None, 3]
     with pytest.raises(ValueError, match=f'config name {stem}-dlu is given twice'):
-        runs.plan([SHAPES_DLU], [0], tmp_path, small, upsamplers=[dict(type='dlu')] * 2)
+        plan.plan([SHAPES_DLU], [0], tmp_path, small, upsamplers=[dict(type='dlu')] * 2)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_comparison_without_configs_of_ones_own(small, tmp_path):
 )
 def test_detectors_of_the_zoo_are_planned(tmp_path, name):
     """Also where the neck is a list; their costs are those of the upsamplers."""
-    planned = runs.plan(
+    planned = plan.plan(
         [name], [0], tmp_path, upsamplers=[dict(type='nearest'), dict(type='dlu')]
     )
     assert [r.name for r in planned] == ['nearest', 'dlu']

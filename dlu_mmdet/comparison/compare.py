@@ -19,10 +19,13 @@ from ..config import prepare_data
 from ..engine import use_safe_loaders
 from ..utils.tables import printable, to_markdown
 from . import jobs as scheduling
-from . import report, runs
+from . import plan, report, summary
 from . import slurm as cluster
-from . import summary as comparison
+from .collect import evaluate_anew
+from .estimate import estimate
 from .inputs import check_inputs, fingerprint
+from .processes import FULL, Children
+from .runs import Launch, Run
 
 
 class Stopped(KeyboardInterrupt):
@@ -38,7 +41,7 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def stopped_by_signals(children: runs.Children) -> Iterator[None]:
+def stopped_by_signals(children: Children) -> Iterator[None]:
     """Raise :class:`Stopped` at a signal to end.
 
     A second signal kills the runs, a third one this process.
@@ -68,18 +71,18 @@ def hours(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def title(run: runs.Run) -> str:
+def title(run: Run) -> str:
     return f'{printable(run.name)} seed {run.seed}'
 
 
-def time_runs(planned: list[runs.Run], launch: runs.Launch, number: int) -> None:
+def time_runs(planned: list[Run], launch: Launch, number: int) -> None:
     """Print the runs, how long they should take here, and their commands."""
     estimates = {}
     total = 0.0
     for run in planned:
         if run.name not in estimates:
             print(f'timing {run.source} ...', flush=True)
-            estimates[run.name] = runs.estimate(run, '--amp' in launch.train_flags)
+            estimates[run.name] = estimate(run, '--amp' in launch.train_flags)
         took = estimates[run.name]
         if not run.is_over:
             total += sum(took.values())
@@ -94,7 +97,7 @@ def time_runs(planned: list[runs.Run], launch: runs.Launch, number: int) -> None
     # where there is no such thing its commands are shown only if it is asked for
     if torch.cuda.device_count() > 1 or launch.launcher == 'pytorch':
         example = planned[0]
-        one = runs.Launch('pytorch', number, launch.train_flags)
+        one = Launch('pytorch', number, launch.train_flags)
         # the last of several equal options counts
         whole = [a for a in sys.argv[1:] if a != '--dry-run']
         whole += ['--launcher', 'pytorch', '--processes', str(number)]
@@ -108,7 +111,7 @@ def time_runs(planned: list[runs.Run], launch: runs.Launch, number: int) -> None
 
 
 def dry_run_in_slurm(
-    planned: list[runs.Run], launch: runs.Launch, given: Mapping, jobs_at_a_time: int
+    planned: list[Run], launch: Launch, given: Mapping, jobs_at_a_time: int
 ) -> None:
     """Print the jobs that would be submitted."""
     to_do = 0
@@ -124,12 +127,12 @@ def dry_run_in_slurm(
 
 
 def start(
-    planned: list[runs.Run],
-    launch: runs.Launch,
+    planned: list[Run],
+    launch: Launch,
     launcher: str,
     jobs_at_a_time: int,
     slurm_options: Mapping[str, str],
-    children: runs.Children,
+    children: Children,
 ) -> Iterator[scheduling.Event]:
     """Check how the runs are to be run; they start when this is iterated over."""
     if launcher == 'slurm':
@@ -197,8 +200,8 @@ class ProgressLine:
 
 
 def run_all(
-    planned: list[runs.Run], events: Iterator[scheduling.Event], at_a_time: int
-) -> list[runs.Run]:
+    planned: list[Run], events: Iterator[scheduling.Event], at_a_time: int
+) -> list[Run]:
     """Say what happens to the runs; returns those that failed."""
     numbers = {run.work_dir: number for number, run in enumerate(planned, 1)}
     waiting = {run.work_dir for run in planned if not run.is_over}
@@ -243,7 +246,7 @@ def run_all(
 
 
 def report_all(
-    planned: list[runs.Run],
+    planned: list[Run],
     work_dir: str | Path,
     baseline: str | None,
     resamples: int,
@@ -274,7 +277,7 @@ def report_all(
         baseline = None
     print('comparing: timing necks, leaving out test images in turn', flush=True)
     progress = ProgressLine()
-    summary = comparison.summarise(
+    found = summary.summarise(
         planned,
         baseline,
         resamples,
@@ -282,22 +285,22 @@ def report_all(
             f'scored {done}/{total}', in_file=False
         ),
     )
-    comparison.save(summary, work_dir)
-    page = report.save(summary, work_dir)
-    best = summary['rows'][0]
-    head, *body = comparison.accuracy_table(summary)
+    summary.save(found, work_dir)
+    page = report.save(found, work_dir)
+    best = found['rows'][0]
+    head, *body = summary.accuracy_table(found)
     progress.clear()
     print(f'\n{to_markdown(head, body)}')
     name = printable(best['name'])
     print(f'\nbest AP: {name}, {best["AP"]:.3f} (mean over seeds)')
-    for sentence in comparison.divergences(summary):
+    for sentence in summary.divergences(found):
         print(sentence)
     print(f'costs, differences, pictures: {page} and comparison.md beside it')
     return True
 
 
 def report_again(
-    planned: list[runs.Run],
+    planned: list[Run],
     work_dir: str | Path,
     baseline: str | None,
     resamples: int,
@@ -306,7 +309,7 @@ def report_again(
     failed = False
     for run in planned:
         try:
-            if runs.evaluate_anew(run):
+            if evaluate_anew(run):
                 print(f'[{title(run)}] evaluated anew', flush=True)
         except RuntimeError as error:
             failed = True
@@ -319,7 +322,7 @@ def report_again(
     return int(not report_all(planned, work_dir, baseline, resamples) or failed)
 
 
-def check_baseline(planned: list[runs.Run], baseline: str | None) -> None:
+def check_baseline(planned: list[Run], baseline: str | None) -> None:
     names = list(dict.fromkeys(run.name for run in planned))
     if baseline and baseline not in names:
         raise ValueError(
@@ -359,7 +362,7 @@ def join(
             f'--work-dir {work_dir} holds a comparison of its own, whose report '
             f'would be lost; name another folder for that of --join'
         )
-    planned = runs.join(folders, trust)
+    planned = plan.join(folders, trust)
     check_baseline(planned, baseline)
     for sentence in check_inputs(planned):
         print(sentence, file=sys.stderr)
@@ -433,12 +436,12 @@ def compare(
     if slurm and not in_slurm:
         raise ValueError('--slurm is for jobs of --launcher slurm; give both, or none')
     flags = ['--amp'] * amp + ['--auto-scale-lr'] * auto_scale_lr
-    launch = runs.Launch(train_flags=tuple(flags))
+    launch = Launch(train_flags=tuple(flags))
     if launcher == 'pytorch' or (in_slurm and processes > 1):
-        launch = runs.Launch('pytorch', processes, tuple(flags))
+        launch = Launch('pytorch', processes, tuple(flags))
 
-    def work(children: runs.Children) -> int:
-        planned = runs.plan(
+    def work(children: Children) -> int:
+        planned = plan.plan(
             configs,
             seeds,
             work_dir,
@@ -468,9 +471,9 @@ def compare(
 
 
 def prepare(
-    planned: list[runs.Run],
+    planned: list[Run],
     work_dir: str | Path,
-    launch: runs.Launch,
+    launch: Launch,
     cfg_options: Mapping | None,
 ) -> None:
     """Check what the runs read, and try what can fail after a training before it."""
@@ -483,11 +486,11 @@ def prepare(
     for sentence in check_inputs(planned, now):
         print(sentence, file=sys.stderr)
     if left:
-        comparison.rehearse(planned)
-    runs.begin(work_dir, planned, launch, cfg_options)
+        summary.rehearse(planned)
+    plan.begin(work_dir, planned, launch, cfg_options)
 
 
-def interruptible(work: Callable[[runs.Children], int], in_slurm: bool) -> int:
+def interruptible(work: Callable[[Children], int], in_slurm: bool) -> int:
     """Do the work of a comparison; say how it goes on when it is stopped.
 
     Args:
@@ -498,7 +501,7 @@ def interruptible(work: Callable[[runs.Children], int], in_slurm: bool) -> int:
     Returns:
         int: That status, 128 and the number of the signal, or 1 on a full disk.
     """
-    children = runs.Children()
+    children = Children()
     try:
         with stopped_by_signals(children):
             return work(children)
@@ -512,7 +515,7 @@ def interruptible(work: Callable[[runs.Children], int], in_slurm: bool) -> int:
         )
         return 128 + number
     except OSError as error:
-        if error.errno not in runs.FULL:
+        if error.errno not in FULL:
             raise
         print(
             f'{error}\nno space left on the device; what is finished is kept: free '

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .runs import Children, Launch, Run, execute
+from .processes import Children, execute
+from .runs import Launch, Run
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .jobs import Event
-from .runs import PROGRESS, Launch, Run, execute, held, over
+from .processes import PROGRESS, execute, over
+from .runs import Launch, Run, held
 
 COMMANDS = ('sbatch', 'srun', 'squeue', 'scontrol')
 #: How a job ends that is no fault of its run: it goes on in another.

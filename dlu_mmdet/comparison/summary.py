@@ -40,8 +40,9 @@ from ..ops import library
 from ..upsamplers import split_file, upsampler_class
 from ..utils.tables import printable, to_json, to_markdown
 from ..utils.timing import interleaved, peak_memory
+from .collect import evaluate, results
 from .inputs import image_names, leaves
-from .runs import Run, divergence, evaluate, results, write
+from .runs import Run, divergence, write
 
 #: Box AP of R50 FPN 1x on COCO 2017 val, measured by others with these configs' data,
 #: backbone and schedule.

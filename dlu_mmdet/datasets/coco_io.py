@@ -27,7 +27,6 @@ with warnings.catch_warnings():
     # the forks tell whoever imports these that an optional metric is not installed
     warnings.simplefilter('ignore', UserWarning)
     from mmdet.evaluation.functional import recall
-    from mmdet.evaluation.metrics import coco_metric, lvis_metric, voc_metric
 
 # a file that takes longer to read than people wait without being told, in bytes
 _LARGE = 50e6
@@ -437,15 +436,6 @@ def eval_recalls(
     found = recall._recalls(ious, numbers, thresholds)
     recall.print_recall_summary(found, numbers, thresholds, logger=logger)
     return found
-
-
-# data sets of the users' own that derive from mmdet's have them too
-CocoDataset.COCOAPI = COCO
-coco_metric.COCO = COCO
-coco_metric.COCOeval = COCOeval
-coco_metric.COCOevalMP = COCOevalMP
-for _metric in (coco_metric, lvis_metric, voc_metric):
-    _metric.eval_recalls = eval_recalls
 
 
 def check_classes(

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import mmcv.transforms
-import mmengine.dataset
-
 
 def _raise_named(error: Exception, results: dict, transform: object) -> None:
     """Raise an error as one of the image."""
@@ -47,7 +44,7 @@ def apply(transform: Callable, results: dict) -> dict | None:
         _raise_named(error, results, transform)
 
 
-def _run(transforms: Sequence[Callable], results: dict) -> dict | None:
+def apply_all(transforms: Sequence[Callable], results: dict) -> dict | None:
     """Apply transforms one after the other, as both Compose classes do."""
     if isinstance(results, dict) and 'img_path' in results:
         # a pipeline without Resize leaves an image as large as it is
@@ -57,13 +54,3 @@ def _run(transforms: Sequence[Callable], results: dict) -> dict | None:
         if results is None:
             return None
     return results
-
-
-def name_images() -> None:
-    """Wrap the pipelines of mmengine's data sets and of mmcv, for the whole process.
-
-    Whatever a transform raises then says which file it could not take, and an image
-    that no transform resizes has the scale factor 1.
-    """
-    mmengine.dataset.Compose.__call__ = lambda self, data: _run(self.transforms, data)
-    mmcv.transforms.Compose.transform = lambda self, data: _run(self.transforms, data)

@@ -1,19 +1,12 @@
 """Running a config: runners, hooks, checkpoints and work directories."""
 
-from .checkpoint import (
-    CheckpointGuardHook,
-    check_checkpoint,
-    check_classes,
-    check_state_dict,
-    latest_checkpoint,
-    load_checkpoint,
-    load_detector,
-    load_detectors,
-    resume_latest,
-    use_safe_loaders,
-)
+from .apis import check_classes, load_detector, load_detectors
+from .checkpoint_guard import CheckpointGuardHook, check_state_dict
 from .hooks import Diverged, DivergenceHook, ResumeHook, read_divergence
+from .patches import use_safe_loaders
+from .resume import latest_checkpoint, resume_latest
 from .runner import build_runner, leave_together, lost_processes
+from .safe_loading import check_checkpoint, load_checkpoint
 from .work_dirs import check_unoccupied, next_commands
 
 __all__ = [

@@ -16,10 +16,9 @@ from mmengine.runner import Runner
 from ..config.param_groups import check_param_groups
 from ..config.schedule import check_lengths, fit_schedule
 from ..datasets import check_data, check_num_classes
-from ..datasets.transforms import name_images
-from .checkpoint import use_safe_loaders
 from .hooks import DivergenceHook, ResumeHook, TimeLeftHook
 from .loops import check_loops
+from .patches import name_images, use_safe_loaders
 
 # what gloo and NCCL say where the other end of a connection is gone
 _LOST = re.compile(
@@ -69,8 +68,8 @@ def build_runner(cfg: Config, mode: str) -> Runner:
     """Check what a config needs and build its runner.
 
     From here on this process loads checkpoints without running code
-    (:func:`~dlu_mmdet.engine.checkpoint.use_safe_loaders`), and errors of data
-    pipelines name the image (:func:`~dlu_mmdet.datasets.transforms.name_images`).
+    (:func:`~dlu_mmdet.engine.patches.use_safe_loaders`), and errors of data
+    pipelines name the image (:func:`~dlu_mmdet.engine.patches.name_images`).
     A training gets the hooks of :mod:`~dlu_mmdet.engine.hooks`.
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmengine
 from mmcv.ops import CARAFEPack as _CARAFEPack
 from torch import Tensor
 
@@ -75,9 +74,7 @@ class CARAFEPack(_CARAFEPack):
         )
 
 
-# force: under mmcv's own name, so that configs made for it run on a CPU too
-@mmengine.MODELS.register_module('carafe', force=True)
-class _AnyDeviceCARAFEPack(CARAFEPack):
+class AnyDeviceCARAFEPack(CARAFEPack):
     """mmcv's own operator on CUDA, this package's elsewhere."""
 
     def feature_reassemble(self, x: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,188 @@
+"""What a run leaves: losses, validations, detections, and how they match objects."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+
+from ..datasets.coco_io import COCO
+from ..engine import read_divergence
+from ..evaluation.jackknife import METRICS, Evaluation
+from ..necks import upsampler_cfg
+from ..utils.files import read_json
+from ..utils.tables import to_json
+from ..utils.torch_compat import load_pickle
+from .inputs import differing, fingerprint
+from .plan import box_evaluator, classes_of
+from .runs import Run, held, write
+
+
+def evaluate_anew(run: Run) -> bool:
+    """Evaluate a run that was tested and lacks its result or its matches.
+
+    Args:
+        run (Run): The run; nothing is trained, and no GPU is needed.
+
+    Returns:
+        bool: Whether there was anything to do.
+
+    Raises:
+        RuntimeError: If the predictions are damaged or could run code, the annotations
+            have changed, or another process works in the folder.
+    """
+    whole = run.result_file.exists() and run.matches_file.exists()
+    if whole or not run.predictions.exists():
+        return False
+    with held(run.work_dir):
+        inputs = run.inputs
+        now = fingerprint(run.cfg, ['test_evaluator'])
+        then = {key: (inputs or {}).get(key, value) for key, value in now.items()}
+        if lines := differing(then, now):
+            raise RuntimeError(
+                f'{run.predictions} was made for other annotations than those of '
+                f'today; put the former back. They differ in\n{lines}'
+            )
+        kept = {} if inputs is None else dict(inputs=inputs)
+        write(run.result_file, to_json({**collect_result(run), **kept}))
+    return True
+
+
+def _scalars(run: Run) -> Iterator[dict]:
+    """What mmengine logged while training and validating, over all starts."""
+    for file in sorted(run.work_dir.glob('*/vis_data/scalars.json')):
+        text = file.read_text(encoding='utf-8', errors='replace')
+        for line in text.splitlines():
+            # the line that a killed process was writing is cut off
+            with contextlib.suppress(json.JSONDecodeError):
+                entry = json.loads(line)
+                if isinstance(entry, dict):
+                    yield entry
+
+
+def _mask_metrics(run: Run) -> dict[str, float | None]:
+    """What the test found for masks: ``mask_AP`` and so on; empty without masks."""
+    keys = [f'coco/segm_mAP{end}' for end in ('', '_50', '_75', '_s', '_m', '_l')]
+    metrics = {}
+    for file in sorted(run.work_dir.glob('*/*.json')):
+        tested = read_json(file, (), 'remove it, the file of a test')
+        if keys[0] in tested:
+            values = [_ap(tested[key]) for key in keys]
+            metrics = {f'mask_{n}': v for n, v in zip(METRICS, values)}
+    return metrics
+
+
+def _read_predictions(path: Path, num_classes: int) -> list[dict]:
+    """What ``dlu_mmdet test --out`` wrote, as data: no code of the file runs."""
+    try:
+        with path.open('rb') as file:
+            samples = load_pickle(file)
+        if not isinstance(samples, list):
+            raise ValueError(f'it holds a {type(samples).__name__}')
+        for sample in samples:
+            found = sample['pred_instances']
+            boxes, scores, labels = (
+                found[key].numpy() for key in ('bboxes', 'scores', 'labels')
+            )
+            if boxes.shape != (len(labels), 4) or scores.shape != labels.shape:
+                raise ValueError(f'image {sample["img_id"]} lacks boxes or scores')
+            if len(labels) and not 0 <= labels.min() <= labels.max() < num_classes:
+                raise ValueError(f'image {sample["img_id"]} has other classes')
+    # whatever a file that mmdet does not write leads its readers to
+    except Exception as error:
+        raise RuntimeError(
+            f'{path} is cut off, or is no list of predictions and could run code '
+            f'({error}); remove it, and compare without --report-only tests anew'
+        ) from error
+    return samples
+
+
+def _ap(value: float) -> float | None:
+    """An AP of pycocotools, which is -1 where there is no object to find."""
+    return value if value >= 0 else None
+
+
+def collect_result(run: Run) -> dict:
+    """Gather what a run's processes left behind."""
+    training, validation = {}, {}
+    for entry in _scalars(run):
+        if 'loss' in entry:
+            training[entry['step']] = entry
+        elif 'coco/bbox_mAP' in entry:
+            validation[entry['step']] = _ap(entry['coco/bbox_mAP'])
+    steps = sorted(training)
+    times = [training[step]['time'] for step in steps]
+    found = dict(
+        config=run.source,
+        upsampler=run.name,
+        upsample_cfg=upsampler_cfg(run.cfg.model.neck),
+        seed=run.seed,
+        loss=[[step, training[step]['loss']] for step in steps],
+        validation=sorted(validation.items()),
+        checkpoint=str(run.checkpoint),
+    )
+    if diverged := read_divergence(run.work_dir):
+        return dict(found, diverged=diverged)
+    samples = _read_predictions(run.predictions, len(classes_of(run.cfg)))
+    evaluation = evaluate(run.cfg, samples)
+    buffer = io.BytesIO()
+    evaluation.save(buffer)
+    write(run.matches_file, buffer.getvalue())
+    return dict(
+        found,
+        **evaluation.score(),
+        counts=evaluation.counts(),
+        **_mask_metrics(run),
+        classes={
+            name: evaluation.category(k).score()
+            for k, name in enumerate(classes_of(run.cfg))
+        },
+        # an entry is the mean since the one before
+        training_seconds=float(np.dot(times, np.diff([0, *steps]))) if times else None,
+        # the median: the first iterations of a process warm up
+        seconds_per_iteration=float(np.median(times)) if times else None,
+    )
+
+
+def evaluate(cfg: Config, samples: Sequence[Mapping]) -> Evaluation:
+    """Match detections with pycocotools.
+
+    Args:
+        cfg (Config): Complete; its test evaluator names the annotations.
+        samples (Sequence[Mapping]): What ``dlu_mmdet test --out`` writes: ``img_id``
+            and ``pred_instances`` with ``bboxes`` (D, 4) x1 y1 x2 y2 in pixels,
+            ``scores`` (D,) and ``labels`` (D,).
+
+    Returns:
+        Evaluation: On all images of the annotations.
+    """
+    coco = COCO(box_evaluator(cfg)['ann_file'])
+    category_ids = coco.get_cat_ids(classes_of(cfg))
+    detections = []
+    for sample in samples:
+        found = sample['pred_instances']
+        boxes = found['bboxes'].numpy().astype(float)
+        boxes[:, 2:] -= boxes[:, :2]
+        detections += [
+            dict(
+                image_id=sample['img_id'],
+                category_id=category_ids[label],
+                bbox=box,
+                score=score,
+            )
+            for box, score, label in zip(
+                boxes.tolist(), found['scores'].tolist(), found['labels'].tolist()
+            )
+        ]
+    return Evaluation.from_coco(coco, detections, category_ids)
+
+
+def results(runs: Sequence[Run]) -> list[dict]:
+    """Results of the finished runs among these."""
+    # what a config is called depends on what it is compared with
+    return [dict(run.result, name=run.name) for run in runs if run.state == 'finished']

@@ -1,0 +1,162 @@
+"""Checkpoints that are not the model's own are refused."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import HOOKS
+from torch import nn
+
+from ..datasets.preflight import misplaced, sources
+
+
+def check_state_dict(
+    model: nn.Module, state_dict: Mapping, checkpoint: Mapping | None = None
+) -> None:
+    """Refuse a state_dict that is not the model's own.
+
+    Args:
+        model (nn.Module): The model that is to take the weights.
+        state_dict (Mapping): The weights, with or without ``module.`` in front.
+        checkpoint (Mapping, optional): What they came from, to say of an error.
+
+    Raises:
+        ValueError: If keys are missing, unexpected, or of another shape.
+    """
+    own = model.state_dict()
+    given = own_keys(state_dict)
+    problems = []
+    for title, keys in (
+        ('missing', [k for k in own if k not in given]),
+        ('unexpected', [k for k in given if k not in own]),
+        (
+            'of another shape',
+            [
+                f'{k} {tuple(given[k].shape)} instead of {tuple(own[k].shape)}'
+                for k in own
+                if k in given and own[k].shape != given[k].shape
+            ],
+        ),
+    ):
+        if keys:
+            shown = ', '.join(keys[:5]) + (', ...' if len(keys) > 5 else '')
+            problems.append(f'{len(keys)} {title}: {shown}')
+    if problems:
+        raise ValueError(
+            'the checkpoint is of another architecture than the '
+            f'config, use the config it was trained with{_trained_with(checkpoint)}; '
+            'keys ' + '; '.join(problems)
+        )
+
+
+def _trained_with(checkpoint: Mapping | None) -> str:
+    """The upsampler that a checkpoint says it was trained with."""
+    text = ((checkpoint or {}).get('meta') or {}).get('cfg')
+    # the neck's comes first: heads stand behind it
+    found = re.search(r"upsample_cfg=dict\([^()]*\btype=\s*'([^']+)'", str(text))
+    if not found:
+        return ''
+    name = found.group(1)
+    return (
+        f' (its upsampler is {name!r}: the config of that run, or --upsampler {name})'
+    )
+
+
+@HOOKS.register_module()
+class CheckpointGuardHook(Hook):
+    """Refuse to test or to resume from another architecture's checkpoint.
+
+    mmengine loads what fits and warns about the rest, which gives a low AP
+    instead of an error.
+    """
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Compare the keys before they are loaded."""
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        check_state_dict(model, checkpoint.get('state_dict', checkpoint), checkpoint)
+        _check_order(runner.cfg, checkpoint.get('meta') or {})
+        if runner.cfg.get('resume'):
+            _check_resumable(runner.cfg.load_from, checkpoint)
+            _keep_to_own_folder(runner, checkpoint)
+            _tell_kept_settings(runner, checkpoint)
+
+
+def _check_order(cfg: Config, meta: Mapping) -> None:
+    """See that the labels a checkpoint was trained with are those of the data."""
+    trained = [*map(str, (meta.get('dataset_meta') or {}).get('classes') or ())]
+    split = 'train' if cfg.get('resume') else 'test'
+    dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
+    for source in sources(dataset, f'{split}_dataloader.dataset'):
+        if found := misplaced(source.classes, trained):
+            name, own, expected = found
+            raise ValueError(
+                f'the checkpoint was trained with the class {name!r} in place '
+                f'{expected}, and {source.key} has it in place {own}, so detections '
+                f'would be of other classes; set its metainfo.classes to '
+                f'{tuple(trained)}'
+            )
+
+
+def _check_resumable(name: str, checkpoint: Mapping) -> None:
+    """Refuse to go on from weights alone."""
+    missing = [key for key in ('meta', 'message_hub') if not checkpoint.get(key)]
+    if missing:
+        raise ValueError(
+            f'--resume cannot go on from {name}, which has no {", ".join(missing)}; to '
+            f'begin with its weights give --cfg-options load_from={name}, without '
+            f'--resume'
+        )
+
+
+def _keep_to_own_folder(runner, checkpoint: Mapping) -> None:
+    """Let a resumed training remove no files but its own.
+
+    Where a checkpoint is better than the best before, mmengine removes that one, by a
+    path that it reads from the checkpoint: in a copied folder that of the original.
+    """
+    info = checkpoint['message_hub'].get('runtime_info') or {}
+    out_dir = next(
+        (h.out_dir for h in runner.hooks if isinstance(h, CheckpointHook)), None
+    )
+    folder = runner.work_dir
+    if out_dir:
+        folder = os.path.join(out_dir, os.path.basename(folder.rstrip(os.sep)))
+    for key in [key for key in info if key.startswith('best_ckpt')]:
+        name = os.path.basename(str(info[key]))
+        info[key] = os.path.join(folder, name) if name.startswith('best_') else None
+    ids = info.get('keep_ckpt_ids') or []
+    if not all(isinstance(number, int) for number in ids):
+        del info['keep_ckpt_ids']
+
+
+def _tell_kept_settings(runner, checkpoint: dict) -> None:
+    """Say which settings of the optimizer a resumed run takes from its checkpoint."""
+    optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
+    saved = checkpoint.get('optimizer') or {}
+    if optimizer is None or 'param_groups' not in saved:
+        return
+    kept = {}
+    for own, old in zip(optimizer.param_groups, saved['param_groups']):
+        for name in own.keys() & old.keys() - {'params', 'lr'}:
+            if own[name] != old[name]:
+                # a scheduler starts from initial_lr
+                kept[name.replace('initial_lr', 'lr')] = old[name], own[name]
+    if kept:
+        told = ', '.join(f'{k} {old}, not {own}' for k, (old, own) in kept.items())
+        runner.logger.warning(
+            f'--resume goes on with the optimizer of the checkpoint: {told}. To train '
+            f'on from its weights with new settings leave --resume out and give '
+            f'--cfg-options load_from=CHECKPOINT'
+        )
+
+
+def own_keys(state_dict: Mapping) -> dict:
+    """The weights without the ``module.`` that a wrapped model puts in front."""
+    return {k.removeprefix('module.'): v for k, v in state_dict.items()}

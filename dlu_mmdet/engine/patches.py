@@ -1,0 +1,83 @@
+"""Every change that this package makes to other packages, for the whole process.
+
+At import, since MMDetection's own tools need them for configs of this package
+(:func:`patch_at_import`):
+
+| what | why | may go when |
+|---|---|---|
+| `torch.load` with `weights_only` takes what mmengine stores | mmengine's message hub is in every checkpoint | mmengine allows its own types |
+| `CocoDataset` and `CocoMetric` read through :mod:`~dlu_mmdet.datasets.coco_io` | incomplete files train, and are scored, as they are written | mmdet completes annotations |
+| mmdet's metrics take one IoU threshold, and numpy 1.24 | `proposal_fast` fails without | mmdet mends `eval_recalls` |
+| mmengine's `carafe` runs on CPUs | mmcv has the operator for GPUs alone | mmcv has it for CPUs |
+| `dlu_mmdet::NAME` is a config | mmengine knows its own packages alone | mmengine reads entry points |
+| mmdet's `DetVisualizationHook` is the one of :mod:`~dlu_mmdet.visualization.detection_hook` | boxes lie on the image that was loaded | mmdet draws what its pipeline loaded |
+
+The last is registered with its class, since rooms import one way. In the commands, in
+:func:`~dlu_mmdet.engine.build_runner` and in ``load_detector``
+(:func:`use_safe_loaders`, :func:`name_images`):
+
+| what | why | may go when |
+|---|---|---|
+| checkpoints and pickles are loaded without running code | files from others | mmengine loads with `weights_only` |
+| errors of data pipelines name the image | mmcv's do not | mmcv's do |
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import mmcv.transforms
+import mmengine
+import mmengine.dataset
+from mmdet.datasets import CocoDataset, OpenImagesChallengeDataset
+from mmdet.evaluation.metrics import coco_metric, lvis_metric, voc_metric
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.fileio import register_handler
+from mmengine.runner import CheckpointLoader
+
+from ..datasets import coco_io
+from ..datasets.transforms import apply_all
+from ..necks import NECKS
+from ..upsamplers.carafe import AnyDeviceCARAFEPack
+from ..utils.torch_compat import allow_types
+from . import safe_loading
+
+
+def patch_at_import() -> None:
+    """What MMDetection's own tools need; see above."""
+    allow_types(safe_loading.SAFE_TYPES)
+    # data sets of the users' own that derive from mmdet's have them too
+    CocoDataset.COCOAPI = coco_io.COCO
+    coco_metric.COCO = coco_io.COCO
+    coco_metric.COCOeval = coco_io.COCOeval
+    coco_metric.COCOevalMP = coco_io.COCOevalMP
+    for metric in (coco_metric, lvis_metric, voc_metric):
+        metric.eval_recalls = coco_io.eval_recalls
+    # under mmcv's own name, so that configs made for it run on a CPU too
+    mmengine.MODELS.register_module('carafe', force=True, module=AnyDeviceCARAFEPack)
+    # by the name of a module, not of a distribution, mmengine finds the folder of an
+    # editable install too
+    MODULE2PACKAGE[NECKS.scope] = __name__.partition('.')[0]
+
+
+def use_safe_loaders() -> None:
+    """Let whatever this process loads through mmengine and mmdet run no code.
+
+    That is checkpoints, whatever their address, and the .pkl, .yaml and .np files
+    of data sets. An address that only a loader of the user's own knows is refused.
+    """
+    CheckpointLoader._get_checkpoint_loader = staticmethod(safe_loading.safe_loader)
+    register_handler(['pkl', 'pickle'])(safe_loading.SafePickles)
+    register_handler(['yaml', 'yml'])(safe_loading.SafeYAML)
+    OpenImagesChallengeDataset._get_relation_matrix = safe_loading.read_relations
+
+
+def name_images() -> None:
+    """Wrap the pipelines of mmengine's data sets and of mmcv.
+
+    Whatever a transform raises then says which file it could not take, and an image
+    that no transform resizes has the scale factor 1.
+    """
+    for owner, name in (
+        (mmengine.dataset.Compose, '__call__'),
+        (mmcv.transforms.Compose, 'transform'),
+    ):
+        setattr(owner, name, lambda self, data: apply_all(self.transforms, data))

@@ -52,6 +52,28 @@ def is_set(name: str) -> bool:
     return value == '1'
 
 
+def find_cuda(torch, force: bool) -> tuple:
+    """The CUDA toolkit for a torch and the folder of its libcudart; None where none is.
+
+    Raises:
+        RuntimeError: If there is none and ``force`` insists on it.
+    """
+    if torch and torch.version.cuda:
+        code = runpy.run_path(str(ROOT / 'dlu_mmdet' / 'cuda_toolkit.py'))
+        try:
+            return code['find_toolkit']()
+        except FileNotFoundError as error:
+            if force:
+                raise RuntimeError(f'FORCE_CUDA=1: {error}') from None
+            print(f'dlu_mmdet: operators for the CPU only: {error}', file=sys.stderr)
+    elif force:
+        raise RuntimeError(
+            'FORCE_CUDA=1 needs --no-build-isolation and a CUDA build of torch, got '
+            f'torch {torch and torch.__version__}'
+        )
+    return None, None
+
+
 def operators() -> dict:
     """Arguments of setup() that build the compiled operators.
 
@@ -70,22 +92,9 @@ def operators() -> dict:
         torch = cpp_extension = None
 
     force_cuda = is_set('FORCE_CUDA')
-    toolkit = None
-    if torch and torch.version.cuda:
-        code = runpy.run_path(str(ROOT / 'dlu_mmdet' / 'cuda_toolkit.py'))
-        try:
-            toolkit, cudart = code['find_toolkit']()
-        except FileNotFoundError as error:
-            if force_cuda:
-                raise RuntimeError(f'FORCE_CUDA=1: {error}') from None
-            print(f'dlu_mmdet: operators for the CPU only: {error}', file=sys.stderr)
-        else:
-            cpp_extension.CUDA_HOME = str(toolkit)
-    elif force_cuda:
-        raise RuntimeError(
-            'FORCE_CUDA=1 needs --no-build-isolation and a CUDA build of torch, got '
-            f'torch {torch and torch.__version__}'
-        )
+    toolkit, cudart = find_cuda(torch, force_cuda)
+    if toolkit:
+        cpp_extension.CUDA_HOME = str(toolkit)
 
     # torch's compiles several files at once
     class BuildExtension(cpp_extension.BuildExtension if torch else build_ext):

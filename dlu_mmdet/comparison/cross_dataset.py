@@ -49,22 +49,8 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
     files: dict[tuple[str, int], Path] = {}
     hashes: dict[Path, dict[str, str]] = {}
     for file in sorted(folder.rglob('*.json')):
-        try:
-            content = json.loads(file.read_text(encoding='utf-8'))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            if file.name == 'result.json' or b'\0' in file.read_bytes():
-                raise ValueError(
-                    f'{file} is damaged ({error}); copy it again, or remove it and '
-                    f'let compare.py --report-only make it anew'
-                ) from error
-            # mmengine's scalars.json has an object a line
-            continue
-        if not isinstance(content, dict) or not {'upsampler', 'seed'} <= {*content}:
-            continue
-        if divergence(content):
-            warnings.warn(f'{file} is of a run that diverged: left out', stacklevel=2)
-            continue
-        if 'AP' not in content:
+        content = _read_result(file)
+        if content is None:
             continue
         key = content['upsampler'], content['seed']
         if key in found:
@@ -72,16 +58,8 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
                 f'{files[key]} and {file} both hold {key[0]} with seed {key[1]}; keep '
                 f'the results of one data set and detector to a folder'
             )
-        data = data_hashes(content.get('inputs') or {})
-        for other, known in hashes.items():
-            # detectors may read other parts of it
-            common = sorted(data.keys() & known.keys())
-            if lines := differing(*({k: d[k] for k in common} for d in (known, data))):
-                raise ValueError(
-                    f'{other} and {file} are of other data; keep the results of one '
-                    f'data set to a folder. They differ in\n{lines}'
-                )
-        hashes[file] = data
+        hashes[file] = data_hashes(content.get('inputs') or {})
+        _refuse_other_data(file, hashes)
         found[key], files[key] = content, file
     if not found:
         raise FileNotFoundError(
@@ -89,6 +67,43 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
             f'and AP); name a folder of dlu_mmdet compare'
         )
     return found
+
+
+def _read_result(file: Path) -> dict | None:
+    """The result of a finished run; None if the file is something else.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        content = json.loads(file.read_text(encoding='utf-8'))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        if file.name == 'result.json' or b'\0' in file.read_bytes():
+            raise ValueError(
+                f'{file} is damaged ({error}); copy it again, or remove it and '
+                f'let dlu_mmdet compare --report-only make it anew'
+            ) from error
+        # mmengine's scalars.json has an object a line
+        return None
+    if not isinstance(content, dict) or not {'upsampler', 'seed'} <= {*content}:
+        return None
+    if divergence(content):
+        warnings.warn(f'{file} is of a run that diverged: left out', stacklevel=3)
+        return None
+    return content if 'AP' in content else None
+
+
+def _refuse_other_data(file: Path, hashes: Mapping[Path, dict[str, str]]) -> None:
+    """Refuse a result of other data than those that were read before it."""
+    for other, known in hashes.items():
+        # detectors may read other parts of it
+        common = sorted(hashes[file].keys() & known.keys())
+        both = ({key: each[key] for key in common} for each in (known, hashes[file]))
+        if lines := differing(*both):
+            raise ValueError(
+                f'{other} and {file} are of other data; keep the results of one '
+                f'data set to a folder. They differ in\n{lines}'
+            )
 
 
 def _cells(

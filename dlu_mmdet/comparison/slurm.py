@@ -264,15 +264,7 @@ def run_in_slurm(
     active: list[_Queued] = []
     waiting: deque[Run] = deque()
     with held(root):
-        listed = queued()
-        for run in planned:
-            if run.is_over:
-                yield Event(run, over(run))
-                yield Event(run, over=True)
-            elif job_name(run) in listed:
-                active.append(_Queued(run, listed[job_name(run)][0], run.checkpoint))
-            else:
-                waiting.append(run)
+        yield from _find_again(planned, active, waiting)
         silent = 0
         while active or waiting:
             while waiting and len(active) < at_a_time:
@@ -292,26 +284,44 @@ def run_in_slurm(
                 continue
             for each in list(active):
                 yield from _look(each, listed)
-                if each.run.is_over:
-                    active.remove(each)
-                    if each.run.state == 'diverged':
-                        yield Event(each.run, over(each.run))
-                    yield Event(each.run, over=True)
-                    continue
-                if each.missed < 2:
+                if not each.run.is_over and each.missed < 2:
                     continue
                 active.remove(each)
-                state, moved = ended_as(each.number), each.run.checkpoint != each.began
-                if state in INTERRUPTED and moved:
-                    yield Event(each.run, f'job {each.number} ended as {state}')
+                events, again = _end(each)
+                yield from events
+                if again:
                     waiting.appendleft(each.run)
-                    continue
-                error = RuntimeError(
-                    f'job {each.number} ended as {state}, and the run is '
-                    f'{each.run.state}; the same command submits it again; '
-                    + _end_of_log(each.run, each.number)
-                )
-                yield Event(each.run, error=error, over=True)
+
+
+def _find_again(
+    planned: Sequence[Run], active: list[_Queued], waiting: deque[Run]
+) -> Iterator[Event]:
+    """Which runs are over, in the queue or to be submitted."""
+    listed = queued()
+    for run in planned:
+        if run.is_over:
+            yield Event(run, over(run))
+            yield Event(run, over=True)
+        elif job_name(run) in listed:
+            active.append(_Queued(run, listed[job_name(run)][0], run.checkpoint))
+        else:
+            waiting.append(run)
+
+
+def _end(job: _Queued) -> tuple[list[Event], bool]:
+    """What to say of a job that has left the queue, and whether it is put back."""
+    run = job.run
+    if run.is_over:
+        said = [Event(run, over(run))] if run.state == 'diverged' else []
+        return [*said, Event(run, over=True)], False
+    state = ended_as(job.number)
+    if state in INTERRUPTED and run.checkpoint != job.began:
+        return [Event(run, f'job {job.number} ended as {state}')], True
+    error = RuntimeError(
+        f'job {job.number} ended as {state}, and the run is {run.state}; the same '
+        f'command submits it again; {_end_of_log(run, job.number)}'
+    )
+    return [Event(run, error=error, over=True)], False
 
 
 def _look(job: _Queued, listed: Mapping[str, tuple[str, str]]) -> Iterator[Event]:

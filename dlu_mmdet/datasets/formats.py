@@ -221,6 +221,11 @@ def _other_advice(root: Path, files: list[Path]) -> str:
     names = {p.name for p in files}
     if {'samples.json', 'metadata.json'} <= names:
         return f'has {_JSON_KINDS[-2][1].replace("a file", "files")}'
+    return _json_advice(root, files) or _image_advice(root, files, suffixes)
+
+
+def _json_advice(root: Path, files: list[Path]) -> str:
+    """What to do with a JSON file of another kind, or where nobody looks."""
     for path in _first(files, '.json'):
         # where --data looks for files
         if len(path.relative_to(root).parts) > 2 and looks_like_coco(path):
@@ -228,6 +233,11 @@ def _other_advice(root: Path, files: list[Path]) -> str:
             return f'has a COCO file in a folder of it; name that: --data {folder}'
         if kind := json_kind(path):
             return f'has {path.relative_to(root).as_posix()}, {kind}'
+    return ''
+
+
+def _image_advice(root: Path, files: list[Path], suffixes: Counter) -> str:
+    """What to do with images alone, or an archive."""
     images = sum(suffixes[suffix] for suffix in IMAGES)
     if images and not suffixes['.json']:
         if {p.relative_to(root).parts[0] for p in files} == {'data'}:

@@ -240,17 +240,7 @@ def check_data(
     # what is trained will be tested, and a test needs no training data
     options = elsewhere(cfg) if 'train' in splits else elsewhere(cfg, splits=splits)
     for source in [source for each in found.values() for source in each]:
-        if 'CLASSES' in (source.cfg.get('metainfo') or ()):
-            raise ValueError(
-                f"{source.key}.metainfo.CLASSES is MMDetection 2's spelling, which "
-                f'nothing reads; call it classes'
-            )
-        for key, path in source.files.items():
-            if not osp.exists(path):
-                raise FileNotFoundError(
-                    f'{source.key}: {path} ({key}) does not exist; '
-                    f'{_how_to_get(source, options, scored)}'
-                )
+        _check_files(source, options, scored)
     _check_order([source for each in found.values() for source in each])
     contents: dict[str, dict] = {}
 
@@ -260,28 +250,54 @@ def check_data(
             contents[path] = annotations.read(path)
         return contents[path]
 
-    checked = set()
+    checked: set[tuple] = set()
     uses = Counter()
     for split, each in found.items():
         metric = None
         if split != 'train' and scored:
             metric, files = _check_evaluators(cfg, split, each, read, options)
             uses.update(files)
-        for source in each:
-            if split != 'train':
-                _check_meta_keys(source)
-            if not source.is_coco:
-                continue
-            content = read(source.ann_file)
-            uses[osp.realpath(source.ann_file)] += 1
-            # two splits of one file are told once
-            identity = (str(source.files), tuple(source.classes), split == 'train')
-            if identity not in checked:
-                checked.add(identity)
-                _check_source(source, content, split, metric, len(each) > 1)
+        uses.update(_check_split(split, each, metric, read, checked))
     if hold:
         for path, content in contents.items():
             annotations.keep(path, content, uses[path])
+
+
+def _check_split(
+    split: str,
+    each: Sequence[Source],
+    metric: str | None,
+    read: Callable[[str], dict],
+    checked: set[tuple],
+) -> Iterator[str]:
+    """Check the data sets of a split; yields the annotation files that they read."""
+    for source in each:
+        if split != 'train':
+            _check_meta_keys(source)
+        if not source.is_coco:
+            continue
+        content = read(source.ann_file)
+        yield osp.realpath(source.ann_file)
+        # two splits of one file are reported once
+        identity = (str(source.files), tuple(source.classes), split == 'train')
+        if identity not in checked:
+            checked.add(identity)
+            _check_source(source, content, split, metric, len(each) > 1)
+
+
+def _check_files(source: Source, options: str, has_flag: bool) -> None:
+    """Check that the files of a data set exist; see :func:`_how_to_get`."""
+    if 'CLASSES' in (source.cfg.get('metainfo') or ()):
+        raise ValueError(
+            f"{source.key}.metainfo.CLASSES is MMDetection 2's spelling, which "
+            f'nothing reads; call it classes'
+        )
+    for key, path in source.files.items():
+        if not osp.exists(path):
+            raise FileNotFoundError(
+                f'{source.key}: {path} ({key}) does not exist; '
+                f'{_how_to_get(source, options, has_flag)}'
+            )
 
 
 def misplaced(
@@ -528,22 +544,15 @@ def _check_coco_metric(key: str, evaluator: dict) -> list[str]:
     def refuse(name: str, reason: str) -> None:
         raise ValueError(f'{key}.{name}={evaluator.get(name)!r}: {reason}')
 
-    metrics = evaluator.get('metric', 'bbox')
-    metrics = [metrics] if isinstance(metrics, str) else metrics
-    known = isinstance(metrics, list) and all(m in _METRICS for m in metrics)
-    if not known or not metrics:
+    metrics = _metrics_of(evaluator)
+    if not metrics:
         refuse('metric', f'it must be one, or a list, of {", ".join(_METRICS)}')
     items = evaluator.get('metric_items')
     if items is not None and not all(item in _AP + _AR for item in items):
         refuse('metric_items', f'it must be a list of {", ".join(_AP + _AR)}')
     numbers = [*evaluator.get('proposal_nums', (100, 300, 1000))]
-    names = []
-    for metric in metrics:
-        if metric == 'proposal_fast':
-            names += [f'AR@{number}' for number in numbers]
-            continue
-        own = (_AR if metric == 'proposal' else _AP) if items is None else items
-        names += [n if metric == 'proposal' else f'{metric}_{n}' for n in own]
+    for metric in (m for m in metrics if m != 'proposal_fast'):
+        own = _reported_items(metric, items)
         # pycocotools reads three numbers, and its AP is of 100 detections an image
         usable = len(numbers) > 2 and 100 in numbers
         if not usable and not evaluator.get('use_mp_eval'):
@@ -554,20 +563,54 @@ def _check_coco_metric(key: str, evaluator: dict) -> list[str]:
                 f'{", ".join(_AR)} are of (100, 300, 1000); leave them out of '
                 f'metric_items, or take these numbers',
             )
-    if evaluator.get('iou_thrs') is not None:
-        try:
-            thresholds = np.array(evaluator['iou_thrs'], dtype=float, ndmin=1)
-        except (TypeError, ValueError):
-            thresholds = np.zeros(1)
-        if not thresholds.size or ((thresholds <= 0) | (thresholds > 1)).any():
-            refuse('iou_thrs', 'it must be a number above 0 and up to 1, or a list')
-        if evaluator.get('classwise') and thresholds[0:6:5].tolist() != [0.5, 0.75]:
-            refuse(
-                'iou_thrs',
-                'the table of classwise=True has AP at 0.5 and at 0.75 from places 0 '
-                'and 5; leave out one of the two settings',
-            )
-    return [] if evaluator.get('format_only') else names
+    if reason := _thresholds_problem(evaluator):
+        refuse('iou_thrs', reason)
+    if evaluator.get('format_only'):
+        return []
+    return [n for m in metrics for n in _reported_names(m, items, numbers)]
+
+
+def _reported_names(
+    metric: str, items: Sequence[str] | None, numbers: Sequence[int]
+) -> list[str]:
+    """What a CocoMetric calls what it reports of a metric."""
+    if metric == 'proposal_fast':
+        return [f'AR@{number}' for number in numbers]
+    prefix = '' if metric == 'proposal' else f'{metric}_'
+    return [f'{prefix}{name}' for name in _reported_items(metric, items)]
+
+
+def _metrics_of(evaluator: dict) -> list[str]:
+    """The metrics of a CocoMetric; empty if one is unknown."""
+    metrics = evaluator.get('metric', 'bbox')
+    metrics = [metrics] if isinstance(metrics, str) else metrics
+    known = isinstance(metrics, list) and all(m in _METRICS for m in metrics)
+    return metrics if known else []
+
+
+def _reported_items(metric: str, items: Sequence[str] | None) -> Sequence[str]:
+    """What a CocoMetric reports of a metric: ``metric_items``, or all there is."""
+    if items is not None:
+        return items
+    return _AR if metric == 'proposal' else _AP
+
+
+def _thresholds_problem(evaluator: dict) -> str:
+    """What is wrong with ``iou_thrs`` of a CocoMetric; empty if nothing."""
+    if evaluator.get('iou_thrs') is None:
+        return ''
+    try:
+        thresholds = np.array(evaluator['iou_thrs'], dtype=float, ndmin=1)
+    except (TypeError, ValueError):
+        thresholds = np.zeros(1)
+    if not thresholds.size or ((thresholds <= 0) | (thresholds > 1)).any():
+        return 'it must be a number above 0 and up to 1, or a list'
+    if evaluator.get('classwise') and thresholds[0:6:5].tolist() != [0.5, 0.75]:
+        return (
+            'the table of classwise=True has AP at 0.5 and at 0.75 from places 0 '
+            'and 5; leave out one of the two settings'
+        )
+    return ''
 
 
 def _check_voc_metric(key: str, evaluator: dict, each: list[Source]) -> None:

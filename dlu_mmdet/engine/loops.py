@@ -254,41 +254,59 @@ def _idle_hooks(runner: Runner) -> Iterator[str]:
                 f'interval is not used'
             )
     for hook in runner.hooks:
-        name = type(hook).__name__
-        if isinstance(hook, CheckpointHook):
-            ends = loop.max_epochs if hook.by_epoch else loop.max_iters
-            first = hook.save_begin or hook.interval
-            if not hook.save_last and (hook.interval < 1 or first > ends):
-                yield (
-                    f'default_hooks.checkpoint saves no checkpoint: it has '
-                    f'interval={hook.interval}, save_begin={hook.save_begin} and '
-                    f'save_last=False, and the training ends after '
-                    f'{"epoch" if hook.by_epoch else "iteration"} {ends}; set '
-                    f'save_last=True'
-                )
-        elif isinstance(hook, EMAHook):
-            for key, ends in (
-                ('begin_epoch', loop.max_epochs),
-                ('begin_iter', loop.max_iters),
-            ):
-                begin = getattr(hook, key)
-                if begin > ends:
-                    raise ValueError(
-                        f'{name} has {key}={begin}, and the training ends after '
-                        f'{ends}, so it averages no weights; set an earlier one'
-                    )
-        elif isinstance(hook, PipelineSwitchHook):
-            if hook.switch_epoch >= loop.max_epochs:
-                yield (
-                    f'{name} has switch_epoch={hook.switch_epoch}, and the training '
-                    f'ends after epoch {loop.max_epochs}, so the pipeline is never '
-                    f'switched; set an earlier one'
-                )
-        elif isinstance(hook, YOLOXModeSwitchHook):
-            if hook.num_last_epochs + 1 >= loop.max_epochs:
-                yield (
-                    f'{name} has num_last_epochs={hook.num_last_epochs}, and the '
-                    f'training ends after epoch {loop.max_epochs}, so mosaic and mixup '
-                    f'are off from the first epoch; set a smaller number, or train for '
-                    f'longer'
-                )
+        for kind, find in _HOOK_PROBLEMS.items():
+            if isinstance(hook, kind) and (problem := find(hook, loop)):
+                yield problem
+
+
+def _saves_nothing(hook: CheckpointHook, loop: BaseLoop) -> str:
+    ends = loop.max_epochs if hook.by_epoch else loop.max_iters
+    first = hook.save_begin or hook.interval
+    if hook.save_last or (hook.interval >= 1 and first <= ends):
+        return ''
+    return (
+        f'default_hooks.checkpoint saves no checkpoint: it has '
+        f'interval={hook.interval}, save_begin={hook.save_begin} and '
+        f'save_last=False, and the training ends after '
+        f'{"epoch" if hook.by_epoch else "iteration"} {ends}; set save_last=True'
+    )
+
+
+def _averages_nothing(hook: EMAHook, loop: BaseLoop) -> str:
+    for key, ends in (('begin_epoch', loop.max_epochs), ('begin_iter', loop.max_iters)):
+        begin = getattr(hook, key)
+        if begin > ends:
+            raise ValueError(
+                f'{type(hook).__name__} has {key}={begin}, and the training ends after '
+                f'{ends}, so it averages no weights; set an earlier one'
+            )
+    return ''
+
+
+def _never_switches(hook: PipelineSwitchHook, loop: BaseLoop) -> str:
+    if hook.switch_epoch < loop.max_epochs:
+        return ''
+    return (
+        f'{type(hook).__name__} has switch_epoch={hook.switch_epoch}, and the training '
+        f'ends after epoch {loop.max_epochs}, so the pipeline is never switched; set '
+        f'an earlier one'
+    )
+
+
+def _never_mixes(hook: YOLOXModeSwitchHook, loop: BaseLoop) -> str:
+    if hook.num_last_epochs + 1 < loop.max_epochs:
+        return ''
+    return (
+        f'{type(hook).__name__} has num_last_epochs={hook.num_last_epochs}, and the '
+        f'training ends after epoch {loop.max_epochs}, so mosaic and mixup are off '
+        f'from the first epoch; set a smaller number, or train for longer'
+    )
+
+
+# what a hook would not do in a training as short as a loop's; empty if it would
+_HOOK_PROBLEMS = {
+    CheckpointHook: _saves_nothing,
+    EMAHook: _averages_nothing,
+    PipelineSwitchHook: _never_switches,
+    YOLOXModeSwitchHook: _never_mixes,
+}

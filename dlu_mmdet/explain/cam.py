@@ -94,9 +94,7 @@ class LayerScore:
         """Run once; keep what finished before the layer. Returns F and S."""
         outputs = []  # of the layer
         maps = {}  # names of the layers that return feature maps, in order
-        # a neck that counts its interpolations runs all of them, or none
-        counting = (m for m in module.modules() if isinstance(m, AnyNeckMixin))
-        unusable = {part for m in counting for part in m.modules() if part is not m}
+        unusable = _parts_of_counting_necks(module)
 
         def after(name: str, child: nn.Module, output: object) -> None:
             if _is_feature_map(output):
@@ -124,26 +122,40 @@ class LayerScore:
                 stack.callback(handle.remove)
             score = self._run(1)
 
-        parts = [name for name in maps if name.startswith(f'{layer}.')]
-        parts = sorted(parts, key=lambda name: name.count('.'))[:8]
-        hint = (
-            f'name one of its parts: {", ".join(parts)}'
-            if parts
-            else (f'name another layer, such as {", ".join(list(maps)[-8:])}')
-        )
-        if len(outputs) != 1:
-            raise ValueError(
-                f'layer {layer!r} runs {len(outputs)} times for this score, it must '
-                f'run once; {hint}'
-            )
-        if not _is_feature_map(outputs[0]):
-            raise ValueError(
-                f'layer {layer!r} returns {_describe(outputs[0])}, not a feature map '
-                f'(1, K, H, W); {hint}'
-            )
+        _check_layer(layer, outputs, list(maps))
         for child in unusable:
             self._finished.pop(child, None)
         return outputs[0], score
+
+
+def _parts_of_counting_necks(module: nn.Module) -> set[nn.Module]:
+    """A neck that counts its interpolations runs all of them, or none."""
+    counting = (m for m in module.modules() if isinstance(m, AnyNeckMixin))
+    return {part for m in counting for part in m.modules() if part is not m}
+
+
+def _check_layer(layer: str, outputs: Sequence, maps: Sequence[str]) -> None:
+    """Refuse a layer that runs more than once, or gives no feature map."""
+    hint = _other_layers(layer, maps)
+    if len(outputs) != 1:
+        raise ValueError(
+            f'layer {layer!r} runs {len(outputs)} times for this score, it must '
+            f'run once; {hint}'
+        )
+    if not _is_feature_map(outputs[0]):
+        raise ValueError(
+            f'layer {layer!r} returns {_describe(outputs[0])}, not a feature map '
+            f'(1, K, H, W); {hint}'
+        )
+
+
+def _other_layers(layer: str, maps: Sequence[str]) -> str:
+    """Which layer to name in the place of one that cannot be explained."""
+    parts = [name for name in maps if name.startswith(f'{layer}.')]
+    parts = sorted(parts, key=lambda name: name.count('.'))[:8]
+    if parts:
+        return f'name one of its parts: {", ".join(parts)}'
+    return f'name another layer, such as {", ".join(maps[-8:])}'
 
 
 @dataclass(frozen=True)

@@ -602,6 +602,21 @@ def cells(values: np.ndarray, second: str, digits: int) -> list[str]:
     return [f'{value:.{digits}f}' for value in found] + ['–'] * (2 - len(found))
 
 
+def _average(
+    key: tuple[str, str], rows: Sequence[dict], columns: Sequence[tuple[str, str]]
+) -> list[str]:
+    """The line of an upsampler and a method in the table."""
+    group = [row for row in rows if (row['upsampler'], row['method']) == key]
+    line = [*key, str(len(group))]
+    for name, second in columns:
+        values = np.array([row[name] for row in group if name in row])
+        if name == 'energy in box':
+            line.append(str(len(values)))
+        # small objects have small shares
+        line += cells(values, second, 4 if name.startswith('energy') else 3)
+    return line
+
+
 def print_table(
     rows: Sequence[dict], measures: Sequence[str], out: str | Path | None
 ) -> None:
@@ -626,17 +641,8 @@ def print_table(
             second = 'median' if measure == 'axioms' else 's.e.'
             head += [name, f'{second} {name}']
             columns.append((name, second))
-    body = []
-    for key in dict.fromkeys((row['upsampler'], row['method']) for row in rows):
-        group = [row for row in rows if (row['upsampler'], row['method']) == key]
-        line = [*key, str(len(group))]
-        for name, second in columns:
-            values = np.array([row[name] for row in group if name in row])
-            if name == 'energy in box':
-                line.append(str(len(values)))
-            # small objects have small shares
-            line += cells(values, second, 4 if name.startswith('energy') else 3)
-        body.append(line)
+    keys = dict.fromkeys((row['upsampler'], row['method']) for row in rows)
+    body = [_average(key, rows, columns) for key in keys]
     table = to_markdown(head, body, texts=2)
     print(table)
     if out is None:

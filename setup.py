@@ -4,18 +4,13 @@ import shutil
 import sys
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 # what MMDetection's packages carry along in a folder .mim, for names as mmdet::...
 CARRIED = ('configs', 'tools', 'model-index.yml')
-
-
-def requirements(name: str) -> list[str]:
-    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
-    return [line for line in lines if line and not line.startswith('#')]
 
 
 class BuildWithConfigs(build_py):
@@ -166,19 +161,4 @@ def operators() -> dict:
 
 arguments = dict(cmdclass=dict(build_py=BuildWithConfigs))
 arguments.update(operators())
-setup(
-    name='dlu_mmdet',
-    version='0.1.0',
-    description='Dynamic Lightweight Upsampling for MMDetection 3.x',
-    license='Apache-2.0',
-    packages=find_packages(include=['dlu_mmdet', 'dlu_mmdet.*']),
-    python_requires='>=3.9',
-    # the two stacks overwrite each other's files, so neither is required here
-    install_requires=['torch>=2.1'],
-    extras_require={
-        name: requirements(name)
-        for name in ('onedl', 'openmmlab', 'convert', 'export', 'slurm', 'test')
-    },
-    entry_points=dict(console_scripts=['dlu_mmdet = dlu_mmdet.cli:main']),
-    **arguments,
-)
+setup(**arguments)

@@ -561,7 +561,7 @@ def test_dry_run_prints_and_leaves_nothing(options, tmp_path, capsys):
 
 def test_dry_run_offers_what_the_machine_has(options, tmp_path, capsys, monkeypatch):
     """Else somebody on two cores is told of eight GPUs."""
-    monkeypatch.setattr(runs, 'estimate', lambda *_: dict(train=60.0, test=1.0))
+    monkeypatch.setattr(execute, 'estimate', lambda *_: dict(train=60.0, test=1.0))
     command = [SHAPES_DLU, '--work-dir', tmp_path / 'work', '--dry-run']
     for gpus in (0, 2):
         monkeypatch.setattr(torch.cuda, 'device_count', lambda gpus=gpus: gpus)
@@ -938,7 +938,7 @@ def elsewhere(compared, tmp_path):
 def test_report_only(compared, elsewhere, capsys, monkeypatch):
     """From a copied folder; what was removed of a run is made from its predictions."""
     folder, command = elsewhere
-    monkeypatch.setattr(runs, '_follow', None)  # no process is started
+    monkeypatch.setattr(processes, '_follow', None)  # no process is started
     for name in ('result.json', 'matches.npz'):
         next(folder.glob(f'*nearest*/seed0/{name}')).unlink()
     assert compare(*command, '--report-only') == 0
@@ -981,8 +981,8 @@ def split(folder, tmp_path, *stems):
     for stem in stems:
         part = tmp_path / f'part{len(parts)}'
         shutil.copytree(folder / stem, part / stem)
-        plan = json.loads((folder / 'plan.json').read_text())
-        (part / 'plan.json').write_text(json.dumps({**plan, 'configs': [stem]}))
+        noted = json.loads((folder / 'plan.json').read_text())
+        (part / 'plan.json').write_text(json.dumps({**noted, 'configs': [stem]}))
         parts.append(part)
     return parts
 
@@ -1010,8 +1010,8 @@ def test_join(compared, tmp_path):
     result = json.loads((stem / 'seed0' / 'result.json').read_text())
     (stem / 'seed0' / 'result.json').write_text(json.dumps({**result, 'seed': 1}))
     (stem / 'seed0').rename(stem / 'seed1')
-    plan = json.loads((other / 'plan.json').read_text())
-    (other / 'plan.json').write_text(json.dumps({**plan, 'seeds': [1]}))
+    noted = json.loads((other / 'plan.json').read_text())
+    (other / 'plan.json').write_text(json.dumps({**noted, 'seeds': [1]}))
     names = [(r.name, r.seed) for r in plan.join([*parts, other])]
     assert names == [('dlu', 0), ('nearest', 0), ('dlu', 1)]
     # the same settings, else the two are not one
@@ -1085,14 +1085,14 @@ def test_damaged_files_of_a_comparison(elsewhere):
     """After a power cut: a sentence that names the file, and what to do."""
     folder, command = elsewhere
     run = next(folder.glob('*nearest*/seed0'))
-    plan, result, config = (
+    noted, result, config = (
         folder / 'plan.json',
         run / 'result.json',
         run.with_suffix('.py'),
     )
     matches = run / 'matches.npz'
     errors = {
-        plan: r'plan\.json is damaged .*write \{"configs": \["faster-.*"seeds": \[0\]',
+        noted: r'plan\.json is damaged .*write \{"configs": \["faster-.*"seeds": \[0\]',
         result: r'result\.json is damaged .*remove it',
         matches: r'matches\.npz is damaged.*remove it',
         config: r'seed0\.py (is damaged|cannot be read as data)',

@@ -100,11 +100,12 @@ NVCC = {
 @pytest.fixture
 def sources(tmp_path):
     """A checkout with one short source for each device, and a toolkit."""
-    shutil.copy(ROOT / 'setup.py', tmp_path)
+    for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
+        shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / 'requirements', tmp_path / 'requirements')
     for folder in ('csrc/cpu', 'csrc/cuda', 'dlu_mmdet'):
         (tmp_path / folder).mkdir(parents=True)
-    (tmp_path / 'dlu_mmdet' / '__init__.py').touch()
+    (tmp_path / 'dlu_mmdet' / '__init__.py').write_text("__version__ = '0'\n")
     shutil.copy(ROOT / 'dlu_mmdet' / 'cuda_toolkit.py', tmp_path / 'dlu_mmdet')
     (tmp_path / 'csrc' / 'cpu' / 'x.cpp').write_text('int one() { return 1; }\n')
     (tmp_path / 'csrc' / 'cuda' / 'x.cu').write_text('int two() { return 2; }\n')

@@ -158,7 +158,7 @@ def test_the_demo_on_real_images(name):
     command = ['make', '--dry-run', 'demo', f'DATA={name}']
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     assert f'-m dlu_mmdet.datasets.make_real {name}\n' in printed
-    config = re.search(r'compare\.py (\S+)', printed).group(1)
+    config = re.search(r'compare (\S+)', printed).group(1)
     cfg = Config.fromfile(ROOT / config)
     assert cfg.train_dataloader.dataset.data_root == f'data/{name}/'
     assert tuple(cfg.test_dataloader.dataset.metainfo.classes) == SETS[name].classes

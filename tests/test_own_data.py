@@ -7,9 +7,14 @@ import pytest
 from conftest import CONFIGS, ROOT, run
 from mmengine.runner import Runner
 
-from dlu_mmdet import engine
 from dlu_mmdet.comparison import plan
-from dlu_mmdet.config import fit_schedule, merge_options, read_config, set_data
+from dlu_mmdet.config import (
+    fit_schedule,
+    merge_options,
+    read_config,
+    set_data,
+)
+from dlu_mmdet.config import schedule as fitting
 from dlu_mmdet.datasets import check_data
 from dlu_mmdet.datasets.shapes import CLASSES
 
@@ -162,7 +167,7 @@ def schedule(cfg, tmp_path):
 )
 def test_the_training_follows_the_images(monkeypatch, images, iterations):
     """Else 20 images train for 16 iterations, of which 50 are warm-up: AP 0.000."""
-    monkeypatch.setattr(engine.schedule, '_count_images', lambda _: images)
+    monkeypatch.setattr(fitting, '_count_images', lambda _: images)
     cfg = read_config(OWN)
     assert f'{images} training images: trains for {iterations}' in fit_schedule(cfg)
     assert cfg.train_cfg.max_iters == iterations

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, SHAPES_DLU, as_arguments, run
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope, init_default_scope
 
 from dlu_mmdet.comparison import plan
 from dlu_mmdet.comparison import summary as comparison
@@ -221,3 +221,11 @@ def test_the_apis_of_mmdet_take_what_a_run_left(tmp_path):
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert ended.stdout.split()[-2:] == ['DLUPack', 'DLUPack']
+
+
+def test_in_mmengines_own_scope():
+    """A runner without default_scope leaves it; its registry has none of mmdet's."""
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        cfg = read_config(SHAPES_DLU)
+        set_upsampler(cfg, dict(type='carafe'))
+    assert cfg.model.neck.upsample_cfg.type == 'carafe'

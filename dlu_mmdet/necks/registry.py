@@ -43,7 +43,8 @@ class NeckRegistry(Registry):
             return MODELS.get(key)
         with MODELS.switch_scope_and_registry(None) as registry:
             registry = MODELS if registry is self else registry
-            cls = registry.get(name)
+            # the scope may be mmengine's, whose registry has none of mmdet's
+            cls = registry.get(name) or MODELS.get(name)
             names = {*registry.module_dict, *MODELS.module_dict}
         if inspect.isclass(cls) and issubclass(cls, nn.Module):
             return with_places(OURS.get(cls, cls))

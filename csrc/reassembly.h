@@ -22,9 +22,9 @@ namespace dlu_mmdet {
 // Where one coordinate falls on an axis of `size` pixels.
 template <typename A>
 struct Axis {
-  int64_t lower;  // lower neighbour
-  int64_t step;   // to the upper neighbour: 1, or 0 at the last pixel
-  A weight;       // of the upper neighbour; NaN for a non-finite position
+  int64_t lower;  // lower neighbor
+  int64_t step;   // to the upper neighbor: 1, or 0 at the last pixel
+  A weight;       // of the upper neighbor; NaN for a non-finite position
   bool inside;    // not clamped, so the offset has a gradient
 };
 
@@ -56,7 +56,7 @@ static DLU_INLINE Axis<A> locate(int64_t pixel, O offset, int64_t size) {
   }
 }
 
-// Weights of the four neighbours: w[0] k00 + w[1] k01 + w[2] k10 + w[3] k11, where
+// Weights of the four neighbors: w[0] k00 + w[1] k01 + w[2] k10 + w[3] k11, where
 // k01 is one step in x and k10 one step in y.
 template <typename A>
 struct Corners {

@@ -4,7 +4,7 @@ Importing the package registers its upsamplers, necks, heads, data sets, transfo
 and hooks; configs do so with ``custom_imports = dict(imports=['dlu_mmdet'])``.
 """
 
-from .stacks import check_stack, is_command, quiet
+from .stacks import check_stack, is_command, suppress_fork_notices
 
 __version__ = '0.1.0'
 
@@ -16,7 +16,7 @@ def register_all_modules() -> None:
         ImportError: If MMDetection is not installed, or mmcv has no operators.
     """
     check_stack()
-    with quiet():
+    with suppress_fork_notices():
         from . import (  # noqa: F401
             datasets,
             engine,

@@ -56,7 +56,7 @@ def check_stack() -> None:
     """
     warn_of_both()
     try:
-        with quiet():
+        with suppress_fork_notices():
             import mmcv
             import mmdet  # noqa: F401
             import mmengine  # noqa: F401
@@ -97,7 +97,7 @@ def is_command() -> bool:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def suppress_fork_notices() -> Iterator[None]:
     """Leave out the notes of the forks that mean nothing to anybody else."""
     output = io.StringIO()
     try:

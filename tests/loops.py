@@ -235,7 +235,7 @@ def freqfusion(features, guide, weights, kernel_size):
             out[b, :, y, x] = _convolution(maps[b], weight, bias, y, x)
         return out
 
-    def normalised(logits, size):
+    def normalized(logits, size):
         window = np.outer(np.hamming(size), np.hamming(size)).ravel()
         kernels = np.zeros((n, *logits.shape[2:], size**2))
         for b, y, x in np.ndindex(n, *logits.shape[2:]):
@@ -266,18 +266,18 @@ def freqfusion(features, guide, weights, kernel_size):
     hr = convolve('hr_channel_compressor', guide)
     lr = convolve('lr_channel_compressor', features)
     high = convolve('highpass_encoder', hr)
-    hr = 2 * hr - _kernels_over(hr, normalised(high, side), side, own)
+    hr = 2 * hr - _kernels_over(hr, normalized(high, side), side, own)
     low = convolve('lowpass_encoder', hr)
-    kernels = normalised(low, kernel_size)
+    kernels = normalized(low, kernel_size)
     low = low + _kernels_over(
         convolve('lowpass_encoder', lr), kernels, kernel_size, over
     )
-    lowpass = normalised(low, kernel_size)
+    lowpass = normalized(low, kernel_size)
     high = high + _kernels_over(
         convolve('highpass_encoder', lr), lowpass, kernel_size, over
     )
     out = _kernels_over(features, lowpass, kernel_size, over)
-    smooth = _kernels_over(guide, normalised(high, side), side, own)
+    smooth = _kernels_over(guide, normalized(high, side), side, own)
 
     hr, lr = describe(hr, 'hr_norm'), describe(lr, 'lr_norm')
     of_hr = {name: convolve(f'hr_{name}', hr) for name in ('offset', 'scope')}

@@ -75,9 +75,9 @@ def main() -> None:
             pipeline=[],
         )
         content = timed('parse', lambda: json.loads(path.read_bytes()))
-        timed('complete', lambda: annotations.complete(content, path))
+        timed('complete', lambda: annotations.normalize_annotations(content, path))
         classes = mmdet.datasets.CocoDataset.METAINFO['classes']
-        timed('survey', lambda: annotations.survey(content, classes))
+        timed('survey', lambda: annotations.count_usable(content, classes))
 
         own = dict(dataset)
         own.pop('type')

@@ -74,7 +74,7 @@ def detector(
 
 
 def summary_of(evaluations: dict, differences: dict) -> dict:
-    """As comparison.summarise returns it, with costs that nobody measured."""
+    """As comparison.summarize returns it, with costs that nobody measured."""
     rows, listed = [], []
     for name, each in evaluations.items():
         scores = [evaluation.score() for evaluation in each.values()]

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dlu_mmdet.necks import NECKS, upsampler_name, with_upsampler
-from dlu_mmdet.necks.places import try_neck
+from dlu_mmdet.necks.places import trace_neck
 from dlu_mmdet.upsamplers import build_upsampler, check_ratio
 from dlu_mmdet.upsamplers.dlu import DLUPack
 
@@ -87,7 +87,7 @@ def check_equality(part, inputs):
     ours = MODELS.build(cfg).eval()
     state = theirs.state_dict()
     if part['type'] not in ('FPN', 'FPN_CARAFE'):
-        trial = try_neck(theirs, [(inputs,)])
+        trial = trace_neck(theirs, [(inputs,)])
         places = [i for i, place in enumerate(ours.upsample_calls) if place]
         assert len(trial.calls) == len(ours.upsample_calls)
         for k, i in enumerate(places):

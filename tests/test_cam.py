@@ -388,7 +388,7 @@ def test_equation_5_of_a_detection(models, seen):
     trained = copy.deepcopy(head.state_dict())
     torch.manual_seed(0)
     try:
-        # at initialisation all of them are 0, and so would their term be
+        # at initialization all of them are 0, and so would their term be
         for name, parameter in head.named_parameters():
             if name.endswith('bias'):
                 nn.init.normal_(parameter)
@@ -782,23 +782,23 @@ def test_detectors_of_other_classes(tool, pairs, folder):
         tool(*pairs['faster'], folder / '1.png', '--also', config, folder / 'other.pth')
 
 
-def test_colour_bar_is_what_maps_look_like_over_grey():
-    """If it fails, a value read off the colour bar is not that of the map."""
+def test_color_bar_is_what_maps_look_like_over_grey():
+    """If it fails, a value read off the color bar is not that of the map."""
     heatmap = torch.tensor([[0.0, 0.25, 0.5, 1.0]])
     answer = Explanation(torch.ones(1), heatmap, 0.0, 0.0)
-    grey = np.full((40, 40, 3), 128, np.uint8)
-    row = HeatmapRow('', grey, '', None, {'xgradcam': answer}, (0, 0, 40, 40))
+    gray = np.full((40, 40, 3), 128, np.uint8)
+    row = HeatmapRow('', gray, '', None, {'xgradcam': answer}, (0, 0, 40, 40))
     figure = draw_heatmaps([row], ['xgradcam'])
     picture = as_image(figure).astype(int)
     _, panel, bar = figure.axes
 
-    def colours(axes, shares):
+    def colors(axes, shares):
         columns, rows = axes.transAxes.transform([(x, 0.5) for x in shares]).T
         return picture[len(picture) - 1 - rows.astype(int), columns.astype(int)]
 
     # the middle of each of the map's four columns, and its value
-    in_map = colours(panel, [0.125, 0.375, 0.625, 0.875])
-    in_bar = colours(bar, [0.01, 0.25, 0.51, 0.99])
+    in_map = colors(panel, [0.125, 0.375, 0.625, 0.875])
+    in_bar = colors(bar, [0.01, 0.25, 0.51, 0.99])
     assert np.abs(in_map - in_bar).max() <= 6
     assert np.ptp(in_map, axis=0).min() > 50
 
@@ -888,7 +888,7 @@ def test_table_of_the_pointing_game_and_the_curves(tool, pairs, seen, folder, ca
     assert 'sensitivity' not in rows['XGrad-CAM']
     assert Image.open('work_dirs/curves.png').format == 'PNG'
     printed = capsys.readouterr().out
-    assert re.search(r'dlu: mean probability 0\.\d+, of the mean colour', printed)
+    assert re.search(r'dlu: mean probability 0\.\d+, of the mean color', printed)
 
     # nothing is there to be found
     tool(

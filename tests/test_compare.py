@@ -396,7 +396,7 @@ def test_mean_and_spread_over_seeds(compared, options, tmp_path):
         result['AP'] = 0.5 + gains[planned_run.name] * planned_run.seed
         result['seed'] = planned_run.seed
         planned_run.result_file.write_text(json.dumps(result))
-    summary = comparison.summarise(planned, 'nearest', rounds=1)
+    summary = comparison.summarize(planned, 'nearest', rounds=1)
     assert [row['name'] for row in summary['rows']] == ['nearest', 'dlu']
     for row in summary['rows']:
         gain = gains[row['name']]
@@ -866,7 +866,7 @@ def test_a_run_in_use_is_left_alone(tmp_path):
     """A training that outlived a killed comparison still holds its folder."""
     (planned,) = plan.plan([SHAPES_DLU], [0], tmp_path)
     planned.work_dir.mkdir(parents=True)
-    with runs.held(planned.work_dir) as lock:
+    with runs.directory_lock(planned.work_dir) as lock:
         child = subprocess.Popen(['sleep', '60'], pass_fds=[lock])
     try:
         with pytest.raises(RuntimeError, match='another process works in .*seed0'):
@@ -874,7 +874,7 @@ def test_a_run_in_use_is_left_alone(tmp_path):
     finally:
         child.kill()
         child.wait()
-    with runs.held(planned.work_dir):
+    with runs.directory_lock(planned.work_dir):
         pass
 
 
@@ -926,7 +926,7 @@ def test_a_full_device_leaves_no_half_written_file(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def elsewhere(compared, tmp_path):
+def data_root_override_hint(compared, tmp_path):
     """A copy of the comparison's folder, and the command that belongs to it."""
     folder = tmp_path / 'copied'
     shutil.copytree(compared[0], folder)

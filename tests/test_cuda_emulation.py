@@ -159,14 +159,14 @@ SEEDED = {
         r'__syncthreads\(\);',
         1,
         '',
-        'race|uninitialised',
+        'race|uninitialized',
     ),
     'race': (
         'backward_kernels.cu',
         r'__syncthreads\(\);',
         2,
         '',
-        'race|uninitialised',
+        'race|uninitialized',
     ),
     'missing atomics': (
         'backward_kernels.cu',
@@ -210,12 +210,12 @@ SEEDED = {
         '',
         'AssertionError',
     ),
-    'uninitialised': (
+    'uninitialized': (
         'backward_kernels.cu',
         r'i \+= blockDim\.x\) (.*)uv\[i\] = 0;',
         0,
         r'i += 2 * blockDim.x) \1uv[i] = 0;',
-        'uninitialised shared memory',
+        'uninitialized shared memory',
     ),
     'too little shared memory': (
         'forward.cu',

@@ -738,7 +738,7 @@ def test_polygons_of_too_few_points_are_passed_over(files, extra, first):
 
 
 def test_a_part_without_objects(config, files):
-    """The unlabelled part of a semi-supervised set is not refused."""
+    """The unlabeled part of a semi-supervised set is not refused."""
     whole = copy.deepcopy(config.train_dataloader.dataset)
     files('train', lambda data: data.pop('annotations') and None)
     part = config.train_dataloader.dataset

@@ -16,7 +16,7 @@ from mmdet.registry import DATASETS
 from PIL import Image
 
 from dlu_mmdet.cli.arguments import add_data, config_values, data_values
-from dlu_mmdet.config import load_config, prepare_data, read_config, set_data
+from dlu_mmdet.config import load_config, prepare_data, read_config, use_dataset_folder
 from dlu_mmdet.datasets import check_data, formats
 from dlu_mmdet.datasets import convert as converting
 from dlu_mmdet.datasets.convert import convert
@@ -118,7 +118,7 @@ def test_val_fraction(tmp_path, capsys):
     assert 'train 8 images, 8 objects; val 2 images, 2 objects' in told
     assert str(work_dir / 'split') in told
     cfg = read_config(OWN)
-    set_data(cfg, **data)
+    use_dataset_folder(cfg, **data)
     dataset = cfg.val_dataloader.dataset
     assert dataset.ann_file == str(work_dir / 'split' / 'val.json')
     assert cfg.val_evaluator.ann_file == dataset.ann_file
@@ -193,7 +193,7 @@ def test_bad_flags(tmp_path, given, message):
     write(root / 'list.json', [])
     with pytest.raises((ValueError, FileNotFoundError), match=message) as info:
         data = prepare_data(tmp_path / 'run', **{'data': root, **given})
-        set_data(read_config(OWN), **data)
+        use_dataset_folder(read_config(OWN), **data)
     assert len(str(info.value)) < 600 and '\n' not in str(info.value)
     assert not (tmp_path / 'run').exists()
 
@@ -222,10 +222,10 @@ def test_one_file_is_recognized(tmp_path, file, images):
     """The message of one command names the flags of the next one, which works."""
     root = one_file(tmp_path / 'd', file, images)
     with pytest.raises(FileNotFoundError) as info:
-        set_data(read_config(OWN), root)
+        use_dataset_folder(read_config(OWN), root)
     assert str(info.value).endswith('--val-fraction 0.2')
     data = prepare_data(tmp_path / 'run', root, val_fraction=0.2)
-    set_data(read_config(OWN), **data)
+    use_dataset_folder(read_config(OWN), **data)
 
 
 def test_absolute_names(tmp_path):
@@ -234,7 +234,7 @@ def test_absolute_names(tmp_path):
     write(root / 'labels.json', coco([str(root / f'data/{i}.png') for i in range(10)]))
     cfg = read_config(OWN)
     data = prepare_data(tmp_path / 'run', root, val_fraction=0.2)
-    set_data(cfg, **data)
+    use_dataset_folder(cfg, **data)
     check_data(cfg, ('train', 'val', 'test'))
 
 
@@ -244,17 +244,18 @@ def test_several_files_for_one_split(tmp_path):
     for split in ('train', 'val'):
         one_file(root, f'annotations/instances_{split}2017.json', f'{split}2017')
     write(root / 'annotations' / 'captions_train2017.json', '{}')
-    set_data(read_config(OWN), root)
+    use_dataset_folder(read_config(OWN), root)
     for name in ('instances_train2017_8.json', 'person_keypoints_train2017.json'):
         one_file(root, f'annotations/{name}', 'train2017')
     with pytest.raises(ValueError, match='train2017_8.json; name it: ') as info:
-        set_data(read_config(OWN), root)
+        use_dataset_folder(read_config(OWN), root)
     flag, file = shlex.split(str(info.value).split('name it: ')[1])
     assert flag == '--train-json'
     cfg = read_config(OWN)
     # a file of which images are not in the folder of its name
     for name in ('instances_train2017.json', 'instances_train2017_8.json'):
-        set_data(cfg, root, train_json=file.replace('instances_train2017.json', name))
+        named = file.replace('instances_train2017.json', name)
+        use_dataset_folder(cfg, root, train_json=named)
         assert cfg.train_dataloader.dataset.ann_file == f'annotations/{name}'
         assert cfg.train_dataloader.dataset.data_prefix.img == 'train2017/'
     with pytest.raises(ValueError, match='name the one to split, as in --train-json'):
@@ -262,7 +263,7 @@ def test_several_files_for_one_split(tmp_path):
     # files outside of the folder, which is that of the images
     (root / 'annotations').rename(tmp_path / 'elsewhere')
     named = {f'{s}_json': tmp_path / f'elsewhere/instances_{s}2017.json' for s in SPLIT}
-    set_data(cfg, root, **named)
+    use_dataset_folder(cfg, root, **named)
     dataset = cfg.val_dataloader.dataset
     assert dataset.ann_file == str(named['val_json'])
     assert dataset.data_prefix.img == 'val2017/'
@@ -276,10 +277,10 @@ def test_the_test_set_may_be_named_for_validation(tmp_path):
     for split in ('train', 'test'):
         one_file(tmp_path, f'{split}/_annotations.coco.json', split)
     with pytest.raises(FileNotFoundError) as info:
-        set_data(read_config(OWN), tmp_path)
+        use_dataset_folder(read_config(OWN), tmp_path)
     file = tmp_path / 'test' / '_annotations.coco.json'
     assert f'name it: --val-json {file}, or split the file' in str(info.value)
-    set_data(read_config(OWN), tmp_path, val_json=file)
+    use_dataset_folder(read_config(OWN), tmp_path, val_json=file)
 
 
 # ---- other formats ------------------------------------------------------------------
@@ -417,7 +418,7 @@ def test_other_formats_are_named(tmp_path, make, message):
     root.mkdir()
     make(root)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as info:
-        set_data(read_config(OWN), root)
+        use_dataset_folder(read_config(OWN), root)
     assert len(str(info.value)) < 500 + 3 * len(str(root))
 
 
@@ -430,7 +431,7 @@ def test_files_in_the_place_of_a_folder(tmp_path):
         ('d/data/0.png', f'name its folder: --data {tmp_path}/d/data'),
     ):
         with pytest.raises(FileNotFoundError, match=message):
-            set_data(read_config(OWN), tmp_path / file)
+            use_dataset_folder(read_config(OWN), tmp_path / file)
 
 
 def test_lvis_with_file_names_is_no_coco_file(tmp_path):
@@ -440,7 +441,7 @@ def test_lvis_with_file_names_is_no_coco_file(tmp_path):
     content['images'][0]['not_exhaustive_category_ids'] = []
     write(tmp_path / 'val.json', content)
     with pytest.raises(ValueError, match='val.json is an LVIS file'):
-        set_data(read_config(OWN), tmp_path)
+        use_dataset_folder(read_config(OWN), tmp_path)
 
 
 # ---- conversion ---------------------------------------------------------------------
@@ -487,7 +488,7 @@ def test_yolo(tmp_path, needs_supervision):
     polygons = [ann['segmentation'] for ann in val['annotations'][2:4]]
     assert np.allclose(polygons[0], [[6, 4, 18, 4, 12, 16]])
     assert np.allclose(polygons[1], [[24, 16, 36, 16, 36, 24, 24, 24]], atol=2e-3)
-    set_data(read_config(OWN), out)
+    use_dataset_folder(read_config(OWN), out)
 
 
 @pytest.mark.parametrize(
@@ -584,7 +585,7 @@ def test_labelme(tmp_path, place, needs_supervision):
     parts = content['annotations'][2]['segmentation']
     assert parts == [np.ravel(part).tolist() for part in two]
     with pytest.raises(FileNotFoundError, match='--val-fraction 0.2'):
-        set_data(read_config(OWN), tmp_path / 'out')
+        use_dataset_folder(read_config(OWN), tmp_path / 'out')
 
 
 def test_bad_conversions(tmp_path, capsys, needs_supervision):
@@ -649,10 +650,10 @@ def test_the_command_of_the_message(tmp_path, needs_supervision):
     """--data names one command, which names the next one."""
     yolo(tmp_path / 'my data', ['images', 'more/images'])
     with pytest.raises(ValueError) as info:
-        set_data(read_config(OWN), tmp_path / 'my data')
+        use_dataset_folder(read_config(OWN), tmp_path / 'my data')
     command = shlex.split(re.search('dlu_mmdet convert .*', str(info.value)).group())
     told = run('-m', *command).stdout
     command = shlex.split(told.split('next: ')[1])
     assert command[:3] == ['dlu_mmdet', 'train', f'dlu_mmdet::_base_/{OWN.name}']
-    set_data(read_config(command[2]), command[4])
+    use_dataset_folder(read_config(command[2]), command[4])
     assert (tmp_path / 'my data-coco').is_dir()

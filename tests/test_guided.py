@@ -186,7 +186,7 @@ def test_exported(cfg):
 @NEEDS_OPS
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 def test_mmengine_counts_window_scores():
-    """A multiply-add as one; what it calls normalisation it counts besides."""
+    """A multiply-add as one; what it calls normalization it counts besides."""
     from mmengine.analysis import FlopAnalyzer
 
     module = build(dict(type='sapa'))

@@ -87,7 +87,7 @@ def test_a_batch_without_a_positive_roi(name, class_agnostic):
         assert parameter.grad is not None and not parameter.grad.any(), key
 
 
-def test_initialisation_leaves_dlu_a_box_filter():
+def test_initialization_leaves_dlu_a_box_filter():
     head = UpsampleMaskHead(upsample_cfg=dict(type='dlu'), **ARGS)
     head.init_weights()
     assert not head.upsample.conv_offset.weight.any()

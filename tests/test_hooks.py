@@ -244,7 +244,7 @@ def test_number_of_validations():
 
 
 @pytest.fixture(autouse=True)
-def quiet():
+def no_warnings():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield

@@ -23,7 +23,7 @@ from dlu_mmdet.collect_env import collect_env
 from dlu_mmdet.config import read_config
 from dlu_mmdet.cuda_toolkit import find_toolkit
 from dlu_mmdet.ops import library
-from dlu_mmdet.stacks import quiet
+from dlu_mmdet.stacks import suppress_fork_notices
 
 SOURCES = [
     *ROOT.glob('*.py'),
@@ -268,7 +268,7 @@ def test_commands_start_with_what_they_say(tmp_path):
 
 def test_quiet_hides_nothing_else(capsys):
     """A real warning would be lost with the notes."""
-    with pytest.raises(ImportError), quiet():
+    with pytest.raises(ImportError), suppress_fork_notices():
         print('Could not import OneDL. Skipping OneDL datasets.')
         print('the disk is on fire')
         raise ImportError

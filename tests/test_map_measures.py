@@ -11,7 +11,7 @@ from dlu_mmdet.explain.cam_metrics import (
     box_coverage,
     cubic_shares,
     energy_share,
-    mean_colour,
+    mean_color,
     pixel_ranks,
     replacement_curve,
     spread_map,
@@ -36,7 +36,7 @@ def test_a_map_of_a_box_is_put_there():
     """If it fails, what a RoI head looks at is said to be elsewhere."""
     found = spread_map(torch.full((7, 7), 3.0), BOX, SIZE)
     expected = torch.zeros(SIZE)
-    expected[1:6, 2:6] = 3  # every pixel whose centre is in the box, edges too
+    expected[1:6, 2:6] = 3  # every pixel whose center is in the box, edges too
     torch.testing.assert_close(found, expected)
 
 
@@ -71,7 +71,7 @@ def test_ranks():
         ranks = pixel_ranks(heatmap, seed)
         assert [int(ranks[place]) for place in ((1, 2), (0, 1), (1, 0))] == [0, 1, 2]
         assert sorted(ranks.flatten().tolist()) == list(range(6))
-    # zeros from top to bottom would favour what is at the top
+    # zeros from top to bottom would favor what is at the top
     zeros = [pixel_ranks(torch.zeros(20, 20), seed) for seed in range(20)]
     assert torch.stack(zeros).double().mean(0).std() < 60  # all alike: 115
     torch.testing.assert_close(pixel_ranks(torch.zeros(20, 20), 3), zeros[3])
@@ -121,15 +121,15 @@ def test_what_pixels_are_replaced_by():
     """If it fails, padding is taken for a part of the image."""
     image = torch.zeros(1, 3, 10, 12)
     image[..., :8, :10] = torch.rand(1, 3, 8, 10) + 1
-    plain, soft = mean_colour(image, SIZE), blurred(image, SIZE)
+    plain, soft = mean_color(image, SIZE), blurred(image, SIZE)
     torch.testing.assert_close(
         plain[0, :, 7, 9], image[0, :, :8, :10].mean((1, 2)), rtol=1e-5, atol=1e-5
     )
     for changed in (plain, soft):
         assert changed[..., 8:, :].abs().max() == changed[..., 10:].abs().max() == 0
         assert changed[..., :8, :10].min() >= 1
-    one_colour = mean_colour(torch.rand(1, 1, 50, 60), (50, 60))
-    torch.testing.assert_close(blurred(one_colour, (50, 60)), one_colour)
+    one_color = mean_color(torch.rand(1, 1, 50, 60), (50, 60))
+    torch.testing.assert_close(blurred(one_color, (50, 60)), one_color)
     # a dot is spread by a fortieth of the longer side, and nothing is lost
     dot = torch.zeros(1, 1, 80, 80)
     dot[..., 40, 40] = 1

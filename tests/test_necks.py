@@ -172,7 +172,7 @@ def test_dlu_neck_has_the_authors_keys():
 
 
 @pytest.mark.parametrize('neck', [UpsampleFPN, UnifiedFPN])
-def test_initialisation_leaves_the_upsamplers_alone(neck):
+def test_initialization_leaves_the_upsamplers_alone(neck):
     """The necks' Xavier rule reaches every convolution; DLU must still start
     as a box filter, and a user's module as its constructor left it."""
     module = neck(upsample_cfg=dict(type='dlu'), **ARGS)

@@ -12,7 +12,7 @@ from dlu_mmdet.config import (
     fit_schedule,
     merge_options,
     read_config,
-    set_data,
+    use_dataset_folder,
 )
 from dlu_mmdet.config import schedule as fitting
 from dlu_mmdet.datasets import check_data
@@ -36,7 +36,7 @@ OWN = CONFIGS / '_base_' / 'faster-rcnn_r18_fpn_own-data.py'
 def test_a_folder_takes_the_place_of_the_configs_data(name, shapes_root):
     """Else --data leaves a head with COCO's classes, or scores COCO's images."""
     cfg = read_config(name)
-    set_data(cfg, shapes_root)
+    use_dataset_folder(cfg, shapes_root)
     check_data(cfg, ('train', 'val', 'test'))
     # heads, of which some lie in lists
     numbers = [n for n in str(cfg.model.to_dict()).split("'num_classes': ")[1:]]
@@ -58,7 +58,7 @@ def test_classes_are_those_of_the_folder(shapes_root, tmp_path):
         content['categories'].reverse()
         path.write_text(json.dumps(content))
     cfg = read_config(OWN)
-    set_data(cfg, root)
+    use_dataset_folder(cfg, root)
     for split in ('train', 'val', 'test'):
         assert cfg[f'{split}_dataloader'].dataset.metainfo.classes == CLASSES[::-1]
 
@@ -102,7 +102,7 @@ def test_layouts(shapes_root, tmp_path, train, train_images, val, val_images):
     if not val.startswith('annotations/instances'):
         (root / 'annotations' / 'captions_val2017.json').unlink()
     cfg = read_config(OWN)
-    set_data(cfg, root)
+    use_dataset_folder(cfg, root)
     assert cfg.train_dataloader.dataset.data_prefix.img == f'{train_images}/'
     assert cfg.val_dataloader.dataset.data_prefix.img == f'{val_images}/'
     check_data(cfg, ('train', 'val', 'test'))
@@ -112,26 +112,26 @@ def test_folders_that_cannot_be_used(shapes_root, tmp_path):
     """Else a wrong folder ends in a traceback of somewhere else."""
     cfg = read_config(OWN)
     with pytest.raises(FileNotFoundError, match='--data .*nowhere is no folder'):
-        set_data(cfg, tmp_path / 'nowhere')
+        use_dataset_folder(cfg, tmp_path / 'nowhere')
     (tmp_path / 'labels.json').write_text('{}')
     with pytest.raises(FileNotFoundError, match='word train .* and has labels.json'):
-        set_data(cfg, tmp_path)
+        use_dataset_folder(cfg, tmp_path)
     annotations = tmp_path / 'annotations'
     shutil.copytree(shapes_root / 'annotations', annotations)
     with pytest.raises(FileNotFoundError, match='000000.png, the first image'):
-        set_data(cfg, tmp_path)
+        use_dataset_folder(cfg, tmp_path)
     shutil.copy(
         annotations / 'instances_val.json', annotations / 'instances_val_2.json'
     )
     with pytest.raises(ValueError, match='instances_val.json, .*instances_val_2.json'):
-        set_data(cfg, tmp_path)
+        use_dataset_folder(cfg, tmp_path)
 
 
 def test_configs_of_several_sets_are_refused(shapes_root):
     """Else one of the sets would go on being the config's own."""
     cfg = read_config('mmdet::pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py')
     with pytest.raises(ValueError, match='VOCDataset, VOCDataset; write a config'):
-        set_data(cfg, shapes_root)
+        use_dataset_folder(cfg, shapes_root)
 
 
 def test_the_way_of_a_stranger(shapes_root, tmp_path, capsys):
@@ -193,7 +193,7 @@ def test_the_training_follows_the_images(monkeypatch, images, iterations):
 def test_a_length_of_ones_own(shapes_root, tmp_path, split, given, expected):
     """Else a training of another length keeps a warm-up of 30, or is overwritten."""
     cfg, options = read_config(OWN), {}
-    set_data(cfg, shapes_root)
+    use_dataset_folder(cfg, shapes_root)
     if split == 'config':
         cfg.train_cfg.update(given)
     else:
@@ -207,7 +207,7 @@ def test_a_length_of_ones_own(shapes_root, tmp_path, split, given, expected):
 def test_a_schedule_of_ones_own(shapes_root):
     """Else what a config says is overwritten."""
     cfg = read_config(OWN)
-    set_data(cfg, shapes_root)
+    use_dataset_folder(cfg, shapes_root)
     cfg.param_scheduler = [dict(type='MultiStepLR', milestones=[9])]
     options = {'param_scheduler.0.milestones': [7], 'train_cfg.val_interval': 10}
     fit_schedule(cfg, options)
@@ -218,7 +218,7 @@ def test_a_schedule_of_ones_own(shapes_root):
 
 def test_lengths_that_cannot_be(shapes_root):
     cfg = read_config(OWN)
-    set_data(cfg, shapes_root)
+    use_dataset_folder(cfg, shapes_root)
     both = {'train_cfg.max_iters': 9, 'train_cfg.max_epochs': 2}
     with pytest.raises(ValueError, match='max_iters=9 and max_epochs=2; leave out'):
         fit_schedule(cfg, both)
@@ -256,7 +256,7 @@ def test_the_template_of_the_docs(shapes_root, tmp_path):
     file = tmp_path / 'mine.py'
     file.write_text(template.replace('num_classes=2', 'num_classes=6'))
     written, flagged = read_config(file), read_config(OWN)
-    set_data(flagged, shapes_root)
+    use_dataset_folder(flagged, shapes_root)
     for key in (*plan.COMPARED, 'model'):
         values = []
         for cfg in (written, flagged):

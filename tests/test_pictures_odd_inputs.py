@@ -173,7 +173,7 @@ def test_the_picture_is_the_one_that_was_loaded(
     ],
 )
 def test_flags_of_the_loader(loading, tmp_path, array, flags, pixel):
-    """If it fails, a picture has wrong colours, or there is none."""
+    """If it fails, a picture has wrong colors, or there is none."""
     path = tmp_path / 'image.png'
     cv2.imwrite(str(path), array.astype(np.uint8))
     image = load_image(loading(**flags), path)['image']
@@ -269,7 +269,7 @@ def test_a_huge_image_is_drawn_from_a_small_one():
 
 
 def test_one_channel(photo):
-    """If it fails, a detector of grey images cannot be shown."""
+    """If it fails, a detector of gray images cannot be shown."""
     model = random_detector(channels=1)
     recording = record(model, load_image(model, photo))
     assert recording.image.shape[2] == 3

@@ -9,7 +9,7 @@ from conftest import SHAPES_DLU, load_tool
 from PIL import Image
 from scipy import stats
 
-from dlu_mmdet.comparison.cross_dataset import Across, plot, read_results
+from dlu_mmdet.comparison.cross_dataset import CrossDatasetResults, plot, read_results
 
 
 def result(upsampler, seed, ap, **classes):
@@ -55,7 +55,7 @@ def across(**values):
         for name, aps in values.items()
         for seed, ap in aps.items()
     }
-    return Across(dict(set=results))
+    return CrossDatasetResults(dict(set=results))
 
 
 def test_a_difference_is_taken_over_common_seeds():
@@ -107,7 +107,8 @@ def test_stars_are_corrected_over_the_upsamplers_of_a_column():
 
 
 def test_tables(folders):
-    across = Across({folder.name: read_results(folder) for folder in folders})
+    found = {folder.name: read_results(folder) for folder in folders}
+    across = CrossDatasetResults(found)
     # +0.09, then the mean of +0.065 and +0.013
     assert across.upsamplers == ['carafe', 'dlu', 'bilinear']
     assert across.accuracy_table()[1:] == [
@@ -134,7 +135,7 @@ def test_agreement_of_the_orders():
     order = ['a', 'b', 'c', 'd', 'bilinear']
     one = {(name, 0): result(name, 0, 0.1 * i) for i, name in enumerate(order)}
     other = {(name, 0): result(name, 0, 0.5 - 0.1 * i) for i, name in enumerate(order)}
-    across = Across(dict(one=one, other=other, same=one))
+    across = CrossDatasetResults(dict(one=one, other=other, same=one))
     found = {line[:2]: line[2:] for line in across.rank_correlations()}
     assert found['one', 'same'][:2] == (5, pytest.approx(1))
     assert found['one', 'other'][:2] == (5, pytest.approx(-1))
@@ -154,7 +155,8 @@ def test_the_tool_writes_table_and_picture(folders, tmp_path, monkeypatch, capsy
 
 
 def test_the_picture_has_a_panel_for_each_set_and_for_all(folders):
-    across = Across({folder.name: read_results(folder) for folder in folders})
+    found = {folder.name: read_results(folder) for folder in folders}
+    across = CrossDatasetResults(found)
     figure = plot(across)
     assert [axis.get_title() for axis in figure.axes] == ['shapes', 'cells', 'all sets']
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -172,7 +174,7 @@ def test_bad_input(folders, tmp_path):
     with pytest.raises(ValueError, match='copy.json and .* both hold dlu with seed 1'):
         read_results(folders[0])
     with pytest.raises(ValueError, match='cells has no result of the baseline carafe'):
-        Across({'cells': read_results(folders[1])}, 'carafe')
+        CrossDatasetResults({'cells': read_results(folders[1])}, 'carafe')
 
 
 def test_results_of_other_data_are_not_averaged(folders):
@@ -219,7 +221,7 @@ def test_results_of_others_run_no_code(folders, tmp_path, monkeypatch):
         for path in folders[0].glob('dlu/*/result.json'):
             content = json.loads(path.read_text())
             path.write_text(json.dumps({**content, 'upsample_cfg': cfg}))
-        across = Across({'shapes': read_results(folders[0])}, 'bilinear')
+        across = CrossDatasetResults({'shapes': read_results(folders[0])}, 'bilinear')
         for found in across.sets['shapes'].values():
             found.setdefault('upsample_cfg', dict(type='bilinear'))
         with pytest.raises(ValueError, match='dlu: upsample_cfg.* could run code'):

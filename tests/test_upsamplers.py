@@ -236,7 +236,7 @@ def test_dlu_starts_as_a_box_filter():
     torch.testing.assert_close(kernels.sum(1), torch.ones(1, 6, 7))
 
 
-def test_dlu_normalises_each_group():
+def test_dlu_normalizes_each_group():
     module = build_upsampler(dict(type='dlu', up_group=2, up_kernel=3), 4)
     nn.init.normal_(module.kernel_space_generator.weight)
     kernels, _ = module.predict(torch.randn(1, 4, 3, 3))

@@ -24,7 +24,7 @@ from PIL import Image
 import dlu_mmdet  # noqa: F401
 from dlu_mmdet.evaluation.matching import match_detections
 from dlu_mmdet.visualization import show
-from dlu_mmdet.visualization.detections import COLOURS, STYLES, draw_detections
+from dlu_mmdet.visualization.detections import COLORS, STYLES, draw_detections
 from dlu_mmdet.visualization.figures import new_figure, save_figure
 from dlu_mmdet.visualization.images import load_image
 
@@ -131,17 +131,17 @@ def kinds_along(picture, axes, x1, y1, x2, y2):
     ends = axes.transData.transform([(x1, y1), (x2, y2)])
     x, y = np.linspace(*ends, 200).astype(int).T
     seen = picture[picture.shape[0] - 1 - y, x].astype(int)
-    colours = {kind: to_rgb(colour) for kind, (colour, _) in STYLES.items()}
-    colours['nothing'] = (1, 1, 1)
-    # the palette of the file may shift a colour by a few steps
+    colors = {kind: to_rgb(color) for kind, (color, _) in STYLES.items()}
+    colors['nothing'] = (1, 1, 1)
+    # the palette of the file may shift a color by a few steps
     return {
         kind
-        for kind, colour in colours.items()
-        if (abs(seen - np.multiply(colour, 255)).max(axis=1) <= 6).any()
+        for kind, color in colors.items()
+        if (abs(seen - np.multiply(color, 255)).max(axis=1) <= 6).any()
     }
 
 
-def test_each_kind_of_box_has_its_colour(tmp_path):
+def test_each_kind_of_box_has_its_color(tmp_path):
     """If it fails, a reader takes false alarms for hits, or finds none of them."""
     image = np.full((100, 120, 3), 255, np.uint8)
     truth = InstanceData(
@@ -165,7 +165,7 @@ def test_each_kind_of_box_has_its_colour(tmp_path):
     figure = draw_detections(
         [image], [truth], {'dlu': [found]}, {'dlu': [match]}, CLASSES, ['image 1']
     )
-    save_figure(figure, tmp_path / 'folder' / 'picture.png', COLOURS)
+    save_figure(figure, tmp_path / 'folder' / 'picture.png', COLORS)
     assert os.listdir(tmp_path / 'folder') == ['picture.png']
     picture = np.array(Image.open(tmp_path / 'folder' / 'picture.png').convert('RGB'))
     truth_axes, axes = figure.axes
@@ -275,7 +275,7 @@ def test_counts_do_not_cover_each_other(detectors, lines):
 def test_white_stays_white(tmp_path):
     """If it fails, the ground of a picture is tinted."""
     figure = new_figure(2, 2)
-    # colours near to white, which become entries of the palette
+    # colors near to white, which become entries of the palette
     near = np.stack(np.meshgrid(*[np.arange(230, 255)] * 2, [248]), axis=-1)[:, :, 0]
     figure.figimage(near.astype(np.uint8))
     save_figure(figure, tmp_path / 'picture.png')

@@ -25,7 +25,7 @@ from dlu_mmdet.explain.cam import LayerScore, collect_evidence, explain
 from dlu_mmdet.ops import library
 from dlu_mmdet.upsamplers import build_upsampler
 from dlu_mmdet.visualization.features import draw_features, record
-from dlu_mmdet.visualization.kernel_figure import SUB_PIXEL_COLOURS, draw_kernels
+from dlu_mmdet.visualization.kernel_figure import SUB_PIXEL_COLORS, draw_kernels
 from dlu_mmdet.visualization.kernel_maps import (
     KernelMaps,
     describe_offsets,
@@ -243,8 +243,8 @@ def test_heatmaps_of_any_neck(layer):
     assert np.isfinite(explain(evidence, 'ablationcam').heatmap).all()
 
 
-def test_features_share_one_colour_scale():
-    """If it fails, colours of two upsamplers cannot be compared."""
+def test_features_share_one_color_scale():
+    """If it fails, colors of two upsamplers cannot be compared."""
     recordings = {
         name: record(detector(name), item(64, 96)) for name in ('dlu', 'nearest')
     }
@@ -255,7 +255,7 @@ def test_features_share_one_colour_scale():
     assert len(panels) == 8
     ((low, high),) = {panel.images[0].get_clim() for panel in panels}
     assert low == 0
-    # no map is all of the brightest colour, not even one of few positions
+    # no map is all of the brightest color, not even one of few positions
     assert all(np.ma.median(panel.images[0].get_array()) < high for panel in panels)
     assert [panels[i].get_title() for i in (0, 4)] == ['dlu', 'nearest']
     for panel, name, level, h, w in (
@@ -304,7 +304,7 @@ def test_kernel_picture_shows_kernels_and_places():
         draw_kernels(recording, maps, [position], 'P3')
 
 
-def test_colour_bar_says_that_larger_values_are_shown():
+def test_color_bar_says_that_larger_values_are_shown():
     """If it fails, a reader takes the largest values for smaller ones."""
     recording = record(detector('carafe'), item(64, 96))
     kernels = recorded_kernels(recording, 'P3').kernels
@@ -374,8 +374,8 @@ def test_large_ratios_show_corners_and_quarters():
     expected = [(maps.places[y, x] + 0.5) * 64 for x, y in places]
     np.testing.assert_allclose(ends, expected, rtol=1e-6)
     # the quarters, row by row; 20,3 is in the first
-    colours = [to_hex(arrow.get_edgecolor()) for arrow in (*corners, own)]
-    assert colours == [*SUB_PIXEL_COLOURS, SUB_PIXEL_COLOURS[0]]
+    colors = [to_hex(arrow.get_edgecolor()) for arrow in (*corners, own)]
+    assert colors == [*SUB_PIXEL_COLORS, SUB_PIXEL_COLORS[0]]
     key = ' '.join(text.get_text() for text in figure.texts)
     assert 'its quarter of the source pixel' in key and '16 × 16 positions' in key
 

@@ -3,8 +3,8 @@
 What cuobjdump prints is taken for 32 lanes as numpy arrays. Integers, floats, memory,
 shuffles, divergence (BSSY, BSYNC) and block barriers are carried out, so that loops
 end where they end on a GPU and addresses are the real ones; a block's results can be
-compared with a reference. Of caches only a block's share of L1 is modelled; warps take
-turns of so many instructions each, and time is not modelled at all.
+compared with a reference. Of caches only a block's share of L1 is modeled; warps take
+turns of so many instructions each, and time is not modeled at all.
 """
 
 from __future__ import annotations

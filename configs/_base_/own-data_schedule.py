@@ -1,8 +1,9 @@
 """A training whose length follows the number of training images.
 
-tools/train.py and tools/compare.py set iterations, warm-up, validation and checkpoints,
-see dlu_mmdet/engine/schedule.py. A config over this one may set train_cfg.max_iters or
-train_cfg.max_epochs, and param_scheduler. MMDetection's own tools need both.
+dlu_mmdet train and dlu_mmdet compare set iterations, warm-up, validation and
+checkpoints, see dlu_mmdet/config/schedule.py. A config over this one may set
+train_cfg.max_iters or train_cfg.max_epochs, and param_scheduler. MMDetection's own
+tools need both.
 """
 
 fit_schedule = True

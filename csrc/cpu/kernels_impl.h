@@ -45,7 +45,7 @@ DLU_INLINE float widen(bfloat16 v) {
 }
 DLU_INLINE float widen(half v) {
   const uint32_t magnitude = static_cast<uint32_t>(v.bits & 0x7fffu) << 13;
-  // 2^112 moves the exponent bias from 15 to 127 and normalises subnormals
+  // 2^112 moves the exponent bias from 15 to 127 and normalizes subnormals
   float f = bit_cast<float>(magnitude) * 0x1p112f;
   f = f >= 65536.f ? bit_cast<float>(bit_cast<uint32_t>(f) | 0x7f800000u) : f;
   return bit_cast<float>(bit_cast<uint32_t>(f) | (v.bits & 0x8000u) << 16);

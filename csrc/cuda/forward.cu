@@ -11,7 +11,7 @@ namespace {
 //
 //     for each row of features, B of its pixels at once:
 //         k~ of both pixels: tap rows a and a - 1, B x 4 each, in registers
-//         for each channel:  x, B neighbours of the row
+//         for each channel:  x, B neighbors of the row
 //             sum[pixel][channel][q] += k~[pixel][b][q] * x[b]
 //
 // Shared: k[pixel][tap row][tap, padded to B][lane][q].

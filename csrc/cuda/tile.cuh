@@ -12,7 +12,7 @@
 //     warp 0 ................               pixel 0 ........
 //     warp 1 ................               pixel 1 ........
 //
-// Either way neighbouring lanes read neighbouring addresses. Features and gradients
+// Either way neighboring lanes read neighboring addresses. Features and gradients
 // come straight from global memory through the first-level cache; shared memory holds
 // the sampled kernels, the four of a tap side by side so that one load brings them.
 #pragma once
@@ -56,7 +56,7 @@ static __device__ bool within(int i, int size) {
   return static_cast<unsigned>(i) < static_cast<unsigned>(size);
 }
 
-// V neighbours in memory, loaded and stored at once.
+// V neighbors in memory, loaded and stored at once.
 template <typename T, int V>
 struct alignas(V * sizeof(T)) Vec {
   T v[V];
@@ -77,7 +77,7 @@ struct Problem {
   int64_t N;
   int C, H, W, K, G, s;
   bool carafe;
-  bool pairs;  // two sub-pixels of a row are aligned neighbours in NCHW
+  bool pairs;  // two sub-pixels of a row are aligned neighbors in NCHW
   int64_t tiles;  // blocks that cover the map
   int rows;    // target rows of a block, see backward_features.cu
   int held;    // tap rows whose sampled kernels are in shared memory at a time
@@ -122,7 +122,7 @@ static __device__ Block block_of(const Problem& p, int chunks) {
   return b;
 }
 
-// The i-th pixel of a strip: 32 neighbours in the map, over the ends of its rows. With
+// The i-th pixel of a strip: 32 neighbors in the map, over the ends of its rows. With
 // ROWS of 2 a strip is two rows high and this is the upper pixel of two.
 template <int ROWS>
 struct Pixel {

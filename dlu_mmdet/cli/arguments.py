@@ -118,7 +118,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def config_values(args: argparse.Namespace) -> dict[str, object]:
-    """What :func:`add_config_arguments` added, as ``engine.load_config`` takes it.
+    """What :func:`add_config_arguments` added, as ``config.load_config`` takes it.
 
     The rank that torch.distributed.launch passes becomes an environment variable.
     """

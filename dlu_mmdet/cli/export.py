@@ -36,7 +36,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--part',
         choices=PARTS,
         default='detector',
-        help="'detector', a normalised image to the maps of the head; 'boxes', the "
+        help="'detector', a normalized image to the maps of the head; 'boxes', the "
         "same to its boxes, scores and labels; 'neck', the maps of the backbone to "
         'those of the pyramid',
     )

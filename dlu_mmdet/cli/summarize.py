@@ -16,7 +16,7 @@ from .arguments import new_parser
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..comparison.cross_dataset import Across
+    from ..comparison.cross_dataset import CrossDatasetResults
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -33,7 +33,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         metavar='FOLDER',
         help='of one data set and detector each, which gives it its name: a --work-dir '
-        'of compare.py, or copies of its result.json files under any names',
+        'of compare, or copies of its result.json files under any names',
     )
     parser.add_argument(
         '--baseline',
@@ -60,7 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure(across: Across, config: str, trust: bool = False) -> dict:
+def measure(across: CrossDatasetResults, config: str, trust: bool = False) -> dict:
     """Accuracy and costs of one data set, as plot_accuracy and cost_table take them."""
     from ..comparison.runs import Run
     from ..comparison.summary import measure_costs
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Summarize as the arguments say."""
     args = parse_args(argv)
     register_all_modules()
-    from ..comparison.cross_dataset import Across, plot, read_results
+    from ..comparison.cross_dataset import CrossDatasetResults, plot, read_results
     from ..comparison.report import plot_accuracy
     from ..comparison.runs import write
     from ..comparison.summary import cost_table
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if args.trust and not args.costs:
         raise ValueError('--trust is for --costs; leave it out')
-    across = Across(sets, args.baseline)
+    across = CrossDatasetResults(sets, args.baseline)
     text = across.markdown()
     measured = measure(across, args.costs, args.trust) if args.costs else None
     if measured:

@@ -67,14 +67,15 @@ def enable_tta(cfg: Config) -> None:
     """Wrap the model in the config's test-time augmentation, or flips."""
     from mmengine.config import ConfigDict
 
-    from ..datasets.preflight import sources
+    from ..datasets.preflight import iter_datasets
 
     if 'tta_model' not in cfg:
         cfg.tta_model = dict(
             type='DetTTAModel',
             tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
         )
-    parts = list(sources(cfg.test_dataloader.dataset, 'test_dataloader.dataset'))
+    key = 'test_dataloader.dataset'
+    parts = list(iter_datasets(cfg.test_dataloader.dataset, key))
     if 'tta_pipeline' not in cfg:
         cfg.tta_pipeline = deepcopy(parts[0].cfg.pipeline)
         cfg.tta_pipeline[-1] = dict(
@@ -120,7 +121,7 @@ def test(args: argparse.Namespace) -> None:
     from ..engine import (
         build_runner,
         check_checkpoint,
-        leave_together,
+        shutdown_process_group,
         use_safe_loaders,
     )
 
@@ -138,7 +139,7 @@ def test(args: argparse.Namespace) -> None:
         runner.test_evaluator.metrics.append(METRICS.build(dump))
     runner.test()
     del runner
-    leave_together()
+    shutdown_process_group()
 
 
 if __name__ == '__main__':

@@ -48,10 +48,10 @@ def train(args: argparse.Namespace) -> None:
         build_runner,
         check_checkpoint,
         check_unoccupied,
-        leave_together,
-        lost_processes,
+        explain_peer_loss,
         next_commands,
         resume_latest,
+        shutdown_process_group,
         use_safe_loaders,
     )
 
@@ -74,12 +74,12 @@ def train(args: argparse.Namespace) -> None:
         cfg.resume = True
         cfg.load_from = args.resume
     check_unoccupied(cfg)
-    with lost_processes():
+    with explain_peer_loss():
         runner = build_runner(cfg, 'train')
         runner.train()
         text = next_commands(runner)
         del runner
-        leave_together()
+        shutdown_process_group()
     if text:
         print(text, flush=True)
 

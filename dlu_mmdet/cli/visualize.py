@@ -128,7 +128,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'features',
         parents=[shared],
         formatter_class=HelpFormatter,
-        help='the maps P2 to P5 of every detector, on one colour scale',
+        help='the maps P2 to P5 of every detector, on one color scale',
     )
     args = parser.parse_args(argv)
     args.out = Path(args.out or f'work_dirs/{args.command}.png')

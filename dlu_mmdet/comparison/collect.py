@@ -1,4 +1,4 @@
-"""What a run leaves: losses, validations, detections, and how they match objects."""
+"""Collect a run's losses, validation scores, detections and matches."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..utils.tables import to_json
 from ..utils.torch_compat import load_pickle
 from .inputs import differing, fingerprint
 from .plan import box_evaluator, classes_of
-from .runs import Run, held, write
+from .runs import Run, directory_lock, write
 
 
-def evaluate_anew(run: Run) -> bool:
+def reevaluate(run: Run) -> bool:
     """Evaluate a run that was tested and lacks its result or its matches.
 
     Args:
@@ -39,7 +39,7 @@ def evaluate_anew(run: Run) -> bool:
     whole = run.result_file.exists() and run.matches_file.exists()
     if whole or not run.predictions.exists():
         return False
-    with held(run.work_dir):
+    with directory_lock(run.work_dir):
         inputs = run.inputs
         now = fingerprint(run.cfg, ['test_evaluator'])
         then = {key: (inputs or {}).get(key, value) for key, value in now.items()}

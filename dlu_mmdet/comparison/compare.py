@@ -21,7 +21,7 @@ from ..utils.tables import printable, to_markdown
 from . import jobs as scheduling
 from . import plan, report, summary
 from . import slurm as cluster
-from .collect import evaluate_anew
+from .collect import reevaluate
 from .estimate import estimate
 from .inputs import check_inputs, fingerprint
 from .processes import FULL, Children
@@ -277,7 +277,7 @@ def report_all(
         baseline = None
     print('comparing: timing necks, leaving out test images in turn', flush=True)
     progress = ProgressLine()
-    found = summary.summarise(
+    found = summary.summarize(
         planned,
         baseline,
         resamples,
@@ -309,7 +309,7 @@ def report_again(
     failed = False
     for run in planned:
         try:
-            if evaluate_anew(run):
+            if reevaluate(run):
                 print(f'[{title(run)}] evaluated anew', flush=True)
         except RuntimeError as error:
             failed = True
@@ -476,7 +476,7 @@ def prepare(
     launch: Launch,
     cfg_options: Mapping | None,
 ) -> None:
-    """Check what the runs read, and try what can fail after a training before it."""
+    """Check inputs and post-training steps before training."""
     left = not all(run.is_over for run in planned)
     if left:
         print('checking data, heads and evaluation', flush=True)

@@ -128,7 +128,7 @@ def _means(cells: Mapping[tuple[str, int], float]) -> dict[str, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Across:
+class CrossDatasetResults:
     """Results of several data sets, and what they have in common.
 
     Args:
@@ -377,11 +377,11 @@ def _short(difference: Difference | None) -> str:
     return f'{difference.value:+.3f}{"†" if difference.p < LEVEL else ""}'
 
 
-def plot(across: Across) -> Figure:
+def plot(across: CrossDatasetResults) -> Figure:
     """Data sets in columns, upsamplers in rows, differences with their intervals.
 
     Args:
-        across (Across): The results.
+        across (CrossDatasetResults): The results.
 
     Returns:
         Figure: A small dot for each seed that the baseline has too.
@@ -404,7 +404,7 @@ def plot(across: Across) -> Figure:
             axis.plot(seeds, [place - 0.25] * len(seeds), '.', ms=4, color='#777777')
         axis.set_title(name)
     if several:
-        _panel(axes[-1], names, across.common(), colour='black')
+        _panel(axes[-1], names, across.common(), color='black')
         axes[-1].set_title('all sets')
     for axis in axes:
         axis.locator_params(axis='x', nbins=5)  # labels that do not touch
@@ -414,14 +414,14 @@ def plot(across: Across) -> Figure:
     return figure
 
 
-def _panel(axis, names: Sequence[str], found: Mapping, colour: str = '#0072b2') -> None:
+def _panel(axis, names: Sequence[str], found: Mapping, color: str = '#0072b2') -> None:
     """One data set's differences, the first name on top; filled where significant."""
     starred = significant(found)
     for place, upsampler in enumerate(reversed(names)):
         if upsampler in found:
             each = found[upsampler]
-            axis.plot([each.low, each.high], [place] * 2, color=colour)
-            face = colour if upsampler in starred else 'white'
-            axis.plot(each.value, place, 'o', color=colour, markerfacecolor=face)
+            axis.plot([each.low, each.high], [place] * 2, color=color)
+            face = color if upsampler in starred else 'white'
+            axis.plot(each.value, place, 'o', color=color, markerfacecolor=face)
     axis.axvline(0, color='black', linewidth=0.8)
     axis.grid(axis='x', alpha=0.3)

@@ -23,7 +23,7 @@ from urllib.request import url2pathname
 
 from mmengine.config import Config
 
-from ..datasets.preflight import Source, sources
+from ..datasets.preflight import Source, iter_datasets
 from ..upsamplers import split_file
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def fingerprint(
             hashed = f'{path} ({_once(_content, path)})'
             found[key] = f'{found[key]}, {hashed}' if key in found else hashed
         if part.endswith('.dataset'):
-            for source in sources(value or {}, part):
+            for source in iter_datasets(value or {}, part):
                 found.update(_images(source, cache))
     return found
 
@@ -111,7 +111,7 @@ def image_names(ann_file: str | os.PathLike) -> list[str]:
 
 
 def _once(make: Callable[[str], object], path: str | os.PathLike) -> object:
-    """What is made of a file, unless it is known already."""
+    """Compute a value from a file once, and cache it."""
     stat = os.stat(path)
     key = make, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
     if key not in _known:

@@ -18,19 +18,19 @@ from ..config import (
     read_config,
     read_dumped_config,
     refuse_unreached,
-    set_data,
     set_upsampler,
     upsampler_label,
+    use_dataset_folder,
 )
 from ..config.custom_data import say
-from ..datasets.preflight import coco_evaluators, sources
+from ..datasets.preflight import coco_evaluators, iter_datasets
 from ..necks import upsampler_name
 from ..utils.files import read_json
 from ..utils.tables import to_json
 from .inputs import DATA as COMPARED
 from .inputs import differing, leaves
 from .outputs import check_outputs
-from .runs import ALONE, Launch, Run, held, write
+from .runs import ALONE, Launch, Run, directory_lock, write
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,9 @@ def plan(
         upsamplers (Sequence[dict | None]): What every config's neck upsamples with
             in turn, as ``upsample_cfg``; None leaves a config as it is. Defaults to
             that alone.
-        data (Mapping, optional): Arguments of :func:`~dlu_mmdet.config.set_data`, to
-            take a folder in the place of every config's data.
+        data (Mapping, optional): Arguments of
+            :func:`~dlu_mmdet.config.use_dataset_folder`, for a folder in the place of
+            every config's data.
 
     Returns:
         list[Run]: Every config and upsampler with every seed.
@@ -93,7 +94,7 @@ def plan(
         for upsampler in upsamplers:
             cfg = read_config(config)
             if data:
-                set_data(cfg, **data)
+                use_dataset_folder(cfg, **data)
             if upsampler:
                 set_upsampler(cfg, upsampler)
             lengths.append(fit_schedule(cfg, options, launch.processes))
@@ -301,7 +302,7 @@ def box_evaluator(cfg: Config) -> Mapping | None:
 
 def classes_of(cfg: Config) -> Sequence[str]:
     """Class names of the test set, by label."""
-    found = sources(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
+    found = iter_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
     return next((source.classes for source in found), ())
 
 
@@ -391,5 +392,5 @@ def begin(
         options={key: str(value) for key, value in (options or {}).items()},
     )
     Path(work_dir).mkdir(parents=True, exist_ok=True)
-    with held(Path(work_dir)):
+    with directory_lock(Path(work_dir)):
         write(Path(work_dir, 'plan.json'), to_json(noted))

@@ -18,7 +18,7 @@ from ..engine import read_divergence
 from ..utils.tables import to_json
 from .collect import collect_result
 from .inputs import check_inputs, differing, fingerprint
-from .runs import ALONE, Launch, Run, divergence, held, write
+from .runs import ALONE, Launch, Run, directory_lock, divergence, write
 
 #: What mmengine logs of training and tests, from where it is in them.
 PROGRESS = re.compile(r'(Epoch|Iter)\((train|val|test)\).*')
@@ -174,7 +174,7 @@ def execute(
         yield over(run)
         return
     run.work_dir.mkdir(parents=True, exist_ok=True)
-    with held(run.work_dir) as lock:
+    with directory_lock(run.work_dir) as lock:
         write(run.config, run.cfg.pretty_text)
         inputs = _note_inputs(run)
         if run.checkpoint:

@@ -68,14 +68,14 @@ def new_figure(
     return figure, figure.subplots(1, columns, squeeze=False, sharey=sharey)[0]
 
 
-def _colours(summary: dict) -> dict[str, str]:
-    """One colour for each upsampler, the same in every picture."""
+def _colors(summary: dict) -> dict[str, str]:
+    """One color for each upsampler, the same in every picture."""
     names = sorted(row['name'] for row in summary['rows'])
     return {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
 
 
 def _markers(summary: dict) -> dict[str, str]:
-    """A marker for each upsampler: another where the colours begin anew."""
+    """A marker for each upsampler: another where the colors begin anew."""
     names = sorted(row['name'] for row in summary['rows'])
     return {name: 'osD^v'[i // len(COLORS) % 5] for i, name in enumerate(names)}
 
@@ -84,14 +84,14 @@ def plot_accuracy(summary: dict) -> Figure:
     """AP against the upsamplers' parameters and against the neck's latency.
 
     Args:
-        summary (dict): What :func:`~dlu_mmdet.comparison.summary.summarise`
+        summary (dict): What :func:`~dlu_mmdet.comparison.summary.summarize`
             returned.
 
     Returns:
         Figure: Bars are one standard deviation over seeds.
     """
     figure, axes = new_figure(2)
-    colours, markers = _colours(summary), _markers(summary)
+    colors, markers = _colors(summary), _markers(summary)
     for axis, key, label in (
         (axes[0], 'upsampler_parameters', 'parameters of the upsamplers'),
         (axes[1], 'neck_ms', 'latency of the neck, ms'),
@@ -103,7 +103,7 @@ def plot_accuracy(summary: dict) -> Figure:
                 yerr=row['AP_std'],
                 fmt=markers[row['name']],
                 capsize=3,
-                color=colours[row['name']],
+                color=colors[row['name']],
                 label=row['name'],
             )
         axis.set_xlabel(label)
@@ -128,7 +128,7 @@ def plot_differences(summary: dict) -> Figure:
             correction. Small dots: the seeds.
     """
     figure, axes = new_figure(3, 1.6 + 0.4 * len(summary['differences']))
-    colours = _colours(summary)
+    colors = _colors(summary)
     names = [
         row['name']
         for row in reversed(summary['rows'])
@@ -141,13 +141,13 @@ def plot_differences(summary: dict) -> Figure:
                 continue
             if found['low'] is not None:
                 ends = [found['low'], found['high']]
-                axis.plot(ends, [place] * 2, color=colours[name])
-            face = colours[name] if found['significant'] else 'white'
+                axis.plot(ends, [place] * 2, color=colors[name])
+            face = colors[name] if found['significant'] else 'white'
             axis.plot(
                 found['difference'],
                 place,
                 'o',
-                color=colours[name],
+                color=colors[name],
                 markerfacecolor=face,
             )
             axis.plot(
@@ -176,7 +176,7 @@ def plot_learning(summary: dict) -> Figure:
     Returns:
         Figure: Means over seeds; a band of one standard deviation around the loss.
     """
-    colours = _colours(summary)
+    colors = _colors(summary)
     curves = {row['name']: {'loss': [], 'validation': []} for row in summary['rows']}
     for run in summary['runs']:
         for key in ('loss', 'validation'):
@@ -195,10 +195,10 @@ def plot_learning(summary: dict) -> Figure:
                 [[curve[step] for step in steps] for curve in each[key]], float
             )
             mean, std = values.mean(axis=0), values.std(axis=0)
-            axis.plot(steps, mean, color=colours[name], label=name)
+            axis.plot(steps, mean, color=colors[name], label=name)
             if key == 'loss' and len(values) > 1:
                 axis.fill_between(
-                    steps, mean - std, mean + std, color=colours[name], alpha=0.12
+                    steps, mean - std, mean + std, color=colors[name], alpha=0.12
                 )
         axis.set_xlabel('iteration' if key == 'loss' else 'epoch')
         axis.set_ylabel(label)

@@ -16,7 +16,7 @@ from mmengine.config import Config
 
 from ..engine import latest_checkpoint
 from ..evaluation.jackknife import METRICS
-from ..utils.files import read_json, replacing
+from ..utils.files import atomic_write, read_json
 
 #: Package of the commands that train and test a run.
 COMMANDS = 'dlu_mmdet.cli'
@@ -59,7 +59,8 @@ class Run:
 
     @property
     def matches_file(self) -> Path:
-        """The :class:`Evaluation` of its detections."""
+        """The matches of its detections, see
+        :class:`~dlu_mmdet.evaluation.jackknife.Evaluation`."""
         return self.work_dir / 'matches.npz'
 
     @property
@@ -150,7 +151,7 @@ class Launch:
 
     @property
     def training(self) -> dict[str, object]:
-        """What of this changes the numbers: runs that differ in it do not mix."""
+        """Settings that affect results; runs must agree on them."""
         alone = self.launcher == 'none'
         return dict(
             processes=1 if alone else self.processes, flags=list(self.train_flags)
@@ -198,7 +199,7 @@ ALONE = Launch()
 def write(path: Path, content: str | bytes) -> None:
     """Write a file that is whole or not there at all."""
     content = content.encode() if isinstance(content, str) else content
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(content)
         # else a power cut may leave the new name with zeros
         with partial.open('rb') as file:
@@ -206,8 +207,8 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def held(work_dir: Path) -> Iterator[int]:
-    """Keep others off a folder; yields what passes the hold on to a child.
+def directory_lock(work_dir: Path) -> Iterator[int]:
+    """Lock a folder; yields a file descriptor that child processes inherit.
 
     A child that outlives its parent, say after a kill -9 of the latter alone,
     still holds the folder: nobody trains into it at the same time.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .jobs import Event
 from .processes import PROGRESS, execute, over
-from .runs import Launch, Run, held
+from .runs import Launch, Run, directory_lock
 
 COMMANDS = ('sbatch', 'srun', 'squeue', 'scontrol')
 #: How a job ends that is no fault of its run: it goes on in another.
@@ -28,7 +28,7 @@ POLL = 10
 _PATIENCE = 30
 # times that a job puts itself back when its time is up
 _MAX_TIMEOUTS = 100
-# within which a signal has come to all processes of a job
+# seconds until a signal has reached all processes of a job
 _SIGNAL_SECONDS = 5
 
 
@@ -263,7 +263,7 @@ def run_in_slurm(
     root = planned[0].work_dir.parents[1]
     active: list[_Queued] = []
     waiting: deque[Run] = deque()
-    with held(root):
+    with directory_lock(root):
         yield from _find_again(planned, active, waiting)
         silent = 0
         while active or waiting:

@@ -26,7 +26,7 @@ from mmengine.registry import init_default_scope
 
 from ..config import check_param_groups, read_config
 from ..datasets import check_data, check_num_classes
-from ..datasets.preflight import sources
+from ..datasets.preflight import iter_datasets
 from ..evaluation.complexity import detector_complexity, input_channels
 from ..evaluation.jackknife import (
     METRICS,
@@ -80,7 +80,7 @@ def image_size(cfg: Config) -> tuple[int, int]:
     Returns:
         tuple[int, int]: Pixels, height first.
     """
-    found = sources(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
+    found = iter_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
     pipeline = next((s.cfg.get('pipeline') for s in found), None) or []
     scale = next((t['scale'] for t in pipeline if t.get('scale')), (1333, 800))
     divisor = cfg.model.get('data_preprocessor', {}).get('pad_size_divisor', 1)
@@ -176,7 +176,7 @@ def _is_coco_2017(cfg: Config) -> bool:
     """Whether a config's data are all of COCO 2017, as far as they are there."""
     for split, (name, number) in _COCO_2017.items():
         key = f'{split}_dataloader.dataset'
-        found = list(sources(cfg[f'{split}_dataloader'].dataset, key))
+        found = list(iter_datasets(cfg[f'{split}_dataloader'].dataset, key))
         # a wrapper would repeat them or mix them
         if len(found) != 1 or found[0].key != key or found[0].cls is not CocoDataset:
             return False
@@ -238,7 +238,7 @@ def measure_costs(
 
 
 def rehearse(runs: Sequence[Run]) -> None:
-    """Try now, on new detectors, what would else be tried after the training.
+    """Run the steps that follow a training on untrained detectors, to fail early.
 
     Data, evaluators and heads are checked, nothing is scored against the test set,
     and every neck is timed once.
@@ -270,7 +270,7 @@ def rehearse(runs: Sequence[Run]) -> None:
     evaluate(next(iter(each)).cfg, [])
 
 
-def summarise(
+def summarize(
     runs: Sequence[Run],
     baseline: str | None = None,
     groups: int = 200,
@@ -280,7 +280,7 @@ def summarise(
     """Bring a comparison's finished runs together.
 
     Args:
-        runs (Sequence[Run]): What :func:`~dlu_mmdet.comparison.runs.plan` listed.
+        runs (Sequence[Run]): What :func:`~dlu_mmdet.comparison.plan.plan` listed.
         baseline (str, optional): Name of the run that others are compared with.
             Defaults to 'bilinear', or else the first.
         groups (int): Of test images, which are left out in turn, at most.
@@ -555,7 +555,7 @@ def save(summary: dict, work_dir: str | Path) -> None:
     """Write comparison.json, .csv and .md.
 
     Args:
-        summary (dict): What :func:`summarise` returned.
+        summary (dict): What :func:`summarize` returned.
         work_dir (str | Path): Folder, which exists.
     """
     work_dir = Path(work_dir)

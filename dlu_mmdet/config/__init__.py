@@ -1,6 +1,6 @@
-"""Configs: read, overridden, and fitted to data of one's own."""
+"""Read, override and fit configs to custom data."""
 
-from .custom_data import SPLIT_FOLDER, prepare_data, say, set_data
+from .custom_data import SPLIT_FOLDER, prepare_data, say, use_dataset_folder
 from .overrides import merge_options, parse_options
 from .param_groups import check_param_groups, refuse_unreached
 from .read import (
@@ -35,7 +35,7 @@ __all__ = [
     'read_settings',
     'refuse_unreached',
     'say',
-    'set_data',
+    'use_dataset_folder',
     'set_upsampler',
     'upsampler_label',
 ]

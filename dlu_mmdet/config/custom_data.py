@@ -1,4 +1,4 @@
-"""A folder of one's own data in the place of a config's."""
+"""Replace a config's data with a custom folder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from mmengine.config import Config
 from ..datasets import coco_io as annotations
 from ..datasets import formats
 from ..datasets.formats import words
-from ..datasets.preflight import coco_evaluators, sources
+from ..datasets.preflight import coco_evaluators, iter_datasets
 from ..datasets.split import check_split, describe_parts, split_images
-from ..utils.files import replacing
+from ..utils.files import atomic_write
 
 #: Words in a file's path that tell its split.
 SPLITS = {split: formats.SPLITS[split] for split in ('train', 'val')}
@@ -27,7 +27,7 @@ SPLIT_FOLDER = 'split'
 _LISTED, _OPENED = 6, 50
 
 
-def set_data(
+def use_dataset_folder(
     cfg: Config,
     root: str | os.PathLike,
     train_json: str | os.PathLike | None = None,
@@ -94,7 +94,7 @@ def _only_source(cfg: Config, split: str):
     """The data set of a split, which must be one."""
     loader = cfg.get(f'{split}_dataloader') or {}
     key = f'{split}_dataloader.dataset'
-    found = list(sources(loader.get('dataset') or {}, key))
+    found = list(iter_datasets(loader.get('dataset') or {}, key))
     if (
         len(found) != 1
         or not found[0].is_coco
@@ -125,7 +125,7 @@ def split_data(
         work_dir (str | PathLike): Two files are written into its folder ``split``.
 
     Returns:
-        dict[str, str]: ``train_json`` and ``val_json`` of :func:`set_data`.
+        dict[str, str]: ``train_json`` and ``val_json`` of :func:`use_dataset_folder`.
 
     Raises:
         FileNotFoundError: If the folder, the file or its images are not there.
@@ -154,7 +154,7 @@ def split_data(
             )
         written[f'{split}_json'] = str(path)
         if not path.exists():
-            with replacing(path) as partial:
+            with atomic_write(path) as partial:
                 partial.write_text(text, encoding='utf-8')
     say(
         f'split {root / file} by --val-fraction {fraction:g}, --split-seed {seed}: '
@@ -171,13 +171,13 @@ def prepare_data(
     val_fraction: float | None = None,
     split_seed: int | None = None,
 ) -> dict:
-    """The arguments of :func:`set_data`; ``val_fraction`` splits the file here.
+    """The arguments of :func:`use_dataset_folder`; ``val_fraction`` splits here.
 
     Args:
         work_dir (str | PathLike): Where the two parts are written.
         data (str | PathLike, optional): The folder; without it no other is allowed.
-        train_json (str | PathLike, optional): See :func:`set_data`.
-        val_json (str | PathLike, optional): See :func:`set_data`.
+        train_json (str | PathLike, optional): See :func:`use_dataset_folder`.
+        val_json (str | PathLike, optional): See :func:`use_dataset_folder`.
         val_fraction (float, optional): See :func:`split_data`.
         split_seed (int, optional): See :func:`split_data`. Defaults to 0.
 
@@ -362,7 +362,7 @@ def _image_folder(root: Path, file: str, content: Mapping) -> str:
 
 
 def _other_folders(root: Path, own: list[str]) -> Iterator[Path]:
-    """Folders of any name, such as train2017, but those of another split."""
+    """Yield all folders except those of another split."""
     others = [split for split in SPLITS if own and split not in own]
     taken = {name for split in others for name in SPLITS[split]}
     for path in (*root.glob('*'), *root.glob('images/*')):

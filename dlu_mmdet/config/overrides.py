@@ -24,7 +24,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader
 
-from ..datasets.preflight import elsewhere, resolve
+from ..datasets.preflight import data_root_override_hint, resolve
 from ..upsamplers import resolve_name, upsampler_class
 from .param_groups import refuse_unreached
 
@@ -197,7 +197,7 @@ def _is_accepted(parts: Sequence[str], before: Mapping, after: Mapping) -> bool:
 
 
 def _takes(parts: Sequence[str], after: Mapping) -> bool | None:
-    """Whether a part of a config takes a key; None if nothing says what it takes."""
+    """Whether a part of a config accepts a key; None if unknown."""
     *inside, name = parts
     where = '.'.join(inside)
     free = tuple(f'{key}.' for key in _FREE)
@@ -269,7 +269,8 @@ def _nearest(cfg: Config, key: str, value: object, before: Mapping) -> str:
     """Keys that were probably meant."""
     last = key.split('.')[-1]
     if last == 'data_root':
-        return f'data in another folder are named by {elsewhere(cfg, value)}'
+        hint = data_root_override_hint(cfg, value)
+        return f'data in another folder are named by {hint}'
     keys = [k for k in before if k.split('.')[0] in _READ]
     # the same end, as much of it as there is; else a similar name
     parts = key.split('.')

@@ -25,7 +25,7 @@ from ..upsamplers import (
     split_file,
     upsampler_class,
 )
-from .custom_data import prepare_data, say, set_data
+from .custom_data import prepare_data, say, use_dataset_folder
 from .overrides import merge_options
 from .schedule import fit_schedule
 
@@ -330,7 +330,7 @@ def load_config(
         or default_work_dir(name, upsampler, data.get('data'))
     )
     if prepared := prepare_data(work_dir, **data):
-        set_data(cfg, **prepared)
+        use_dataset_folder(cfg, **prepared)
     if upsampler:
         set_upsampler(cfg, upsampler)
     if train and (length := fit_schedule(cfg, options)):

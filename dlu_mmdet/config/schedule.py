@@ -128,7 +128,7 @@ def _count_images(cfg: Config) -> int:
 
 def _count_iterations(cfg: Config, length: int) -> None:
     """Let the parts of a config that count epochs count iterations."""
-    # at the end of the other one mmengine waits for two seconds
+    # with DefaultSampler mmengine sleeps two seconds at the end of each epoch
     sampler = cfg.train_dataloader.get('sampler') or {}
     if sampler.get('type') == 'DefaultSampler':
         sampler['type'] = 'InfiniteSampler'

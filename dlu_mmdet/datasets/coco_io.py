@@ -1,10 +1,10 @@
-"""COCO annotation files as people write them, read once and read right.
+"""COCO annotation files: read once, completed and checked.
 
-Importing this module puts :class:`COCO` and :class:`COCOeval` in the place of those
-that mmdet's ``CocoDataset`` and ``CocoMetric`` use: what a file leaves out and has one
-meaning is filled in, what pycocotools takes amiss is put right, and labels follow the
-config's class names, not the order of the file. mmdet's metrics get
-:func:`eval_recalls` as well, since their own fails with numpy 1.24 and later.
+:mod:`dlu_mmdet.engine.patches` lets mmdet's ``CocoDataset`` and ``CocoMetric`` use
+:class:`COCO` and :class:`COCOeval`. Missing keys that have one meaning are filled in,
+values that pycocotools misreads are corrected, and labels follow the class names of the
+config, not the order of the file. mmdet's metrics use :func:`eval_recalls`, since their
+own fails with numpy 1.24 and later.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ with warnings.catch_warnings():
 
 # a file that takes longer to read than people wait without being told, in bytes
 _LARGE = 50e6
-# share of the objects from which on it is said that they are left out
+# warn if a larger share of the objects than this is dropped
 _MANY = 0.01
-# share of the boxes over their image's edge, by this share of it, that is no accident
+# boxes are suspicious if this share of them exceeds the image by this margin
 _OVER, _EDGE = 0.05, 0.1
 _NAMES = (str, int, float)
 # pycocotools keeps the ids of objects as float64, which holds integers up to this one
@@ -70,7 +70,7 @@ def class_names(names: Iterable[object], where: object) -> tuple[str, ...]:
     return tuple(class_name(name, f'{where}[{i}]') for i, name in enumerate(names))
 
 
-def complete(content: object, path: object) -> dict:
+def normalize_annotations(content: object, path: object) -> dict:
     """Check a COCO annotation file's content and fill in what is left out.
 
     Names of categories become text. A missing ``iscrowd`` is 0, an ``area`` that is
@@ -104,7 +104,7 @@ def complete(content: object, path: object) -> dict:
                 f"{path}: the {what}' ids are text in some places and numbers in "
                 f'others; make them all the same, and {key} in the annotations too'
             )
-    complete_objects(annotations, path)
+    normalize_objects(annotations, path)
     return content
 
 
@@ -152,8 +152,8 @@ def _check_distinct(path: object, what: str, key: str, entries: list[dict]) -> N
         )
 
 
-def complete_objects(annotations: list[dict], path: object) -> None:
-    """The part of :func:`complete` that is about objects, in place."""
+def normalize_objects(annotations: list[dict], path: object) -> None:
+    """The part of :func:`normalize_annotations` that is about objects, in place."""
     ids = []
     for index, ann in enumerate(annotations):
         try:
@@ -246,10 +246,10 @@ def read(path: str | os.PathLike) -> dict:
         path (str | PathLike): A JSON file, UTF-8 with or without a byte order mark.
 
     Returns:
-        dict: As :func:`complete`.
+        dict: As :func:`normalize_annotations`.
 
     Raises:
-        ValueError: If it is no JSON, or as :func:`complete`.
+        ValueError: If it is no JSON, or as :func:`normalize_annotations`.
     """
     size = Path(path).stat().st_size
     if size > _LARGE:
@@ -260,7 +260,7 @@ def read(path: str | os.PathLike) -> dict:
         raise ValueError(
             f'{path} is not a COCO annotation file ({error}); make or copy it again'
         ) from error
-    return complete(content, path)
+    return normalize_annotations(content, path)
 
 
 def keep(path: str | os.PathLike, content: dict, uses: int) -> None:
@@ -313,7 +313,7 @@ class COCO(api_wrappers.COCO):
         """The same annotations as another COCO's, completed; that one stays."""
         own = cls()
         objects = [dict(ann) for ann in coco.dataset.get('annotations', ())]
-        complete_objects(objects, 'annotations')
+        normalize_objects(objects, 'annotations')
         own.dataset = {'info': {}, **coco.dataset, 'annotations': objects}
         own.createIndex()
         return own
@@ -489,7 +489,7 @@ def _listed(names: Sequence[object]) -> str:
 
 @dataclass
 class Survey:
-    """What of a file's objects reaches a detector.
+    """Counts of usable and dropped objects in a file.
 
     Attributes:
         images (int): Images.
@@ -527,7 +527,9 @@ class Survey:
         return self.over > _OVER * self.kept
 
 
-def survey(content: dict, classes: Sequence[str], masks: str | None = None) -> Survey:
+def count_usable(
+    content: dict, classes: Sequence[str], masks: str | None = None
+) -> Survey:
     """Count what mmdet's ``CocoDataset`` keeps of a file's objects, and why.
 
     Args:
@@ -656,7 +658,7 @@ def _runs(counts: str) -> list[int]:
 
 
 def _orphan(ann: dict, key: str, ids: Collection) -> str:
-    """Why the id under a key of an object is none of the file's."""
+    """Describe a reference to a missing image or category."""
     what = {'image_id': 'images', 'category_id': 'categories'}[key]
     is_text = isinstance(ann[key], str)
     if is_text != isinstance(next(iter(ids), ann[key]), str):

@@ -99,7 +99,8 @@ def convert(
         if format is None:
             told = formats.advice(root) or (
                 'is not recognized as YOLO, Pascal VOC or labelme; if it is one, name '
-                'it with --format; COCO files need no conversion, give train.py --data'
+                'it with --format; COCO files need no conversion, give them to '
+                'dlu_mmdet train --data'
             )
             raise ValueError(f'{root} {told}')
     check_installed()

@@ -36,7 +36,7 @@ _VERSION = 1
 # An object is only placed where this share of it and of those below stays visible.
 _MIN_VISIBLE = 0.6
 _MIN_VISIBLE_PIXELS = 20
-# In degrees; the hues of two classes are 60 apart, so colour tells most, not all.
+# In degrees; the hues of two classes are 60 apart, so color tells most, not all.
 _HUE_STD = 15
 
 
@@ -69,7 +69,7 @@ def _unit_contours(name: str) -> list[np.ndarray]:
 def _noise(
     rng: np.random.Generator, size: int, scales: tuple[int, ...], std: float
 ) -> np.ndarray:
-    """Smooth noise, float32 (size, size, 3), mean 0, mostly grey; std in levels."""
+    """Smooth noise, float32 (size, size, 3), mean 0, mostly gray; std in levels."""
     total = np.zeros((size, size, 3), np.float32)
     for scale in scales:
         cells = max(2, math.ceil(size / scale))
@@ -88,7 +88,7 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     # OpenCV antialiases 8-bit images only.
     canvas = canvas.astype(np.uint8)
     for number in range(int(rng.integers(3, 7))):
-        colour = [int(c) for c in rng.uniform(30, 200, 3)]
+        color = [int(c) for c in rng.uniform(30, 200, 3)]
         first, last = rng.integers(0, size, (2, 2)).tolist()
         thickness = int(rng.integers(1, 3))
         if number % 2:
@@ -102,12 +102,12 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
                 0,
                 start,
                 start + sweep,
-                colour,
+                color,
                 thickness,
                 cv2.LINE_AA,
             )
         else:
-            cv2.line(canvas, first, last, colour, thickness, cv2.LINE_AA)
+            cv2.line(canvas, first, last, color, thickness, cv2.LINE_AA)
     return canvas.astype(np.float32)
 
 
@@ -125,19 +125,19 @@ def _coverage(
     areas = [cv2.contourArea(c.astype(np.float32)) for c in contours]
     # Outer outline first, then the hole; a thin shape may not fit at its full area.
     radius = min(object_size / math.sqrt(areas[0] - sum(areas[1:])), 0.48 * image_size)
-    centre = rng.uniform(radius, image_size - radius, 2)
+    center = rng.uniform(radius, image_size - radius, 2)
     # OpenCV takes points as integers with `shift` fractional bits.
     shift = 4
     points = [
-        np.rint((c * radius + centre) * 2**shift).astype(np.int32) for c in contours
+        np.rint((c * radius + center) * 2**shift).astype(np.int32) for c in contours
     ]
     coverage = np.zeros((image_size, image_size), np.uint8)
     cv2.fillPoly(coverage, points, 255, cv2.LINE_AA, shift)
     return coverage
 
 
-def _colour(rng: np.random.Generator, label: int) -> np.ndarray:
-    """A colour of the class's hue, give or take: BGR float32 (3,), 0 to 255."""
+def _color(rng: np.random.Generator, label: int) -> np.ndarray:
+    """A color of the class's hue, give or take: BGR float32 (3,), 0 to 255."""
     hue = (label / len(CLASSES) * 360 + rng.normal(0, _HUE_STD)) % 360
     hsv = np.array([[[hue, rng.uniform(0.35, 0.9), rng.uniform(0.45, 0.95)]]])
     return cv2.cvtColor(hsv.astype(np.float32), cv2.COLOR_HSV2BGR)[0, 0] * 255
@@ -195,11 +195,11 @@ def draw_image(
         visible = [(below, rest) for (below, _), rest in zip(visible, left)]
         visible.append((label, mask))
         full.append(int(mask.sum()))
-        colour = _colour(rng, label)
+        color = _color(rng, label)
         x, y, w, h = cv2.boundingRect(coverage)
         patch = canvas[y : y + h, x : x + w]
         alpha = coverage[y : y + h, x : x + w, None].astype(np.float32) / 255
-        patch += (colour + texture[y : y + h, x : x + w] - patch) * alpha
+        patch += (color + texture[y : y + h, x : x + w] - patch) * alpha
     canvas += rng.normal(0, 6, canvas.shape).astype(np.float32)
     return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), visible
 

@@ -1,4 +1,4 @@
-"""Data that a config names: there, of its classes, and scored by their own file."""
+"""Check that a config's data exist, match its classes and fit its evaluators."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Source:
         )
 
 
-def sources(cfg: dict, key: str) -> Iterator[Source]:
+def iter_datasets(cfg: dict, key: str) -> Iterator[Source]:
     """The data sets inside wrappers such as RepeatDataset, one by one.
 
     Args:
@@ -118,10 +118,10 @@ def sources(cfg: dict, key: str) -> Iterator[Source]:
         Source: Of remote ones without the files.
     """
     if 'dataset' in cfg:
-        yield from sources(cfg['dataset'], f'{key}.dataset')
+        yield from iter_datasets(cfg['dataset'], f'{key}.dataset')
     elif 'datasets' in cfg:
         for index, inner in enumerate(cfg['datasets']):
-            yield from sources(inner, f'{key}.datasets.{index}')
+            yield from iter_datasets(inner, f'{key}.datasets.{index}')
     elif 'type' in cfg and (cls := resolve(DATASETS, cfg['type'])):
         root = cfg.get('data_root') or ''
         named = [('ann_file', cfg.get('ann_file'))]
@@ -138,7 +138,7 @@ def _is_remote(cfg: dict) -> bool:
 
 def _all_sources(cfg: Config, split: str) -> list[Source]:
     dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
-    return list(sources(dataset, f'{split}_dataloader.dataset'))
+    return list(iter_datasets(dataset, f'{split}_dataloader.dataset'))
 
 
 def _evaluators(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
@@ -169,7 +169,7 @@ def _metric_class(evaluator: dict) -> type:
     return cls if inspect.isclass(cls) else BaseMetric
 
 
-def elsewhere(
+def data_root_override_hint(
     cfg: Config,
     root: str = 'DIR',
     splits: Sequence[str] = ('train', 'val', 'test'),
@@ -238,7 +238,8 @@ def check_data(
     if not is_main_process():
         return
     # what is trained will be tested, and a test needs no training data
-    options = elsewhere(cfg) if 'train' in splits else elsewhere(cfg, splits=splits)
+    of = ('train', 'val', 'test') if 'train' in splits else splits
+    options = data_root_override_hint(cfg, splits=of)
     for source in [source for each in found.values() for source in each]:
         _check_files(source, options, scored)
     _check_order([source for each in found.values() for source in each])
@@ -300,7 +301,7 @@ def _check_files(source: Source, options: str, has_flag: bool) -> None:
             )
 
 
-def misplaced(
+def first_label_mismatch(
     expected: Sequence[str], classes: Sequence[str]
 ) -> tuple[str, int, int] | None:
     """The first class with another label in two lists, and both labels."""
@@ -318,7 +319,7 @@ def _check_order(each: list[Source]) -> None:
     # a name in the place of a list of them is told with its file
     each = [s for s in each if not isinstance(s.classes, str)]
     for source in each[1:]:
-        if found := misplaced(each[0].classes, source.classes):
+        if found := first_label_mismatch(each[0].classes, source.classes):
             name, expected, own = found
             raise ValueError(
                 f'{source.key} has the class {name!r} in place {own} of its classes '
@@ -345,11 +346,11 @@ def _check_source(
     annotations.check_classes(content['categories'], source.classes, where)
     masks = _loaded_masks(source) if split == 'train' else None
     masks = 'scored' if scored == 'segm' else masks
-    survey = annotations.survey(content, source.classes, masks)
+    survey = annotations.count_usable(content, source.classes, masks)
     if not content['images']:
         raise ValueError(f'{where} lists no images; use another file')
     if split == 'train' or scored:
-        # images without annotations may be the unlabelled part of a set
+        # images without annotations may be the unlabeled part of a set
         if not survey.kept and not (among and not survey.objects):
             what = 'nothing to learn' if split == 'train' else 'nothing to find'
             raise ValueError(f'{where} has {what}: {survey}; mend it, or use another')
@@ -376,7 +377,7 @@ def _check_source(
 
 
 def _loaded_masks(source: Source) -> str | None:
-    """How a pipeline loads masks, for :func:`annotations.survey`."""
+    """How a pipeline loads masks, for :func:`annotations.count_usable`."""
     for step in source.cfg.get('pipeline') or ():
         if step.get('with_mask'):
             return 'learned' if step.get('poly2mask', True) else 'learned as polygons'

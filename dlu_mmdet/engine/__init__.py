@@ -5,7 +5,7 @@ from .checkpoint_guard import CheckpointGuardHook, check_state_dict
 from .hooks import Diverged, DivergenceHook, ResumeHook, read_divergence
 from .patches import use_safe_loaders
 from .resume import latest_checkpoint, resume_latest
-from .runner import build_runner, leave_together, lost_processes
+from .runner import build_runner, explain_peer_loss, shutdown_process_group
 from .safe_loading import check_checkpoint, load_checkpoint
 from .work_dirs import check_unoccupied, next_commands
 
@@ -20,11 +20,11 @@ __all__ = [
     'check_state_dict',
     'check_unoccupied',
     'latest_checkpoint',
-    'leave_together',
+    'shutdown_process_group',
     'load_checkpoint',
     'load_detector',
     'load_detectors',
-    'lost_processes',
+    'explain_peer_loss',
     'next_commands',
     'read_divergence',
     'resume_latest',

@@ -12,7 +12,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
 
-from ..datasets.preflight import misplaced, sources
+from ..datasets.preflight import first_label_mismatch, iter_datasets
 
 
 def check_state_dict(
@@ -89,12 +89,12 @@ class CheckpointGuardHook(Hook):
 
 
 def _check_order(cfg: Config, meta: Mapping) -> None:
-    """See that the labels a checkpoint was trained with are those of the data."""
+    """Check that checkpoint and data order their classes alike."""
     trained = [*map(str, (meta.get('dataset_meta') or {}).get('classes') or ())]
     split = 'train' if cfg.get('resume') else 'test'
     dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
-    for source in sources(dataset, f'{split}_dataloader.dataset'):
-        if found := misplaced(source.classes, trained):
+    for source in iter_datasets(dataset, f'{split}_dataloader.dataset'):
+        if found := first_label_mismatch(source.classes, trained):
             name, own, expected = found
             raise ValueError(
                 f'the checkpoint was trained with the class {name!r} in place '

@@ -16,7 +16,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop
 
-from ..utils.files import replacing
+from ..utils.files import atomic_write
 
 #: What a training that diverged leaves in its folder: ``iteration`` and ``reason``.
 DIVERGED = 'diverged.json'
@@ -68,7 +68,7 @@ class DivergenceHook(Hook):
             self._stop(runner, iteration, f'the loss is {loss}, for {number} now')
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Keep what is worth nothing out of a checkpoint."""
+        """Do not save diverged weights."""
         self._check_weights(runner, checkpoint['meta']['iter'])
 
     def after_train(self, runner) -> None:
@@ -86,7 +86,7 @@ class DivergenceHook(Hook):
 
     def _stop(self, runner, iteration: int, reason: str) -> None:
         # whichever process meets it first
-        with replacing(Path(runner.work_dir, DIVERGED)) as partial:
+        with atomic_write(Path(runner.work_dir, DIVERGED)) as partial:
             partial.write_text(json.dumps(dict(iteration=iteration, reason=reason)))
         raise Diverged(
             f'training diverged at iteration {iteration}: {reason}. Lower the learning '
@@ -144,7 +144,7 @@ class ResumeHook(Hook):
     priority = 'LOWEST'
 
     def before_train(self, runner) -> None:
-        """Bring back what a training would know by now that had not stopped."""
+        """Restore the state of an uninterrupted training."""
         loop = runner.train_loop
         by_iter = isinstance(loop, IterBasedTrainLoop)
         step, last, unit = (

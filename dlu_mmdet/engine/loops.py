@@ -238,7 +238,7 @@ def _idle_hooks(runner: Runner) -> Iterator[str]:
         return
     last = loop.max_iters if by_iteration else loop.max_epochs
     unit = 'iteration' if by_iteration else 'epoch'
-    # compare.py leaves out a validation that its test repeats
+    # a comparison leaves out a validation that its test repeats
     is_left_out = loop.val_interval >= last and loop.val_begin == last + 1
     if runner.val_loop is not None and loop.val_begin > last and not is_left_out:
         yield (

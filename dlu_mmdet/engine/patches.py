@@ -1,4 +1,4 @@
-"""Every change that this package makes to other packages, for the whole process.
+"""The changes that this package makes to other packages, for the whole process.
 
 At import, since MMDetection's own tools need them for configs of this package
 (:func:`patch_at_import`):
@@ -12,14 +12,19 @@ At import, since MMDetection's own tools need them for configs of this package
 | `dlu_mmdet::NAME` is a config | mmengine knows its own packages alone | mmengine reads entry points |
 | mmdet's `DetVisualizationHook` is the one of :mod:`~dlu_mmdet.visualization.detection_hook` | boxes lie on the image that was loaded | mmdet draws what its pipeline loaded |
 
-The last is registered with its class, since rooms import one way. In the commands, in
-:func:`~dlu_mmdet.engine.build_runner` and in ``load_detector``
-(:func:`use_safe_loaders`, :func:`name_images`):
+The last is registered with its class, since visualization imports this package. In
+:func:`~dlu_mmdet.engine.build_runner` (:func:`use_safe_loaders`,
+:func:`patch_pipeline_errors`), and the first line in the commands and in
+:func:`~dlu_mmdet.engine.load_detector` too:
 
 | what | why | may go when |
 |---|---|---|
 | checkpoints and pickles are loaded without running code | files from others | mmengine loads with `weights_only` |
 | errors of data pipelines name the image | mmcv's do not | mmcv's do |
+
+Elsewhere, since they add and replace nothing: the operators tell torch's and mmengine's
+FLOP counters their formulas (``ops/library.py``), the necks and heads register themselves,
+and ``safe_loading.py`` adds `torchvision://` where torchvision is missing.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -70,7 +75,7 @@ def use_safe_loaders() -> None:
     OpenImagesChallengeDataset._get_relation_matrix = safe_loading.read_relations
 
 
-def name_images() -> None:
+def patch_pipeline_errors() -> None:
     """Wrap the pipelines of mmengine's data sets and of mmcv.
 
     Whatever a transform raises then says which file it could not take, and an image

@@ -85,7 +85,7 @@ def _is_intact(path: Path) -> bool:
 
 
 def _age(path: Path) -> tuple[float, int]:
-    """By which the youngest checkpoint is the greatest."""
+    """Sort key: the newest checkpoint is the greatest."""
     return path.stat().st_mtime, _number(path)
 
 

@@ -18,7 +18,7 @@ from ..config.schedule import check_lengths, fit_schedule
 from ..datasets import check_data, check_num_classes
 from .hooks import DivergenceHook, ResumeHook, TimeLeftHook
 from .loops import check_loops
-from .patches import name_images, use_safe_loaders
+from .patches import patch_pipeline_errors, use_safe_loaders
 
 # what gloo and NCCL say where the other end of a connection is gone
 _LOST = re.compile(
@@ -28,7 +28,7 @@ _LOST = re.compile(
 
 
 @contextmanager
-def lost_processes() -> Iterator[None]:
+def explain_peer_loss() -> Iterator[None]:
     """Say in a sentence that another process of a distributed training has ended.
 
     Raises:
@@ -46,7 +46,7 @@ def lost_processes() -> Iterator[None]:
         ) from error
 
 
-def leave_together() -> None:
+def shutdown_process_group() -> None:
     """End a distributed run, when all of its processes have come this far.
 
     Call it when the runner is gone: gloo's threads end with the last object that
@@ -69,7 +69,7 @@ def build_runner(cfg: Config, mode: str) -> Runner:
 
     From here on this process loads checkpoints without running code
     (:func:`~dlu_mmdet.engine.patches.use_safe_loaders`), and errors of data
-    pipelines name the image (:func:`~dlu_mmdet.engine.patches.name_images`).
+    pipelines name the image (:func:`~dlu_mmdet.engine.patches.patch_pipeline_errors`).
     A training gets the hooks of :mod:`~dlu_mmdet.engine.hooks`.
 
     Args:
@@ -88,7 +88,7 @@ def build_runner(cfg: Config, mode: str) -> Runner:
             :func:`~dlu_mmdet.config.param_groups.check_param_groups`.
     """
     use_safe_loaders()
-    name_images()
+    patch_pipeline_errors()
     splits = ('train', 'val') if mode == 'train' else ('test',)
     if mode == 'train':
         fit_schedule(cfg)

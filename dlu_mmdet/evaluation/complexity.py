@@ -73,7 +73,7 @@ def count_flops(module: nn.Module, *inputs: Tensor) -> int | None:
     """FLOPs of one forward pass, by torch's counter.
 
     Counts 2 for each multiply-add of convolutions, matrix products and this
-    package's operators. Bias, normalisation, activations and interpolation count 0,
+    package's operators. Bias, normalization, activations and interpolation count 0,
     and so does every operator of mmcv (RoIAlign, NMS): they have no formula.
 
     Args:
@@ -117,7 +117,7 @@ def find_upsamplers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def input_channels(detector: nn.Module) -> int:
-    """Channels of the images that a detector of mmdet takes: 1 if grey, else 3."""
+    """Channels of the images that a detector of mmdet takes: 1 if gray, else 3."""
     mean = getattr(detector.data_preprocessor, 'mean', None)
     first = next(m for m in detector.modules() if isinstance(m, nn.Conv2d))
     # one mean may also stand for three channels
@@ -299,7 +299,7 @@ def _bilinear(m: nn.Module, c: int) -> dict[str, int]:
 #: Terms of FLOPs per source pixel, from a built upsampler and its channels: 2 a
 #: multiply-add, a bias counted as one of them, which is how the CARAFE paper (arXiv
 #: 1905.02188) counts; a value interpolated bilinearly takes 4, wherever it is sampled.
-#: Softmax, sigmoid, normalisation, the sums of a gate and coordinates are left out, as
+#: Softmax, sigmoid, normalization, the sums of a gate and coordinates are left out, as
 #: there. A guide is s*s pixels a source pixel. Keys are names in ``UPSAMPLERS``; one
 #: that is missing here has torch's counter alone.
 CLOSED_FORMS: dict[str, Callable[[nn.Module, int], dict[str, int]]] = dict(
@@ -563,7 +563,7 @@ after it adds the sampling.
 ## The closed form, term by term
 
 torch's counter counts neither interpolation, similarity (of a pixel to its
-neighbours) nor bias; the sum of the other terms is its figure.
+neighbors) nor bias; the sum of the other terms is its figure.
 
 {terms_table(rows)}
 
@@ -602,7 +602,7 @@ def write_csv(rows: Sequence[Row], path: str | Path) -> None:
 
 # ---- plot ----------------------------------------------------------------------
 
-# the palette of Okabe and Ito, which colour-blind readers can tell apart; markers
+# the palette of Okabe and Ito, which color-blind readers can tell apart; markers
 # say the same again
 COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
 MARKERS = 'osD^vPX'
@@ -644,7 +644,7 @@ def plot(rows: Sequence[Row], path: str | Path) -> None:
                 points.keys(),
                 points.values(),
                 color=COLORS[i % len(COLORS)],
-                # another one where the colours begin again
+                # another one where the colors begin again
                 marker=MARKERS[(i + i // len(COLORS)) % len(MARKERS)],
                 linewidth=2,
                 markersize=7,

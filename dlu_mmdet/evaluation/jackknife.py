@@ -157,7 +157,7 @@ class Evaluation:
         except Exception as error:
             raise ValueError(
                 f'{path} is damaged, or is not what a comparison writes ({error}); '
-                f'remove it, and compare.py --report-only makes it anew'
+                f'remove it, and dlu_mmdet compare --report-only makes it anew'
             ) from error
         return found
 

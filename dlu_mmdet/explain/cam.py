@@ -129,7 +129,7 @@ class LayerScore:
 
 
 def _parts_of_counting_necks(module: nn.Module) -> set[nn.Module]:
-    """A neck that counts its interpolations runs all of them, or none."""
+    """Submodules of necks that cannot run in part."""
     counting = (m for m in module.modules() if isinstance(m, AnyNeckMixin))
     return {part for m in counting for part in m.modules() if part is not m}
 
@@ -187,7 +187,7 @@ class Explanation:
 
     Attributes:
         weights (Tensor): alpha, (K,).
-        heatmap (Tensor): ReLU(sum_k alpha_k F_k), (H, W), not normalised.
+        heatmap (Tensor): ReLU(sum_k alpha_k F_k), (H, W), not normalized.
         sensitivity (float): See :func:`sensitivity`.
         conservation (float): See :func:`conservation`.
     """

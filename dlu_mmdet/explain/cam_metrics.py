@@ -34,8 +34,8 @@ def spread_map(heatmap: Tensor, area: Sequence[float], size: tuple[int, int]) ->
         Tensor: (h, w), 0 where the map does not reach.
     """
     x1, y1, x2, y2 = area
-    x = _centres(size[1], heatmap).sub(x1).div(x2 - x1).mul(2).sub(1)
-    y = _centres(size[0], heatmap).sub(y1).div(y2 - y1).mul(2).sub(1)
+    x = _centers(size[1], heatmap).sub(x1).div(x2 - x1).mul(2).sub(1)
+    y = _centers(size[0], heatmap).sub(y1).div(y2 - y1).mul(2).sub(1)
     grid = torch.stack(torch.meshgrid(x, y, indexing='xy'), dim=-1)
     spread = F.grid_sample(
         heatmap[None, None], grid[None], padding_mode='border', align_corners=False
@@ -43,8 +43,8 @@ def spread_map(heatmap: Tensor, area: Sequence[float], size: tuple[int, int]) ->
     return spread.masked_fill((grid.abs() > 1).any(-1), 0)
 
 
-def _centres(number: int, like: Tensor) -> Tensor:
-    """Centres of pixels along one axis."""
+def _centers(number: int, like: Tensor) -> Tensor:
+    """Centers of pixels along one axis."""
     return torch.arange(number, dtype=like.dtype, device=like.device) + 0.5
 
 
@@ -152,7 +152,7 @@ def replacement_curve(
 ) -> Tensor:
     """A score while the pixels of one image are replaced by those of another.
 
-    Deletion starts with the image and ends with :func:`mean_colour`; insertion starts
+    Deletion starts with the image and ends with :func:`mean_color`; insertion starts
     with :func:`blurred` and ends with the image.
 
     Args:
@@ -209,8 +209,8 @@ def area_under(curve: Tensor, shares: Tensor) -> float:
     return float(torch.trapezoid(curve, shares))
 
 
-def mean_colour(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """An image of nothing but its own mean colour.
+def mean_color(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """An image of nothing but its own mean color.
 
     Args:
         image (Tensor): (1, C, H, W).

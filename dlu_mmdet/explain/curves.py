@@ -12,15 +12,15 @@ from ..visualization.figures import new_figure
 
 _PANELS = 'deletion', 'insertion'
 _ENDS = (
-    ('image', 'mean colour', 'low is best'),
+    ('image', 'mean color', 'low is best'),
     ('blurred', 'image', 'high is best'),
 )
-_COLOURS = '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00'
-#: The first control's colour, and the second's.
-_GREYS = 'black', '#888888'
+_COLORS = '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00'
+#: The first control's color, and the second's.
+_GRAYS = 'black', '#888888'
 _TICKS = 0, 0.001, 0.01, 0.05, 0.2, 0.5, 1
 #: What a picture must keep, for :func:`dlu_mmdet.visualization.figures.save_figure`.
-COLOURS = [*_COLOURS, _GREYS[1]]
+COLORS = [*_COLORS, _GRAYS[1]]
 # in inches
 _WIDTH, _HEIGHT, _LEGEND = 3.6, 2.7, 0.8
 
@@ -40,12 +40,12 @@ def draw_curves(
             each method's title (D, 2, T) scores: of D detections, by deletion and by
             insertion, at T shares of the pixels.
         shares (np.ndarray): (T,), from 0 to 1.
-        controls (tuple[str, ...]): Which titles are controls, at most 2; they are grey
+        controls (tuple[str, ...]): Which titles are controls, at most 2; they are gray
             and dashed.
 
     Returns:
         Figure: Hand it to :func:`dlu_mmdet.visualization.figures.save_figure`, with
-        :data:`COLOURS`.
+        :data:`COLORS`.
 
     Raises:
         ValueError: If there is no detector.
@@ -82,16 +82,16 @@ def _draw(
     controls: tuple[str, ...],
 ) -> None:
     """One panel."""
-    colours = dict(zip((t for t in methods if t not in controls), _COLOURS))
-    colours.update(zip(controls, _GREYS))
+    colors = dict(zip((t for t in methods if t not in controls), _COLORS))
+    colors.update(zip(controls, _GRAYS))
     for title, scores in methods.items():
         found = scores[:, side]
         mean = found.mean(0)
         error = found.std(0, ddof=1) / len(found) ** 0.5 if len(found) > 1 else 0
         style = '--' if title in controls else '-'
-        axes.plot(shares, mean, style, color=colours[title], lw=1.4, label=title)
+        axes.plot(shares, mean, style, color=colors[title], lw=1.4, label=title)
         axes.fill_between(
-            shares, mean - error, mean + error, color=colours[title], alpha=0.15, lw=0
+            shares, mean - error, mean + error, color=colors[title], alpha=0.15, lw=0
         )
     axes.set_xscale('function', functions=(np.cbrt, lambda x: x**3))
     axes.set_xticks(_TICKS, [f'{100 * tick:g} %' for tick in _TICKS])

@@ -22,7 +22,7 @@ from torch.nn.functional import interpolate
 from ..datasets import check_data
 from ..engine import check_classes, load_detectors
 from ..evaluation.matching import match_detections
-from ..utils.files import check_writable, replacing
+from ..utils.files import atomic_write, check_writable
 from ..utils.tables import to_markdown
 from ..visualization.detect import detect
 from ..visualization.figures import save_figure
@@ -35,14 +35,14 @@ from .cam_metrics import (
     box_coverage,
     cubic_shares,
     energy_share,
-    mean_colour,
+    mean_color,
     pixel_ranks,
     replacement_curve,
     spread_map,
 )
-from .curves import COLOURS as CURVE_COLOURS
+from .curves import COLORS as CURVE_COLORS
 from .curves import draw_curves
-from .heatmaps import COLOURS, HeatmapRow, draw_heatmaps
+from .heatmaps import COLORS, HeatmapRow, draw_heatmaps
 from .targets import default_layer, detection_probability, detection_score
 
 #: The columns of each of --measures.
@@ -257,7 +257,7 @@ def explain_images(
     save_figure(
         draw_heatmaps(rows, methods),
         out,
-        COLOURS,
+        COLORS,
         title='Explanations',
         caption='Class activation maps; sensitivity and conservation: 0 is best.',
     )
@@ -457,7 +457,7 @@ def measure(
         score = detection_probability(model, view.inputs, view.sample, index)
         shares = cubic_shares(steps)
         changes = (
-            (view.inputs, mean_colour(view.inputs, view.size)),
+            (view.inputs, mean_color(view.inputs, view.size)),
             (blurred(view.inputs, view.size), view.inputs),
         )
         for title, heatmap in maps.items():
@@ -573,18 +573,18 @@ def show_curves(
     }
     for name, each in stacked.items():
         # the ends are those of any order
-        image, colour, soft = (
+        image, color, soft = (
             float(each[CONTROLS[0]][:, side, step].mean())
             for side, step in ((0, 0), (0, -1), (1, 0))
         )
         print(
-            f'{name}: mean probability {image:.3f}, of the mean colour {colour:.3f}, '
+            f'{name}: mean probability {image:.3f}, of the mean color {color:.3f}, '
             f'of the blurred image {soft:.3f}'
         )
     save_figure(
         draw_curves(stacked, cubic_shares(steps).numpy(), CONTROLS),
         out,
-        CURVE_COLOURS,
+        CURVE_COLORS,
         title='Deletion and insertion',
         caption="A detection's probability while pixels are replaced in the order of "
         'a map; bands: one standard error.',
@@ -648,7 +648,7 @@ def print_table(
     if out is None:
         return
     with (
-        replacing(out) as partial,
+        atomic_write(out) as partial,
         open(partial, 'w', newline='', encoding='utf-8') as file,
     ):
         if Path(out).suffix == '.csv':

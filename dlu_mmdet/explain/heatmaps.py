@@ -14,20 +14,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 
-from ..visualization.figures import map_colours, new_figure
+from ..visualization.figures import map_colors, new_figure
 from ..visualization.images import reduced
 from .cam import TITLES, Explanation
 
-_COLOUR_MAP = 'inferno'
+_COLOR_MAP = 'inferno'
 _OPACITY = 0.55
-#: The colours as they look on mid-grey, halfway between the darkest and the
+#: The colors as they look on mid-gray, halfway between the darkest and the
 #: brightest pixel that a map can lie on.
 _SEEN = ListedColormap(
-    _OPACITY * colormaps[_COLOUR_MAP](np.linspace(0, 1, 256))[:, :3]
+    _OPACITY * colormaps[_COLOR_MAP](np.linspace(0, 1, 256))[:, :3]
     + (1 - _OPACITY) * 0.5
 )
 #: What a picture must keep, for :func:`dlu_mmdet.visualization.figures.save_figure`.
-COLOURS = map_colours(_SEEN, 32)
+COLORS = map_colors(_SEEN, 32)
 # in inches
 _PANEL_WIDTH = 1.6
 _HEADER, _CAPTION = 0.8, 0.4
@@ -71,7 +71,7 @@ def draw_heatmaps(rows: Sequence[HeatmapRow], methods: Sequence[str]) -> Figure:
 
     Returns:
         Figure: Hand it to :func:`dlu_mmdet.visualization.figures.save_figure`,
-        with :data:`COLOURS`.
+        with :data:`COLORS`.
 
     Raises:
         ValueError: If there is no row.
@@ -90,11 +90,11 @@ def draw_heatmaps(rows: Sequence[HeatmapRow], methods: Sequence[str]) -> Figure:
     )
     for row, axes in zip(rows, panels):
         _show(axes[0], row, row.image)
-        # grey, so that every colour is the map's
-        grey = reduced(row.image).mean(2, keepdims=True)
-        grey = np.repeat(grey, 3, axis=2).astype(np.uint8)
+        # gray, so that every color is the map's
+        gray = reduced(row.image).mean(2, keepdims=True)
+        gray = np.repeat(gray, 3, axis=2).astype(np.uint8)
         for panel in axes[1:]:
-            _show(panel, row, grey)
+            _show(panel, row, gray)
         axes[0].set_ylabel(row.name, fontsize=9, fontweight='bold')
         axes[0].set_xlabel(row.caption, fontsize=7)
         for panel, method in zip(axes[1:], methods):
@@ -113,7 +113,7 @@ def draw_heatmaps(rows: Sequence[HeatmapRow], methods: Sequence[str]) -> Figure:
     )
     bar.ax.tick_params(labelsize=7)
     bar.set_label(
-        "share of each map's largest value, as it looks over mid-grey;\n"
+        "share of each map's largest value, as it looks over mid-gray;\n"
         'of sensitivity and conservation 0 is best',
         fontsize=7,
     )
@@ -150,7 +150,7 @@ def _overlay(axes: Axes, row: HeatmapRow, explanation: Explanation) -> None:
     limits = axes.get_xlim(), axes.get_ylim()
     axes.imshow(
         heatmap / (heatmap.max() or 1),
-        cmap=_COLOUR_MAP,
+        cmap=_COLOR_MAP,
         vmin=0,
         vmax=1,
         alpha=_OPACITY,

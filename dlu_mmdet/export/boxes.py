@@ -1,4 +1,4 @@
-"""A detector up to its boxes, as an export takes it: fixed sizes, nothing by value.
+"""A detector with its box decoding, in output shapes that do not depend on values.
 
 What MMDetection drops on the way to its boxes stays here with a score of 0, so that
 shapes do not depend on values. Suppression and RoIAlign are operators of their own,

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from ..utils.files import replacing
+from ..utils.files import atomic_write
 from ..utils.torch_compat import EXPORTS
 from .heads import (
     FEATURES,
@@ -222,7 +222,7 @@ def choose_part(model: nn.Module, part: str, divisor: int | None = None) -> Part
         model (nn.Module): In eval mode, with ``cfg``, as
             :func:`~dlu_mmdet.engine.load_detector` gives it.
         part (str): 'neck', maps of the backbone to maps of the pyramid;
-            'detector', an image, normalised and padded as the detector's
+            'detector', an image, normalized and padded as the detector's
             ``data_preprocessor`` does it, to the head's maps; or 'boxes', the same
             image to its detections.
         divisor (int, optional): Pixels of which height and width are multiples.
@@ -488,7 +488,7 @@ def export_onnx(
             f'it; take opset {written}'
         )
     _guard(model.model.graph, part)
-    with replacing(out) as partial:
+    with atomic_write(out) as partial:
         model.save(partial, external_data=False)
         agreement = verify(part, partial)
         kept = dict(

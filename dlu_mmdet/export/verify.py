@@ -175,7 +175,7 @@ def _trials(
 
 
 def _decide(found: Iterable[Agreement]) -> Agreement:
-    """The first that says that all is well, or what is not."""
+    """The first agreeing trial, else the first failing one."""
     others = []
     for each in found:
         if each.close and each.detections != 0:

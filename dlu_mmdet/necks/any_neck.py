@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from ..upsamplers import split_upsample_cfg
 from .own_upsamplers import OwnUpsamplersMixin
-from .places import Place, Trial, run_replaced, try_neck
+from .places import NeckTrace, Place, run_replaced, trace_neck
 
 
 class AnyNeckMixin(OwnUpsamplersMixin):
-    """Before a neck's class among the bases, puts upsamplers into its forward.
+    """Mixin that replaces the interpolations of a neck with upsamplers.
 
     The neck is built as it is and tried on maps of zeros, which shows its
     places: the calls of ``torch.nn.functional.interpolate`` that enlarge a map.
@@ -74,7 +74,7 @@ class AnyNeckMixin(OwnUpsamplersMixin):
                     f'; its in_channels={in_channels} is one number: if it is given '
                     'more maps than one, say how many with num_levels'
                 )
-            raise ValueError(without_places(name, trial) + hint)
+            raise ValueError(unwrap_neck(name, trial) + hint)
         self.upsample_calls = trial.calls
         self.add_upsample_modules(named, trial.places)
 
@@ -101,7 +101,7 @@ class AnyNeckMixin(OwnUpsamplersMixin):
 
 
 @functools.cache
-def with_places(neck_class: type[nn.Module]) -> type[nn.Module]:
+def wrap_neck(neck_class: type[nn.Module]) -> type[nn.Module]:
     """Make the class of a neck that takes an ``upsample_cfg``.
 
     Args:
@@ -119,13 +119,13 @@ def with_places(neck_class: type[nn.Module]) -> type[nn.Module]:
 
 
 def _empty(neck_class: type[nn.Module]) -> nn.Module:
-    cls = with_places(neck_class)
+    cls = wrap_neck(neck_class)
     return cls.__new__(cls)
 
 
 def try_from_channels(
     neck: nn.Module, in_channels: int | Sequence[int] | None, num_levels: int | None
-) -> Trial:
+) -> NeckTrace:
     """Try a neck on maps made up from its ``in_channels``.
 
     Args:
@@ -135,7 +135,7 @@ def try_from_channels(
             number.
 
     Returns:
-        Trial: Its calls and outputs.
+        NeckTrace: Its calls and outputs.
 
     Raises:
         ValueError: If its forward takes none of the inputs tried.
@@ -151,7 +151,7 @@ def try_from_channels(
     first_error = None
     for inputs in _inputs(neck, list(in_channels)):
         try:
-            return try_neck(neck, inputs)
+            return trace_neck(neck, inputs)
         except Exception as error:  # whatever a neck says to inputs not its own
             first_error = first_error or error
     raise ValueError(
@@ -161,7 +161,7 @@ def try_from_channels(
     ) from first_error
 
 
-def without_places(name: str, trial: Trial) -> str:
+def unwrap_neck(name: str, trial: NeckTrace) -> str:
     """Say that a neck has no place, as an error does."""
     if not trial.calls:
         return (

@@ -53,7 +53,7 @@ class OwnUpsamplersMixin:
             self.upsample_modules.append(upsampler)
 
     def init_weights(self) -> None:
-        """Initialise the neck; leave upsamplers as they make themselves."""
+        """Initialize the neck; leave upsamplers as they make themselves."""
         if not hasattr(super(), 'init_weights'):
             return
         own = {k: v.clone() for k, v in self.upsample_modules.state_dict().items()}

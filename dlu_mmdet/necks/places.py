@@ -1,4 +1,4 @@
-"""Where a neck enlarges its maps, found by running it; and others doing it."""
+"""Find a neck's interpolations by a trial run, and replace them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Place(NamedTuple):
     scale_factor: int
 
 
-class Trial(NamedTuple):
+class NeckTrace(NamedTuple):
     """What a neck did with maps of zeros.
 
     Attributes:
@@ -143,7 +143,7 @@ def run_replaced(
         args (tuple): Its arguments.
         kwargs (dict): Its keyword arguments.
         upsamplers (Sequence[nn.Module]): In the order of the places.
-        calls (Sequence[Place | None]): As in :class:`Trial`.
+        calls (Sequence[Place | None]): As in :class:`NeckTrace`.
         count (int): How many of these calls come before. Defaults to 0.
 
     Returns:
@@ -186,7 +186,7 @@ def _recomputed(replacement: _Replacement) -> Iterator[tuple[object, str]]:
         frame = frame.f_back
 
 
-def try_neck(neck: nn.Module, inputs: Sequence[tuple]) -> Trial:
+def trace_neck(neck: nn.Module, inputs: Sequence[tuple]) -> NeckTrace:
     """Run a neck on maps of zeros and see where it enlarges them.
 
     It runs in eval mode and without gradients: nothing of it changes.
@@ -197,7 +197,7 @@ def try_neck(neck: nn.Module, inputs: Sequence[tuple]) -> Trial:
             several sizes. A ratio that differs between them is no place.
 
     Returns:
-        Trial: Calls and outputs.
+        NeckTrace: Calls and outputs.
 
     Raises:
         ValueError: If the number of calls depends on the size.
@@ -214,7 +214,7 @@ def try_neck(neck: nn.Module, inputs: Sequence[tuple]) -> Trial:
             'times, depending on the size of its maps; an upsampler needs a place '
             'that every input has'
         )
-    return Trial([_place(*same_call) for same_call in zip(*shapes)], outputs)
+    return NeckTrace([_place(*same_call) for same_call in zip(*shapes)], outputs)
 
 
 def _place(*shapes: tuple[torch.Size, torch.Size]) -> Place | None:

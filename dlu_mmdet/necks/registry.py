@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope, Registry
 from mmengine.utils import get_object_from_string
 from torch import nn
 
-from .any_neck import with_places
+from .any_neck import wrap_neck
 from .unified_fpn import UnifiedFPN
 from .upsample_fpn import UpsampleFPN
 
@@ -31,7 +31,7 @@ class NeckRegistry(Registry):
                 scope, with its scope or without, or a class's full path.
 
         Returns:
-            type[nn.Module]: See :func:`dlu_mmdet.necks.any_neck.with_places`.
+            type[nn.Module]: See :func:`dlu_mmdet.necks.any_neck.wrap_neck`.
 
         Raises:
             ValueError: If there is no such class.
@@ -47,7 +47,7 @@ class NeckRegistry(Registry):
             cls = registry.get(name) or MODELS.get(name)
             names = {*registry.module_dict, *MODELS.module_dict}
         if inspect.isclass(cls) and issubclass(cls, nn.Module):
-            return with_places(OURS.get(cls, cls))
+            return wrap_neck(OURS.get(cls, cls))
         own = get_object_from_string(f'{self.scope}.{name}')
         if own is not None:  # a path into this package
             return own

@@ -9,8 +9,8 @@ from mmdet.registry import MODELS
 from torch import nn
 
 from ..upsamplers import INTERPOLATION_ARGS, upsampler_class
-from .any_neck import find_argument, try_from_channels, without_places
-from .places import Trial, try_neck
+from .any_neck import find_argument, try_from_channels, unwrap_neck
+from .places import NeckTrace, trace_neck
 from .registry import NECKS
 
 
@@ -61,7 +61,7 @@ def with_upsampler(model_cfg: dict, upsample_cfg: dict) -> dict:
         ours = getattr(cls, 'neck_class', cls) is cls
         before, trial = trial, _try(part, cls, trial)
         if not trial.places:
-            refusals.append(without_places(name, trial))
+            refusals.append(unwrap_neck(name, trial))
             continue
         if not (ours and MODELS.get(name) is cls):
             part['type'] = f'{NECKS.scope}.{name}'
@@ -90,7 +90,7 @@ def _interpolation(part: dict) -> dict:
     return {key: own[key] for key in keys if key in own}
 
 
-def _try(part: dict, cls: type[nn.Module], before: Trial | None) -> Trial:
+def _try(part: dict, cls: type[nn.Module], before: NeckTrace | None) -> NeckTrace:
     """Build a part with interpolation and run it on what the part before gives."""
     neck_class = getattr(cls, 'neck_class', cls)
     cfg = {**part, 'type': neck_class, 'upsample_cfg': _interpolation(part)}
@@ -104,6 +104,6 @@ def _try(part: dict, cls: type[nn.Module], before: Trial | None) -> Trial:
     with torch.random.fork_rng(devices=[]):  # what follows starts as without it
         neck = MODELS.build(cfg)
     if before:
-        return try_neck(neck, [(outputs,) for outputs in before.outputs])
+        return trace_neck(neck, [(outputs,) for outputs in before.outputs])
     in_channels = part.get('in_channels', getattr(neck, 'in_channels', None))
     return try_from_channels(neck, in_channels, num_levels)

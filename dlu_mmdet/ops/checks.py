@@ -48,7 +48,7 @@ def check_geometry(
     if kernel_size % 2 == 0:
         raise ValueError(
             f'kernel_size must be odd, so that a kernel has a '
-            f'centre, got {kernel_size}; use {kernel_size - 1} '
+            f'center, got {kernel_size}; use {kernel_size - 1} '
             f'or {kernel_size + 1}'
         )
     if channels % group_size:

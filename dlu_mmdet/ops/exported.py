@@ -2,7 +2,7 @@
 
 The reference has a node for every tap, thousands in a pyramid, which takes an exporter
 minutes. Here one gather lays out windows and a matrix product sums them under the
-kernels. A window is that of T neighbours in a row together, so that they are
+kernels. A window is that of T neighbors in a row together, so that they are
 ``K (T + K - 1) / T`` times the features and not K*K times; a kernel is 0 where the
 window is not its own pixel's. The sampling of DLU is one ``grid_sample``.
 """

@@ -54,7 +54,7 @@ def dlu(
     Args:
         features (Tensor): x, (N, C, H, W), any floating dtype.
         kernels (Tensor): Source kernels, (N, G*K*K, H, W), channel
-            g*K*K + t, normalised over t by the caller.
+            g*K*K + t, normalized over t by the caller.
         offsets (Tensor): (N, G*2*s*s, H, W) in source pixels, channel
             g*2*s*s + axis*s*s + i*s + j, axis 0 = x and 1 = y. Sampling
             positions are computed in float32, or in float64 where ``features``
@@ -97,7 +97,7 @@ def carafe(
     Args:
         features (Tensor): x, (N, C, H, W), any floating dtype.
         masks (Tensor): Reassembly kernels, (N, G*K*K, s*H, s*W), channel
-            g*K*K + t, normalised over t by the caller.
+            g*K*K + t, normalized over t by the caller.
         kernel_size (int): K, odd.
         group_size (int): G, the number of channel groups; divides C.
         scale_factor (int): s, at least 1.

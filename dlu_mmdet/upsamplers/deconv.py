@@ -16,7 +16,7 @@ class Deconv(nn.ConvTranspose2d):
         channels (int): Number of channels in and out.
         scale_factor (int): Upsampling ratio s.
         upsample_kernel (int, optional): Side of the kernel;
-            ``upsample_kernel - s`` is the overlap of neighbouring blocks.
+            ``upsample_kernel - s`` is the overlap of neighboring blocks.
             Defaults to 3, or s where that is more.
 
     Raises:

@@ -32,7 +32,7 @@ def sample(x: Tensor, offsets: Tensor, unit: tuple[int, int]) -> Tensor:
         Tensor: (N, C, h, w).
     """
     (n, c, h, w), (out_h, out_w), g = x.shape, offsets.shape[2:], offsets.shape[1] // 2
-    # half precision cannot tell neighbouring pixels of a wide map apart
+    # half precision cannot tell neighboring pixels of a wide map apart
     dtype = torch.promote_types(x.dtype, torch.float32)
     offsets = offsets.to(dtype).reshape(n, 2, g, out_h, out_w)
 

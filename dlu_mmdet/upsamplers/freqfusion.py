@@ -19,8 +19,8 @@ from .pixel_shuffle import pixel_shuffle
 
 OFFSET_INITS = ('normal', 'xavier')
 
-# neighbours that a pixel is compared with, two pixels away
-_NEIGHBOURS = [(a, b) for a in (0, 2, 4) for b in (0, 2, 4) if (a, b) != (2, 2)]
+# neighbors that a pixel is compared with, two pixels away
+_NEIGHBORS = [(a, b) for a in (0, 2, 4) for b in (0, 2, 4) if (a, b) != (2, 2)]
 
 
 @UPSAMPLERS.register_module('freqfusion')
@@ -134,7 +134,7 @@ class FreqFusion(GuidedUpsampler):
         self.highpass_encoder = encoder(compressed_channels, highpass_kernel**2)
         self.hr_norm = nn.GroupNorm(compressed_channels // 8, compressed_channels)
         self.lr_norm = nn.GroupNorm(compressed_channels // 8, compressed_channels)
-        described = compressed_channels + len(_NEIGHBOURS)
+        described = compressed_channels + len(_NEIGHBORS)
         self.hr_offset = encoder(described, 2 * groups)
         self.hr_scope = encoder(described, 2 * groups)
         self.lr_offset = encoder(described, 2 * groups * scale_factor**2)
@@ -222,12 +222,12 @@ def _kernels(logits: Tensor) -> Tensor:
 
 
 def _describe(x: Tensor) -> Tensor:
-    """A map (N, C, H, W) and its pixels' cosine similarity to their neighbours."""
+    """A map (N, C, H, W) and its pixels' cosine similarity to their neighbors."""
     h, w = x.shape[2:]
     unit = F.normalize(x, dim=1)
     padded = F.pad(unit, (2, 2, 2, 2))
     similar = [
         (unit * padded[:, :, a : a + h, b : b + w]).sum(1, keepdim=True)
-        for a, b in _NEIGHBOURS
+        for a, b in _NEIGHBORS
     ]
     return torch.cat([x, *similar], dim=1)

@@ -36,7 +36,7 @@ def _interpolate(
 
 @UPSAMPLERS.register_module('nearest')
 class Nearest(Interpolation):
-    """Nearest-neighbour interpolation.
+    """Nearest-neighbor interpolation.
 
     Args:
         channels (int): Number of feature channels; any.

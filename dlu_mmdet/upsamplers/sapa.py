@@ -17,7 +17,7 @@ FORMS = ('B', 'G')
 class SAPA(GuidedUpsampler):
     """SAPA: each output pixel takes from the source pixels that its guide resembles.
 
-    With X the features, Y the guide, both after layer normalisation, at output pixel
+    With X the features, Y the guide, both after layer normalization, at output pixel
     l' over source pixel l, for the pixels p of the K x K window around l::
 
         W(l', p) = softmax over p of  q(l') . k(p)          k(p) = P_x X(p)

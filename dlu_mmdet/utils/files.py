@@ -38,7 +38,7 @@ def _beside(path: str | os.PathLike) -> Path:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """A path to write to that takes the place of ``path`` once it is whole.
 
     Args:

@@ -30,7 +30,7 @@ def detect(model: nn.Module, image: str | os.PathLike) -> tuple[Tensor, DetDataS
         image (str | PathLike): An image file.
 
     Returns:
-        tuple[Tensor, DetDataSample]: The network's input (1, C, H, W), normalised
+        tuple[Tensor, DetDataSample]: The network's input (1, C, H, W), normalized
         and padded, and the sample with ``image``, (H, W, 3) uint8 RGB, the image
         as the test pipeline loaded it, and ``pred_instances``: ``bboxes`` (D, 4)
         x1 y1 x2 y2 in pixels of that image, ``labels``, ``scores``, best first.

@@ -18,7 +18,7 @@ from .figures import new_figure
 from .fonts import as_written
 from .images import reduced
 
-# colour and line style of each kind of box; the dashes tell misses from hits
+# color and line style of each kind of box; the dashes tell misses from hits
 # for readers who cannot tell red from green
 STYLES = {
     'ground truth': ('#e07b00', '-'),
@@ -28,7 +28,7 @@ STYLES = {
     'crowd, not counted': ('#6b6b6b', (0, (1.5, 1.5))),
     'detection, not judged': ('#8a2be2', '-'),
 }
-COLOURS = [colour for colour, _ in STYLES.values()]
+COLORS = [color for color, _ in STYLES.values()]
 
 # all in inches
 _FIGURE_WIDTH = 12.0
@@ -82,7 +82,7 @@ def draw_detections(
 
     Returns:
         Figure: Hand it to :func:`dlu_mmdet.visualization.figures.save_figure`,
-        with :data:`COLOURS`.
+        with :data:`COLORS`.
 
     Raises:
         ValueError: If there is no image, or the numbers of images, ground
@@ -214,8 +214,8 @@ def _write_totals(panels: Sequence[Axes], texts: Sequence[str], lines: int) -> N
 def _draw_legend(figure: Figure, kinds: Sequence[str], note: str) -> None:
     figure.legend(
         handles=[
-            Rectangle((0, 0), 1, 1, fill=False, lw=1.8, ec=colour, ls=line_style)
-            for colour, line_style in map(STYLES.get, kinds)
+            Rectangle((0, 0), 1, 1, fill=False, lw=1.8, ec=color, ls=line_style)
+            for color, line_style in map(STYLES.get, kinds)
         ],
         labels=kinds,
         title=note or None,
@@ -326,7 +326,7 @@ def _draw_boxes(
     scale = panel.width / width
     # the first come last and so on top
     for kind, _, (x1, y1, x2, y2) in reversed(drawn):
-        colour, style = STYLES[kind]
+        color, style = STYLES[kind]
         # a small object must be seen inside its box
         side = scale * min(x2 - x1, y2 - y1)
         axes.add_patch(
@@ -335,7 +335,7 @@ def _draw_boxes(
                 x2 - x1,
                 y2 - y1,
                 fill=False,
-                edgecolor=colour,
+                edgecolor=color,
                 linestyle=style,
                 linewidth=min(line, max(0.5, side / 12)) * 72 / axes.figure.dpi,
             )

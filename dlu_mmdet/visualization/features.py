@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .figures import map_colours, new_figure
+from .figures import map_colors, new_figure
 from .images import as_rgb
 
-_COLOUR_MAP = 'viridis'
+_COLOR_MAP = 'viridis'
 #: What a picture must keep, for :func:`dlu_mmdet.visualization.figures.save_figure`.
-COLOURS = map_colours(_COLOUR_MAP)
+COLORS = map_colors(_COLOR_MAP)
 # all in inches
 _FIGURE_WIDTH = 10.0
 _MAX_PANEL_WIDTH = 2.2
@@ -50,7 +50,7 @@ class Recording:
 
     Attributes:
         image (np.ndarray): (h, w, 3) uint8, RGB: the image as the network
-            takes it, resized, before normalisation and padding.
+            takes it, resized, before normalization and padding.
         padded (tuple[int, int]): Height and width in pixels after padding.
         levels (dict[str, Tensor]): The neck's outputs (1, C, H, W) by name:
             P2 has a quarter of the image's resolution, P3 an eighth, ...
@@ -87,7 +87,7 @@ def record(model: nn.Module, data: dict) -> Recording:
 
     Args:
         model (nn.Module): A detector, in eval mode.
-        data (dict): ``inputs``, a tensor (C, h, w) of grey or BGR, and
+        data (dict): ``inputs``, a tensor (C, h, w) of gray or BGR, and
             ``data_samples``: an item of a data set, or of
             :func:`dlu_mmdet.visualization.images.load_image`.
 
@@ -139,9 +139,9 @@ def _level_name(output: Tensor, padded: tuple[int, int]) -> str:
 
 
 def draw_features(recordings: Mapping[str, Recording], image_name: str = '') -> Figure:
-    """Draw the maps P2..P5 of several detectors, on one colour scale.
+    """Draw the maps P2..P5 of several detectors, on one color scale.
 
-    A row is a level, a column a detector. The colour of a position is the
+    A row is a level, a column a detector. The color of a position is the
     root mean square of its channels. The scale ends at the 99.5th percentile
     of the map that has the highest, so that a few extreme positions do not
     darken the rest.
@@ -188,7 +188,7 @@ def draw_features(recordings: Mapping[str, Recording], image_name: str = '') -> 
     width = min(width, _MAX_PANEL_WIDTH)
     height = width * min(h / w, _MAX_ASPECT)
     figure_width = _LEFT + _RIGHT + columns * (width + _GAP)
-    # the colour bar is in the second row
+    # the color bar is in the second row
     figure_height = _TOP + _BOTTOM + max(len(levels), 2) * (height + _GAP)
     # and has its words below
     figure_height = max(figure_height, _TOP + height + 1.1)
@@ -225,7 +225,7 @@ def draw_features(recordings: Mapping[str, Recording], image_name: str = '') -> 
             rows, cells = values.shape
             drawn = axes.imshow(
                 values,
-                cmap=_COLOUR_MAP,
+                cmap=_COLOR_MAP,
                 vmin=0,
                 vmax=top,
                 extent=(0, cells * cell, rows * cell, 0),
@@ -252,9 +252,9 @@ def draw_features(recordings: Mapping[str, Recording], image_name: str = '') -> 
             0.12 / figure_height,
         )
     )
-    colour_bar = figure.colorbar(drawn, cax=bar, orientation='horizontal', extend='max')
-    colour_bar.ax.tick_params(labelsize=7)
-    colour_bar.set_label(
+    color_bar = figure.colorbar(drawn, cax=bar, orientation='horizontal', extend='max')
+    color_bar.ax.tick_params(labelsize=7)
+    color_bar.set_label(
         'root mean square\nof the channels,\none scale for all', fontsize=8
     )
     return figure

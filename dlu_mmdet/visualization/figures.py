@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ..utils.files import replacing
+from ..utils.files import atomic_write
 from .fonts import write_plainly
 from .images import file_name, folded
 
@@ -73,18 +73,18 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def map_colours(colour_map: str | Colormap, number: int = 48) -> list[str]:
-    """Colours of a colour map from end to end, for :func:`save_figure`.
+def map_colors(color_map: str | Colormap, number: int = 48) -> list[str]:
+    """Colors of a color map from end to end, for :func:`save_figure`.
 
     Args:
-        colour_map (str | Colormap): The colour map, or matplotlib's name of it.
+        color_map (str | Colormap): The color map, or matplotlib's name of it.
         number (int): How many, at least 2. Defaults to 48.
 
     Returns:
         list[str]: As '#rrggbb'.
     """
-    colours = colormaps.get_cmap(colour_map)(np.linspace(0, 1, number))
-    return [to_hex(colour) for colour in colours]
+    colors = colormaps.get_cmap(color_map)(np.linspace(0, 1, number))
+    return [to_hex(color) for color in colors]
 
 
 def as_image(figure: Figure) -> np.ndarray:
@@ -101,7 +101,7 @@ def as_image(figure: Figure) -> np.ndarray:
 def save_figure(
     figure: Figure,
     path: str | os.PathLike,
-    colours: Sequence[str] = (),
+    colors: Sequence[str] = (),
     title: str = '',
     caption: str = '',
     source: str = '',
@@ -111,7 +111,7 @@ def save_figure(
     Args:
         figure (Figure): A figure of :func:`new_figure`.
         path (str or os.PathLike): Where to write. Missing folders are made.
-        colours (Sequence[str]): Up to 200 colours that must stay as they are;
+        colors (Sequence[str]): Up to 200 colors that must stay as they are;
             the others are reduced to a palette of 256 in all, which makes
             photos a third of the size.
         title (str): Stored in the file, for :func:`write_page`.
@@ -119,7 +119,7 @@ def save_figure(
         source (str): What it is of; a hash of it is stored, for
             :func:`free_path`.
     """
-    picture = _with_palette(as_image(figure), ['white', 'black', *colours])
+    picture = _with_palette(as_image(figure), ['white', 'black', *colors])
     texts = PngInfo()
     for key, text in (
         (_TITLE, title),
@@ -128,7 +128,7 @@ def save_figure(
         (_SOURCE, _hash(source)),
     ):
         texts.add_itxt(key, text)
-    with replacing(path) as partial:
+    with atomic_write(path) as partial:
         picture.save(partial, format='PNG', optimize=True, pnginfo=texts)
 
 
@@ -199,22 +199,20 @@ def write_page(folder: str | os.PathLike, title: str = 'Pictures') -> Path:
         )
     page = Path(folder, 'index.html')
     content = _PAGE.substitute(title=html.escape(title), figures='\n'.join(figures))
-    with replacing(page) as partial:
+    with atomic_write(page) as partial:
         partial.write_text(content, encoding='utf-8')
     return page
 
 
 def _with_palette(image: np.ndarray, kept: Sequence[str]) -> Image.Image:
-    """Reduce an image (H, W, 3) to 256 colours, ``kept`` among them."""
-    palette = [[round(255 * value) for value in to_rgb(colour)] for colour in kept]
+    """Reduce an image (H, W, 3) to 256 colors, ``kept`` among them."""
+    palette = [[round(255 * value) for value in to_rgb(color)] for color in kept]
 
     def reduced() -> Image.Image:
-        colours = Image.new('P', (1, 1))
-        # unused entries would be black or grey
-        colours.putpalette(np.resize(palette, (256, 3)).astype(np.uint8).tobytes())
-        return Image.fromarray(image).quantize(
-            palette=colours, dither=Image.Dither.NONE
-        )
+        colors = Image.new('P', (1, 1))
+        # unused entries would be black or gray
+        colors.putpalette(np.resize(palette, (256, 3)).astype(np.uint8).tobytes())
+        return Image.fromarray(image).quantize(palette=colors, dither=Image.Dither.NONE)
 
     # photos get all other entries, however small a part of the figure they are
     error = np.abs(np.asarray(reduced().convert('RGB')).astype(int) - image)

@@ -117,7 +117,7 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
 
     Args:
         image (np.ndarray): (H, W) or (H, W, C) of any number type. Of one
-            channel or two the first is grey, of more the first three are
+            channel or two the first is gray, of more the first three are
             blue, green and red.
 
     Returns:

@@ -12,20 +12,20 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.patheffects import withStroke
 
 from .features import Recording
-from .figures import map_colours, new_figure
+from .figures import map_colors, new_figure
 from .kernel_maps import KernelMaps, check_positions, neighbors, visible_size
 
 #: One for each quarter of a source pixel, row by row, which at a ratio of 2 is one
-#: for each of its output pixels: Okabe and Ito's, which stay apart for colour-blind
+#: for each of its output pixels: Okabe and Ito's, which stay apart for color-blind
 #: readers.
-SUB_PIXEL_COLOURS = ('#e69f00', '#56b4e9', '#009e73', '#cc79a7')
+SUB_PIXEL_COLORS = ('#e69f00', '#56b4e9', '#009e73', '#cc79a7')
 
 _KERNEL_MAP, _DIFFERENCE_MAP = 'viridis', 'magma'
 #: What a picture must keep, for :func:`dlu_mmdet.visualization.figures.save_figure`.
-COLOURS = [
-    *SUB_PIXEL_COLOURS,
-    *map_colours(_KERNEL_MAP),
-    *map_colours(_DIFFERENCE_MAP),
+COLORS = [
+    *SUB_PIXEL_COLORS,
+    *map_colors(_KERNEL_MAP),
+    *map_colors(_DIFFERENCE_MAP),
 ]
 _TITLE = dict(fontsize=11, fontweight='bold', pad=5)
 _SUBTITLE = dict(fontsize=9, pad=4)
@@ -53,7 +53,7 @@ def draw_kernels(
     goes, and every kernel's largest value, 1 for nearest. Below, a row for
     each position: the image around it, the source kernels around the sampled
     place, and the kernel that they give. Values of all kernels share one
-    colour scale, which the map of largest values may exceed.
+    color scale, which the map of largest values may exceed.
 
     Args:
         recording (Recording): Of the image; its pixels are shown.
@@ -65,7 +65,7 @@ def draw_kernels(
 
     Returns:
         Figure: Hand it to :func:`dlu_mmdet.visualization.figures.save_figure`,
-        with :data:`COLOURS`.
+        with :data:`COLORS`.
 
     Raises:
         ValueError: If there is no detector or no position, a position is
@@ -86,16 +86,16 @@ def draw_kernels(
     peaks = {name: values.kernels.max(axis=(2, 3)) for name, values in maps.items()}
     figure, top, below = _layout(recording.image.shape[:2], maps, len(positions))
 
-    def draw_map(axes: Axes, values: np.ndarray, title: str, **colours) -> AxesImage:
+    def draw_map(axes: Axes, values: np.ndarray, title: str, **colors) -> AxesImage:
         axes.set_title(title, **_SUBTITLE)
         extent = (0, values.shape[1] * pixels, values.shape[0] * pixels, 0)
-        drawn = axes.imshow(values, extent=extent, interpolation='nearest', **colours)
+        drawn = axes.imshow(values, extent=extent, interpolation='nearest', **colors)
         _limit(axes, recording.image.shape)
         _number(axes, positions, pixels)
         return drawn
 
-    difference_colours = dict(cmap=_DIFFERENCE_MAP, vmin=0, vmax=max(farthest, 1e-6))
-    kernel_colours = dict(cmap=_KERNEL_MAP, vmin=0, vmax=highest)
+    difference_colors = dict(cmap=_DIFFERENCE_MAP, vmin=0, vmax=max(farthest, 1e-6))
+    kernel_colors = dict(cmap=_KERNEL_MAP, vmin=0, vmax=highest)
     for name, values in maps.items():
         overview, difference_axes, peak_axes = top[name]
         if overview is not None:
@@ -106,18 +106,18 @@ def draw_kernels(
             difference_axes,
             differences[name],
             f'{prefix}difference of kernels',
-            **difference_colours,
+            **difference_colors,
         )
         draw_map(
             peak_axes,
             peaks[name],
             'largest value of kernel',
-            **kernel_colours,
+            **kernel_colors,
         )
         for row, at in enumerate(positions):
             panels, first_of = below[row][name], f'{prefix}kernel'
             kernel = _draw_position(
-                panels, recording.image, values, at, pixels, kernel_colours
+                panels, recording.image, values, at, pixels, kernel_colors
             )
             x, y = at
             panels[2].set_xlabel(
@@ -166,7 +166,7 @@ def _draw_position(
     maps: KernelMaps,
     at: tuple[int, int],
     pixels: float,
-    colours: Mapping,
+    colors: Mapping,
 ) -> AxesImage:
     """Draw a position: the image around it, its source kernels, and its kernel."""
     zoom, mosaic, axes = panels
@@ -174,8 +174,8 @@ def _draw_position(
     if zoom is not None:
         _draw_zoom(zoom, image, maps, x, y, pixels)
     if mosaic is not None:
-        _draw_mosaic(mosaic, maps, x, y, colours)
-    return axes.imshow(maps.kernels[y, x], **colours)
+        _draw_mosaic(mosaic, maps, x, y, colors)
+    return axes.imshow(maps.kernels[y, x], **colors)
 
 
 def _name_panels(panels: Sequence[Axes | None], kernel: str) -> None:
@@ -188,10 +188,10 @@ def _name_panels(panels: Sequence[Axes | None], kernel: str) -> None:
             panel.set_title(title, **_SUBTITLE)
 
 
-def _colour(x: int, y: int, scale_factor: int) -> str:
-    """The colour of an output position: that of its quarter of the source pixel."""
+def _color(x: int, y: int, scale_factor: int) -> str:
+    """The color of an output position: that of its quarter of the source pixel."""
     down, right = (2 * (at % scale_factor) // scale_factor for at in (y, x))
-    return SUB_PIXEL_COLOURS[2 * down + right]
+    return SUB_PIXEL_COLORS[2 * down + right]
 
 
 def _corner_positions(x: int, y: int, scale_factor: int) -> list[tuple[int, int]]:
@@ -226,7 +226,7 @@ def _draw_arrow(
 ) -> None:
     """An arrow from a source pixel to where an output pixel's kernel is sampled.
 
-    Coordinates are pixels of the image; a source pixel's place is its centre.
+    Coordinates are pixels of the image; a source pixel's place is its center.
     """
     s = maps.scale_factor
     start = (np.array([x // s, y // s]) + 0.5) * s * pixels
@@ -237,7 +237,7 @@ def _draw_arrow(
         start,
         end,
         arrowstyle='-|>',
-        color=_colour(x, y, s),
+        color=_color(x, y, s),
         linewidth=width,
         mutation_scale=4 + 4 * width,
         shrinkA=0,
@@ -276,7 +276,7 @@ def _draw_zoom(
     h, w = image.shape[:2]
     s, k = maps.scale_factor, maps.kernel_size
     cell = s * pixels
-    centre = (np.array([x // s, y // s]) + 0.5) * cell
+    center = (np.array([x // s, y // s]) + 0.5) * cell
     half = (k / 2 + 1) * cell
     # its own arrow comes last and so on top
     others = [
@@ -285,19 +285,19 @@ def _draw_zoom(
     block = [*others, (x, y)]
     if maps.places is not None:
         ends = np.array([maps.places[row, column] for column, row in block])
-        away = np.abs((ends + 0.5) * cell - centre).max()
+        away = np.abs((ends + 0.5) * cell - center).max()
         half = max(half, np.nan_to_num(away) + cell / 2)
-    axes.set_facecolor('lightgrey')
+    axes.set_facecolor('lightgray')
     axes.imshow(image, extent=(0, w, h, 0), interpolation='bilinear')
-    left, top = centre - half
-    right, bottom = centre + half
+    left, top = center - half
+    right, bottom = center + half
     lines = dict(colors='white', lw=0.4, alpha=0.7)
     xs, ys = (np.arange(0, size + cell, cell) for size in (w, h))
     axes.vlines(xs[(xs > left) & (xs < right)], 0, h, **lines)
     axes.hlines(ys[(ys > top) & (ys < bottom)], 0, w, **lines)
     axes.add_patch(
         Rectangle(
-            centre - k * cell / 2, k * cell, k * cell, fill=False, ls='--', ec='white'
+            center - k * cell / 2, k * cell, k * cell, fill=False, ls='--', ec='white'
         )
     )
     axes.add_patch(
@@ -305,7 +305,7 @@ def _draw_zoom(
             (x * pixels, y * pixels),
             pixels,
             pixels,
-            facecolor=_colour(x, y, s),
+            facecolor=_color(x, y, s),
             edgecolor='black',
             lw=0.8,
         )
@@ -317,25 +317,25 @@ def _draw_zoom(
 
 
 def _draw_mosaic(
-    axes: Axes, maps: KernelMaps, x: int, y: int, colours: Mapping[str, object]
+    axes: Axes, maps: KernelMaps, x: int, y: int, colors: Mapping[str, object]
 ) -> None:
     """The source kernels around a sampled place; those in use with their weight."""
     k = maps.kernel_size
     gap = max(1, round(k / 3))  # has room for the weight
     pitch = k + gap
-    neighbours = neighbors(maps, x, y)
-    if not neighbours:
+    around = neighbors(maps, x, y)
+    if not around:
         axes.text(0.5, 0.5, 'no finite place', ha='center', transform=axes.transAxes)
         return
     left, top = maps.places[y, x].astype(int) - 1
     canvas = np.full((4 * pitch, 4 * pitch), np.nan)
     corners = maps.corners(x, y)
-    for (column, row), kernel in neighbours.items():
+    for (column, row), kernel in around.items():
         a, b = (row - top) * pitch + gap, (column - left) * pitch + gap // 2
         canvas[a : a + k, b : b + k] = kernel
         if (column, row) in corners:
-            colour = _colour(x, y, maps.scale_factor)
-            frame = Rectangle((b - 0.5, a - 0.5), k, k, fill=False, ec=colour, lw=1.8)
+            color = _color(x, y, maps.scale_factor)
+            frame = Rectangle((b - 0.5, a - 0.5), k, k, fill=False, ec=color, lw=1.8)
             axes.add_patch(frame)
             axes.text(
                 b + (k - 1) / 2,
@@ -345,7 +345,7 @@ def _draw_mosaic(
                 va='center',
                 fontsize=7.5,
             )
-    axes.imshow(canvas, **colours)
+    axes.imshow(canvas, **colors)
 
 
 def _layout(
@@ -413,7 +413,7 @@ def _draw_key(
     maps: Mapping[str, KernelMaps],
     exceeded: bool,
 ) -> None:
-    """Colour bars, the colours of sub-pixels, and how to read the marks."""
+    """Color bars, the colors of sub-pixels, and how to read the marks."""
     width, height = figure.get_size_inches()
 
     def place(left: float, bottom: float, wide: float, high: float) -> Axes:
@@ -435,8 +435,8 @@ def _draw_key(
         axes.tick_params(labelsize=7)
         axes.set_xlabel(label, fontsize=7.5, labelpad=2)
     axes = place(_LEFT, 0.1, 0.36, 0.36)
-    for index, colour in enumerate(SUB_PIXEL_COLOURS):
-        axes.add_patch(Rectangle((index % 2, index // 2), 1, 1, fc=colour, ec='white'))
+    for index, color in enumerate(SUB_PIXEL_COLORS):
+        axes.add_patch(Rectangle((index % 2, index // 2), 1, 1, fc=color, ec='white'))
     axes.set(xlim=(0, 2), ylim=(2, 0), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     s = next(iter(maps.values())).scale_factor
@@ -444,7 +444,7 @@ def _draw_key(
         'square: output position in its source pixel\ndashed: what its kernel weighs'
     ]
     if s > 2:
-        columns[0] += '\ncolour: its quarter of the source pixel'
+        columns[0] += '\ncolor: its quarter of the source pixel'
     placed = [values for values in maps.values() if values.places is not None]
     if placed:
         with_sources = {values.source_kernels is not None for values in placed}

@@ -266,7 +266,7 @@ def describe_offsets(maps: Sequence[KernelMaps]) -> str:
 
 
 def visible_size(recording: Recording, maps: KernelMaps) -> tuple[int, int]:
-    """Rows and columns of an output map whose centres lie in the image."""
+    """Rows and columns of an output map whose centers lie in the image."""
     return tuple(
         round(size * cells / whole)
         for size, cells, whole in zip(

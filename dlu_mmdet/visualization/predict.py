@@ -18,7 +18,7 @@ from mmengine.utils import ProgressBar
 from torch import nn
 
 from ..engine import load_detector
-from ..utils.files import check_writable, replacing
+from ..utils.files import atomic_write, check_writable
 from .images import file_names, image_names
 
 #: Suffixes of the files that are read as videos.
@@ -120,7 +120,7 @@ def predict(
         written.append(target)
         number = sum(len(e['detections']) for e in found if e['file'] == file)
         print(f'{target}: {number} detections of score >= {score_thr:g}', flush=True)
-    with replacing(out / 'predictions.json') as partial:
+    with atomic_write(out / 'predictions.json') as partial:
         partial.write_text(json.dumps(found, indent=1), encoding='utf-8')
     print(f'boxes: {out / "predictions.json"}')
     return written

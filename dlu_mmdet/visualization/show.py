@@ -110,7 +110,7 @@ def ground_truth(info: dict) -> InstanceData:
 
 
 def write(
-    out: Path, command: str, figures: Sequence[tuple], colours: Sequence[str]
+    out: Path, command: str, figures: Sequence[tuple], colors: Sequence[str]
 ) -> None:
     """Write figures, each with its name, images and caption."""
     for figure, name, infos, caption in figures:
@@ -122,7 +122,7 @@ def write(
         if path.suffix != '.png':
             path = free_path(path, f'{command} {name}'.strip(), source)
         title = command.capitalize() + (f', {name}' if name else '')
-        save_figure(figure, path, colours, title, caption, source)
+        save_figure(figure, path, colors, title, caption, source)
         print(f'picture: {path}')
     if out.suffix != '.png':
         print(f'page: {write_page(out)}')
@@ -228,7 +228,7 @@ def show_detections(
             print(f'{name}: {detections.describe_counts(totals[name])}  [{checkpoint}]')
     caption = '. '.join([f'{", ".join(detectors)}; {note}', *reasons, ''])
     shown_infos = [infos[i] for i in shown]
-    write(out, 'detections', [(figure, '', shown_infos, caption)], detections.COLOURS)
+    write(out, 'detections', [(figure, '', shown_infos, caption)], detections.COLORS)
 
 
 def explain_empty_images(
@@ -434,7 +434,7 @@ def show_kernels(
     for name, each in shown.items():
         if text := kernel_maps.describe_offsets(each):
             print(f'{name}, {level}: {text}')
-    write(out, 'kernels', figures, kernel_figure.COLOURS)
+    write(out, 'kernels', figures, kernel_figure.COLORS)
 
 
 def show_features(
@@ -459,11 +459,11 @@ def show_features(
             features.draw_features(recordings, info['name']),
             info['name'],
             [info],
-            f'{", ".join(recordings)}: root mean square of the channels, one colour '
+            f'{", ".join(recordings)}: root mean square of the channels, one color '
             'scale.',
         )
         for info, recordings in record_images(
             models, out, num_images, image_ids, images, device, cfg_options, upsampler
         )
     ]
-    write(out, 'features', figures, features.COLOURS)
+    write(out, 'features', figures, features.COLORS)

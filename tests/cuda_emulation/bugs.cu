@@ -164,7 +164,7 @@ KERNEL(misaligned) {
   *reinterpret_cast<float4*>(out + n - 4 - 4 * i) = make_float4(v.w, v.z, v.y, v.x);
 }
 
-KERNEL(uninitialised) {
+KERNEL(uninitialized) {
   PROLOGUE;
   if (!BUG || i > 0) shared[i] = x[i];
   __syncthreads();
@@ -257,7 +257,7 @@ at::Tensor reverse(const at::Tensor& input, std::string name, bool bug) {
   CASE(wrong_stride)
   CASE(without_atomics)
   CASE(misaligned)
-  CASE(uninitialised)
+  CASE(uninitialized)
   CASE(copy_not_waited_for)
   CASE(copy_waited_for_too_little)
   CASE(copy_without_a_barrier)

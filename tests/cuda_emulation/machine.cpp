@@ -263,7 +263,7 @@ void touch_cells(Memory& memory, Address address, size_t size, Address pc) {
   Cell* const last = memory.cells.get() + ((offset + size - 1) >> memory.shift);
   for (; cell <= last; ++cell) {
     if (reads && memory.shared && cell->written < block) {
-      found("read of uninitialised shared memory", pc);
+      found("read of uninitialized shared memory", pc);
     }
     if ((cell->written >= machine.interval && unordered(cell->written, cell->writer)) ||
         from_elsewhere(cell->written)) {

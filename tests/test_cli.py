@@ -181,10 +181,34 @@ def test_a_missing_checkpoint_lists_those_that_are_there(
         load_tool('test').main([str(words['config']), 'nothing/x.pth'])
 
 
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('model = dict(', r'cfg.py cannot be read \(SyntaxError: '),
+        ('model = nothing', r'cfg.py cannot be read \(NameError: name .nothing'),
+        ("_base_ = 'dlu_mmdet::_base_/none.py'", r'cfg.py cannot be read \('),
+        ("custom_imports = dict(imports=['nowhere'])", 'cfg.py cannot be read'),
+    ],
+)
+def test_a_broken_config_is_named(tmp_path, text, message):
+    """A traceback through mmengine names <unknown>."""
+    (tmp_path / 'cfg.py').write_text(text)
+    with pytest.raises(ValueError, match=message) as info:
+        load_tool('train').main([str(tmp_path / 'cfg.py')])
+    assert '\n' not in str(info.value)
+
+
+def test_the_recipe_without_data_asks_for_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = str(ROOT / 'configs/_base_/faster-rcnn_r18_fpn_own-data.py')
+    with pytest.raises(FileNotFoundError, match='folder of your data: --data DIR'):
+        load_tool('train').main([recipe])
+
+
 def test_missing_data_name_the_flag(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
-    with pytest.raises(FileNotFoundError, match='by --data DIR; or .*--cfg-options'):
+    with pytest.raises(FileNotFoundError, match='by --data DIR, or by --cfg-options'):
         load_tool('train').main([config])
 
 
@@ -246,6 +270,13 @@ def test_a_finished_training_says_so_and_what_is_next(small, trained, tmp_path):
         for word in line[2:]:
             folder_of = Path(tmp_path, word).parent
             assert '/' not in word or folder_of.is_dir(), word
+    # the config is to begin anew, with no hook of the resumed run
+    left = Config.fromfile(folder / SHAPES_DLU.name)
+    assert not left.get('resume') and left.get('load_from') is None
+    assert 'CheckpointGuardHook' not in left.pretty_text
+    check_unoccupied(Config.fromfile(trained / SHAPES_DLU.name))
+    tested = run('-m', *lines[0][:1], *lines[0][1:], cwd=tmp_path).stdout
+    assert 'coco/bbox_mAP' in tested
     # the arguments are read; tests of each command run them
     for _, name, *rest in lines:
         load_tool(name).parse_args(rest)

@@ -128,12 +128,11 @@ def test(args: argparse.Namespace) -> None:
     use_safe_loaders()
     cfg = load_config(args.config, **config_values(args))
     check_checkpoint(args.checkpoint)
-    cfg.load_from = args.checkpoint
     if args.show or args.show_dir:
         enable_visualization(cfg, args)
     if args.tta:
         enable_tta(cfg)
-    runner = build_runner(cfg, 'test')
+    runner = build_runner(cfg, 'test', args.checkpoint)
     if args.out:
         dump = dict(type='DumpDetResults', out_file_path=args.out)
         runner.test_evaluator.metrics.append(METRICS.build(dump))

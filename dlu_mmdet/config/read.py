@@ -98,7 +98,14 @@ def _read(name: str | os.PathLike) -> Config:
                 f'config {name} is damaged ({error}); copy it again, or remove it and '
                 f'let the command that wrote it do so anew'
             ) from error
-        return Config.fromfile(name)
+        try:
+            return Config.fromfile(name)
+        # whatever the Python of a config raises
+        except Exception as error:
+            raise ValueError(
+                f'config {name} cannot be read ({type(error).__name__}: '
+                f'{" ".join(str(error).split())}); correct it'
+            ) from error
     try:
         return get_config(f'{package}::{path}')
     except (FileNotFoundError, ImportError, KeyError, AssertionError) as error:

@@ -199,8 +199,13 @@ def _file_advice(path: Path) -> str:
     if path.suffix == '.json':
         if kind := json_kind(path):
             return f'is {kind}'
+        # of annotations alone; the images are beside it as a rule
+        if folder.name == 'annotations':
+            folder = folder.parent
         flags = ['--data', folder, '--train-json', path]
-        return f'is a file; name the folder too: {command(*flags)}'
+        return (
+            f'is a file; --data takes the folder of the images, as in {command(*flags)}'
+        )
     return f'is a file; name its folder: --data {shlex.quote(str(folder))}'
 
 

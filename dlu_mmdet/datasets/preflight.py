@@ -203,7 +203,9 @@ def _how_to_get(source: Source, options: str, has_flag: bool) -> str:
         return f'make it with: {command}'
     others = f'data in another folder DIR are named by {options}'
     if has_flag and source.is_coco:
-        others = f'data in another folder, your own or COCO, by --data DIR; or {others}'
+        others = f'data in another folder DIR are named by --data DIR, or by {options}'
+        if not root:
+            return f'name the folder of your data: --data DIR, or {options}'
     if source.cls not in (CocoDataset, CocoPanopticDataset) or source.has_own_classes:
         return others
     script = osp.join(mmdet.__path__[0], '.mim', 'tools', 'misc', 'download_dataset.py')

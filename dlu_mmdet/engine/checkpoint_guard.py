@@ -81,17 +81,17 @@ class CheckpointGuardHook(Hook):
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         check_state_dict(model, checkpoint.get('state_dict', checkpoint), checkpoint)
-        _check_order(runner.cfg, checkpoint.get('meta') or {})
-        if runner.cfg.get('resume'):
-            _check_resumable(runner.cfg.load_from, checkpoint)
+        split = 'train' if runner._resume else 'test'
+        _check_class_order(runner.cfg, split, checkpoint.get('meta') or {})
+        if runner._resume:
+            _check_resumable(runner._load_from, checkpoint)
             _keep_to_own_folder(runner, checkpoint)
             _tell_kept_settings(runner, checkpoint)
 
 
-def _check_order(cfg: Config, meta: Mapping) -> None:
+def _check_class_order(cfg: Config, split: str, meta: Mapping) -> None:
     """Check that checkpoint and data order their classes alike."""
     trained = [*map(str, (meta.get('dataset_meta') or {}).get('classes') or ())]
-    split = 'train' if cfg.get('resume') else 'test'
     dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset') or {}
     for source in iter_datasets(dataset, f'{split}_dataloader.dataset'):
         if found := first_label_mismatch(source.classes, trained):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from mmengine.runner import Runner
 from ..config.param_groups import check_param_groups
 from ..config.schedule import check_lengths, fit_schedule
 from ..datasets import check_data, check_num_classes
+from .checkpoint_guard import CheckpointGuardHook
 from .hooks import DivergenceHook, ResumeHook, TimeLeftHook
 from .loops import check_loops
 from .patches import patch_pipeline_errors, use_safe_loaders
@@ -64,7 +66,18 @@ def shutdown_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def build_runner(cfg: Config, mode: str) -> Runner:
+def _drop_settings_of_workers(cfg: Config) -> None:
+    """Remove what torch takes with worker processes only, where there are none."""
+    for split in ('train', 'val', 'test'):
+        loader = cfg.get(f'{split}_dataloader')
+        if loader and loader.get('num_workers') == 0:
+            loader.persistent_workers = False
+            loader.pop('prefetch_factor', None)
+
+
+def build_runner(
+    cfg: Config, mode: str, checkpoint: str | os.PathLike | None = None
+) -> Runner:
     """Check what a config needs and build its runner.
 
     From here on this process loads checkpoints without running code
@@ -75,6 +88,8 @@ def build_runner(cfg: Config, mode: str) -> Runner:
     Args:
         cfg (Config): A complete config.
         mode (str): 'train' or 'test'.
+        checkpoint (str | PathLike, optional): The one to test. Defaults to that of
+            ``load_from``.
 
     Returns:
         Runner: Ready for ``train()`` or ``test()``.
@@ -94,17 +109,14 @@ def build_runner(cfg: Config, mode: str) -> Runner:
         fit_schedule(cfg)
         check_lengths(cfg)
     check_data(cfg, splits)
-    for split in ('train', 'val', 'test'):
-        loader = cfg.get(f'{split}_dataloader')
-        # torch takes these with worker processes only
-        if loader and loader.get('num_workers') == 0:
-            loader.persistent_workers = False
-            loader.pop('prefetch_factor', None)
-    if mode == 'test' or cfg.get('resume'):
-        cfg.custom_hooks = [
-            *cfg.get('custom_hooks', []),
-            dict(type='CheckpointGuardHook'),
-        ]
+    _drop_settings_of_workers(cfg)
+    # a test loads weights alone, whatever a config says that a resumed training left
+    resumed = cfg.get('load_from') if mode == 'train' and cfg.get('resume') else None
+    if mode == 'test' or resumed:
+        cfg.resume = False
+    if resumed:
+        # the config that the run leaves is to begin anew
+        cfg.load_from = None
     if cfg.get('launcher', 'none') == 'pytorch' and get_device() == 'cpu':
         # mmengine's own set-up for this launcher calls CUDA
         torch.distributed.init_process_group('gloo')
@@ -113,9 +125,15 @@ def build_runner(cfg: Config, mode: str) -> Runner:
             type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
         )
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if resumed:
+        runner._resume, runner._load_from = True, resumed
+    elif mode == 'test' and checkpoint:
+        runner._load_from = str(checkpoint)
     check_num_classes(runner.model, cfg, splits)
+    # hooks are not in the config, which the run leaves for tools that have none of them
+    if mode == 'test' or resumed:
+        runner.register_hook(CheckpointGuardHook())
     if mode == 'train':
-        # not in the config, which the run leaves for tools that have no such hooks
         runner.register_hook(DivergenceHook())
         runner.register_hook(ResumeHook())
         runner.register_hook(TimeLeftHook())

@@ -102,7 +102,7 @@ def next_commands(runner: Runner) -> str:
         ['visualize', 'detections', *models, '--out', str(picture)],
         ['predict', *models, images, '--out', str(folder / 'predict')],
         ['explain', *models, image, '--out', str(folder / 'cam.png')],
-        ['export', *models, '--out', str(onnx)],
+        ['export', *models, '--part', 'boxes', '--out', str(onnx)],
     ]
     return '\n'.join(['next:', *(f'  dlu_mmdet {shlex.join(c)}' for c in commands)])
 

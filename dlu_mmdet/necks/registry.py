@@ -59,4 +59,4 @@ class NeckRegistry(Registry):
 
 
 #: Below the root, so that every scope's configs find it by its prefix.
-NECKS = NeckRegistry('neck', parent=mmengine.MODELS, scope='dlu_mmdet')
+NECKS = NeckRegistry('model', parent=mmengine.MODELS, scope='dlu_mmdet')

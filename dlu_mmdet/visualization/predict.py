@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from torch import nn
 from ..engine import load_detector
 from ..utils.files import atomic_write, check_writable
 from .images import file_names, image_names
+from .scores import explain_empty
 
 #: Suffixes of the files that are read as videos.
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
@@ -37,7 +39,12 @@ class _Inferencer(DetInferencer):
             vis_backends=[],
         )
         scope = cfg.get('default_scope') or 'mmdet'
-        super().__init__(cfg, scope=scope, show_progress=False)
+        # mmengine warns of its own registry of functions
+        logging.disable(logging.WARNING)
+        try:
+            super().__init__(cfg, scope=scope, show_progress=False)
+        finally:
+            logging.disable(logging.NOTSET)
 
     def _init_model(self, cfg: Config, weights: str | None, device: str) -> nn.Module:
         return self._detector
@@ -98,7 +105,7 @@ def predict(
     detector = load_detector(config, checkpoint, device, cfg_options, upsampler)
     inferencer = _Inferencer(detector)
     classes = detector.dataset_meta['classes']
-    found, written = [], []
+    found, written, empty = [], [], {}
     # one name may be in two folders
     names = [
         name[: -len(Path(name).suffix)] if _is_video(name) else name
@@ -119,9 +126,14 @@ def predict(
             found.append(entry)
         written.append(target)
         number = sum(len(e['detections']) for e in found if e['file'] == file)
+        if not number:
+            best = max((s for p in frames for s in p['scores']), default=None)
+            empty[Path(file).name] = best
         print(f'{target}: {number} detections of score >= {score_thr:g}', flush=True)
     with atomic_write(out / 'predictions.json') as partial:
         partial.write_text(json.dumps(found, indent=1), encoding='utf-8')
+    if empty:
+        print(explain_empty(empty, score_thr, '--score-thr '))
     print(f'boxes: {out / "predictions.json"}')
     return written
 

@@ -926,7 +926,7 @@ def test_a_full_device_leaves_no_half_written_file(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def data_root_override_hint(compared, tmp_path):
+def elsewhere(compared, tmp_path):
     """A copy of the comparison's folder, and the command that belongs to it."""
     folder = tmp_path / 'copied'
     shutil.copytree(compared[0], folder)

@@ -247,7 +247,9 @@ def test_a_resumed_training_removes_its_own_files_only(tmp_path):
     hook, guard = CheckpointHook(), CheckpointGuardHook()
     runner = SimpleNamespace(
         model=torch.nn.ReLU(),
-        cfg=Config(dict(resume=True, load_from='a.pth')),
+        cfg=Config(),
+        _resume=True,
+        _load_from='a.pth',
         work_dir=str(tmp_path / 'copy'),
         hooks=[hook],
         optim_wrapper=None,

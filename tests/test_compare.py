@@ -679,7 +679,7 @@ def test_a_training_that_diverges(options, tmp_path, capsys):
     assert compare(*command) == 1
     assert 'diverged at iteration 2' in capsys.readouterr().out
     (log,) = tmp_path.glob('work/*/*/train.log')
-    assert 'Diverged: training diverged at iteration 2: the loss is' in log.read_text()
+    assert 'training diverged at iteration 2: the loss is' in log.read_text()
     strict((log.parent / 'result.json').read_text())
 
 

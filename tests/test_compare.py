@@ -1138,7 +1138,7 @@ def test_what_cannot_be_joined_is_refused(compared, elsewhere, tmp_path, capsys)
     shutil.rmtree(parts[0] / SHAPES_DLU.stem)
     with pytest.raises(FileNotFoundError, match='no finished run'):
         plan.join(parts[:1])
-    with pytest.raises(ValueError, match='holds a comparison of its own'):
+    with pytest.raises(ValueError, match='already holds a comparison, whose report'):
         compare('--join', parts[1], '--work-dir', elsewhere[0])
     for command, message in (
         (['--join', parts[1], '--seeds', 1], 'leave out --seeds'),

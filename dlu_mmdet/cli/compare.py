@@ -118,7 +118,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--join',
         nargs='+',
         metavar='DIR',
-        help='in the place of CONFIG: one report of the finished runs of several '
+        help='instead of CONFIG: one report of the finished runs of several '
         'comparisons with equal data and flags, in --work-dir',
     )
     parser.add_argument(

@@ -16,7 +16,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser(
         'complexity',
         'Parameters and FLOPs of every registered upsampler, counted and '
-        "by closed form, beside the DLU paper's claims. Prints the tables and writes "
+        'by closed form, and the claims of the DLU paper. Prints the tables and writes '
         'complexity.md, complexity.csv and complexity.png.',
     )
     parser.add_argument('--channels', type=int, default=256, help='in and out')

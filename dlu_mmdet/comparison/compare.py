@@ -352,14 +352,14 @@ def join(
         int: 0, or 1 where there is nothing to report.
 
     Raises:
-        ValueError: If the folders do not fit together, or ``work_dir`` holds a
-            comparison of its own.
+        ValueError: If the folders do not fit together, or ``work_dir`` already holds
+            a comparison.
     """
     use_safe_loaders()
     _check_least(resamples=(resamples, 100))
     if Path(work_dir, 'plan.json').exists():
         raise ValueError(
-            f'--work-dir {work_dir} holds a comparison of its own, whose report '
+            f'--work-dir {work_dir} already holds a comparison, whose report '
             f'would be lost; name another folder for that of --join'
         )
     planned = plan.join(folders, trust)

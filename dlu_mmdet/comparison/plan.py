@@ -73,7 +73,7 @@ def plan(
             in turn, as ``upsample_cfg``; None leaves a config as it is. Defaults to
             that alone.
         data (Mapping, optional): Arguments of
-            :func:`~dlu_mmdet.config.use_dataset_folder`, for a folder in the place of
+            :func:`~dlu_mmdet.config.use_dataset_folder`, to use a folder instead of
             every config's data.
 
     Returns:
@@ -266,7 +266,7 @@ def _refuse_one_label(upsamplers: Sequence[dict | None]) -> None:
         if other != each:
             raise ValueError(
                 f'the upsamplers {other["type"]} and {each["type"]} would both be '
-                f'called {upsampler_label(each)}, by which runs are told apart; rename '
+                f'called {upsampler_label(each)}, and runs are named by it; rename '
                 f'one of the classes'
             )
 

@@ -46,7 +46,7 @@ class Run:
 
     @property
     def config(self) -> Path:
-        """The complete config that is run, beside the work directory.
+        """The complete config of the run, next to its work directory.
 
         Inside, mmengine leaves its own dump under the same file name.
         """

@@ -15,6 +15,7 @@ Polygons of YOLO and labelme are kept as they are. Images are copied.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
 import os
@@ -151,7 +152,7 @@ def check_installed() -> None:
     )
 
 
-class _Reader:
+class _Reader(abc.ABC):
     """Reads the annotation files of one folder.
 
     Attributes:
@@ -170,7 +171,7 @@ class _Reader:
                 self._stems.setdefault(path.stem, []).append(path)
         self._prepare(layout)
 
-    def _prepare(self, layout: formats.Layout) -> None:
+    def _prepare(self, layout: formats.Layout) -> None:  # noqa: B027
         """Read what belongs to all files."""
 
     def pairs(self, files: Sequence[Path]) -> Iterator[tuple[Path, Path | None]]:
@@ -183,11 +184,11 @@ class _Reader:
 
     def image_of(self, path: Path) -> Path | None:
         """The image of an annotation file."""
-        raise NotImplementedError
+        return self._nearest(path.stem, path)
 
+    @abc.abstractmethod
     def read(self, path: Path, size: tuple[int, int]) -> Labels:
         """Read one annotation file; ``size`` is width and height of its image."""
-        raise NotImplementedError
 
     def _nearest(self, stem: str, path: Path) -> Path | None:
         """The image of that name with the most folders in common with a file."""

@@ -48,6 +48,7 @@ import torch
 
 FILE = Path(__file__).resolve()
 ROOT = FILE.parents[1]
+OPERATOR_TESTS = ROOT / 'tests' / 'ops'
 # the package itself imports mmdet
 find_toolkit = runpy.run_path(str(ROOT / 'dlu_mmdet/cuda_toolkit.py'))['find_toolkit']
 # the size that docs/benchmarks.md counts
@@ -352,7 +353,8 @@ def build(check: Check, step: Step, *options: object, arch: str = '') -> str:
 
 def operators(check: Check, step: Step) -> str:
     """Load what is built and compare calls; build first where it does not load."""
-    command = [sys.executable, ROOT / 'tests' / 'one_wheel.py', ROOT, check.device]
+    script = ROOT / 'tests' / 'package' / 'one_wheel.py'
+    command = [sys.executable, script, ROOT, check.device]
     try:
         return last_line(check.run(step, command))
     except subprocess.CalledProcessError as error:
@@ -369,7 +371,13 @@ def tests(check: Check, step: Step, file: str, select: str) -> str:
     """Run tests of the operators; tests/conftest.py needs mmdet, so it is left out."""
     check.need_operators()
     command = [
-        *(sys.executable, '-m', 'pytest', ROOT / 'tests' / file, '--noconftest'),
+        *(
+            sys.executable,
+            '-m',
+            'pytest',
+            ROOT / 'tests' / 'ops' / file,
+            '--noconftest',
+        ),
         *('-c', ROOT / 'pyproject.toml', '--rootdir', ROOT, '-p', 'no:cacheprovider'),
         *('-o', 'addopts=', '-m', 'not slow', '-k', select, '-v', '-rfE', '--tb=short'),
         *('--maxfail', 40, *(('-n', 6) if is_installed('xdist') else ())),
@@ -647,7 +655,7 @@ def profiled_calls(device: str, dtype: str) -> None:
 
 def small_calls(device: str) -> None:
     """Every operator at the sizes of the tests, for the checkers."""
-    sys.path.append(str(ROOT / 'tests'))
+    sys.path.append(str(OPERATOR_TESTS))
     from test_ops_fused import CASES, LAYOUTS, make
 
     from dlu_mmdet.ops import library

@@ -1,11 +1,12 @@
-"""CUDA kernels on a CPU, watched: builds csrc/cuda/*.cu with g++ and torch alone.
+r"""CUDA kernels on a CPU, watched: builds csrc/cuda/*.cu with g++ and torch alone.
 
 :func:`build` compiles the sources as they stand against cuda.h and machine.cpp into a
 library that registers the operators for CPU tensors. ``DLU_MMDET_LIBRARY`` names it to
 ``dlu_mmdet.ops.library``, so that any test of the operators runs on it::
 
     cd tests && library=$(python -m cuda_emulation)
-    DLU_MMDET_LIBRARY=$library python -m pytest test_ops_fused.py -k same_as_reference
+    DLU_MMDET_LIBRARY=$library python -m pytest \
+        ops/test_ops_fused.py -k same_as_reference
 
 A finding is a RuntimeError of the operator with file and line. Environment:
 ``CUDA_EMULATION_ORDER`` runs blocks, warps and lanes as numbered (0), reversed (1) or

@@ -15,7 +15,7 @@ import os
 import sys
 
 import torch
-from test_ops_fused import LAYOUTS, TOLERANCE, assert_close, make, reference_of
+from ops.test_ops_fused import LAYOUTS, TOLERANCE, assert_close, make, reference_of
 
 from dlu_mmdet.ops import library
 

@@ -4,7 +4,11 @@ Takes COCO's layout from the folder named by the environment variable COCO_ROOT,
 'data/coco' without it.
 """
 
-_base_ = './faster-rcnn_r18_fpn.py'
+_base_ = [
+    './faster-rcnn_r18_fpn.py',
+    './own-data_detection.py',
+    './small-data_4e.py',
+]
 
 data_root = '{{$COCO_ROOT:data/coco}}/'
 train_pipeline = [
@@ -24,64 +28,29 @@ test_pipeline = [
     ),
 ]
 train_dataloader = dict(
-    batch_size=4,
-    num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(
-        type='CocoDataset',
         data_root=data_root,
         ann_file='annotations/instances_train2017.json',
         data_prefix=dict(img='train2017/'),
-        filter_cfg=dict(filter_empty_gt=True),
         pipeline=train_pipeline,
-    ),
+    )
 )
-val_dataloader = dict(
-    batch_size=4,
-    num_workers=1,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
+val_dataloader = test_dataloader = dict(
     dataset=dict(
-        type='CocoDataset',
         data_root=data_root,
         ann_file='annotations/instances_val2017.json',
         data_prefix=dict(img='val2017/'),
-        test_mode=True,
         pipeline=test_pipeline,
-    ),
+    )
 )
-test_dataloader = val_dataloader
-val_evaluator = dict(
-    type='CocoMetric',
-    ann_file=data_root + 'annotations/instances_val2017.json',
-    metric='bbox',
-    metric_items=[
-        'mAP',
-        'mAP_50',
-        'mAP_75',
-        'mAP_s',
-        'mAP_m',
-        'mAP_l',
-        'AR@100',
-        'AR@300',
-        'AR@1000',
-        'AR_s@1000',
-        'AR_m@1000',
-        'AR_l@1000',
-    ],
-    format_only=False,
+val_evaluator = test_evaluator = dict(
+    ann_file=data_root + 'annotations/instances_val2017.json'
 )
-test_evaluator = val_evaluator
 
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=8, val_interval=8)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+train_cfg = dict(max_epochs=8, val_interval=8)
 param_scheduler = [
+    # one epoch
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=32),
-    # without an end it lasts for all epochs, however many
     dict(
         type='CosineAnnealingLR',
         by_epoch=True,

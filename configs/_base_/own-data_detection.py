@@ -50,7 +50,24 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type='CocoMetric', metric='bbox')
+val_evaluator = dict(
+    type='CocoMetric',
+    metric='bbox',
+    metric_items=[
+        'mAP',
+        'mAP_50',
+        'mAP_75',
+        'mAP_s',
+        'mAP_m',
+        'mAP_l',
+        'AR@100',
+        'AR@300',
+        'AR@1000',
+        'AR_s@1000',
+        'AR_m@1000',
+        'AR_l@1000',
+    ],
+)
 test_evaluator = val_evaluator
 
 val_cfg = dict(type='ValLoop')

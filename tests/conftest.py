@@ -2,6 +2,7 @@ import importlib
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs'
 #: upsamplers that a place without a guide takes
 UNGUIDED = sorted(k for k, v in UPSAMPLERS.module_dict.items() if not is_guided(v))
+_WRITTEN = tempfile.TemporaryDirectory()
 SHAPES_DLU = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-dlu_shapes.py'
 
 needs_later_torch = pytest.mark.skipif(
@@ -41,6 +43,20 @@ def run(*command, check=True, cwd=ROOT, **kwargs):
     )
     assert not check or process.returncode == 0, process.stdout[-4000:]
     return process
+
+
+def shapes_config(name):
+    """Path of a shapes config with an upsampler; 'dlu-direct': with direct top-down."""
+    start, end = 'faster-rcnn_r18_fpn-', '_shapes.py'
+    if not (path := CONFIGS / 'shapes' / f'{start}{name}{end}').exists():
+        upsampler, direct, _ = name.partition('-direct')
+        base = CONFIGS / 'shapes' / f'{start}bilinear{direct}{end}'
+        path = Path(_WRITTEN.name, path.name)
+        cfg = dict(type=upsampler.replace('-', '_'))
+        path.write_text(
+            f'_base_ = {str(base)!r}\nmodel = dict(neck=dict(upsample_cfg={cfg}))\n'
+        )
+    return path
 
 
 def load_tool(name):

@@ -9,17 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS, ROOT, SHAPES_DLU, as_arguments, load_tool
+from conftest import ROOT, SHAPES_DLU, as_arguments, load_tool, shapes_config
 from helpers.fake_tools import make_tools
 from one_node import OneNode, why_not
 
 from dlu_mmdet.comparison import plan, runs, slurm
 from dlu_mmdet.comparison import summary as comparison
 
-SHAPES = [
-    CONFIGS / 'shapes' / f'faster-rcnn_r18_fpn-{name}_shapes.py'
-    for name in ('nearest', 'bilinear', 'deconv', 'dlu')
-]
+SHAPES = [shapes_config(name) for name in ('nearest', 'bilinear', 'deconv', 'dlu')]
 #: What a job of these tests asks for.
 GIVEN = dict(time='10', gpus_per_node='0')
 

@@ -19,7 +19,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, ROOT, SHAPES_DLU, as_arguments, load_tool, run
+from conftest import (
+    CONFIGS,
+    ROOT,
+    SHAPES_DLU,
+    as_arguments,
+    load_tool,
+    run,
+    shapes_config,
+)
 from helpers.fake_tools import make_compare
 from mmengine.config import Config
 from pycocotools.coco import COCO
@@ -38,7 +46,7 @@ from dlu_mmdet.evaluation.jackknife import (
     leave_out,
 )
 
-NEAREST = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-nearest_shapes.py'
+NEAREST = shapes_config('nearest')
 
 
 # ---- the bootstrap -----------------------------------------------------------------
@@ -258,7 +266,7 @@ def test_evaluations_of_other_images_are_refused():
 
 
 def test_order_names_and_folders(tmp_path):
-    direct = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-dlu-direct_shapes.py'
+    direct = shapes_config('dlu-direct')
     planned = plan.plan([SHAPES_DLU, direct], [4, 7], tmp_path)
     # a seed is done before the next: an early table compares like with like
     assert [(r.name, r.seed) for r in planned] == [
@@ -727,7 +735,7 @@ def test_published_figures_are_of_the_same_detector():
     assert of('faster_rcnn/faster-rcnn_r50_fpn-dlu_1x_coco') == 38.6
     assert of('mask_rcnn/mask-rcnn_r50_fpn-carafe_1x_coco') == 39.3
     assert of('yolox/yolox_s_pafpn-dlu_8xb8-300e_coco') is None
-    assert of('shapes/faster-rcnn_r18_fpn-dlu-direct_shapes') is None
+    assert of('shapes/faster-rcnn_r18_fpn-dlu_shapes') is None
     # mmdet writes every argument out
     carafe = read_config('mmdet::carafe/faster-rcnn_r50_fpn-carafe_1x_coco.py')
     assert comparison.published(carafe) == (38.6, 'mmdet, DLU')

@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
-from conftest import CONFIGS, SHAPES_DLU, data_options
+from conftest import SHAPES_DLU, data_options, shapes_config
 from helpers.fake_tools import make_compare, make_tools
 from mmengine.config import Config
 
 from dlu_mmdet.comparison import inputs, plan, processes, runs, slurm
 
-NEAREST = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-nearest_shapes.py'
+NEAREST = shapes_config('nearest')
 
 
 @pytest.fixture

@@ -13,16 +13,13 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import CONFIGS, ROOT, as_arguments
+from conftest import ROOT, as_arguments, shapes_config
 from helpers.fake_tools import make_compare, make_tools
 
 from dlu_mmdet.comparison import compare as execute
 from dlu_mmdet.comparison import jobs, plan, processes, runs
 
-SHAPES = [
-    CONFIGS / 'shapes' / f'faster-rcnn_r18_fpn-{name}_shapes.py'
-    for name in ('nearest', 'bilinear', 'dlu')
-]
+SHAPES = [shapes_config(name) for name in ('nearest', 'bilinear', 'dlu')]
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import CONFIGS
+from conftest import CONFIGS, shapes_config
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config, ConfigDict
@@ -10,8 +10,12 @@ from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 
 from dlu_mmdet.necks import UnifiedFPN, upsampler_name, upsampling_part
+from dlu_mmdet.upsamplers import UPSAMPLERS
 
-ALL = sorted(CONFIGS.glob('[!_]*/*.py'))
+ALL = [
+    *sorted(CONFIGS.glob('[!_]*/*.py')),
+    *(shapes_config(name.replace('_', '-')) for name in sorted(UPSAMPLERS.module_dict)),
+]
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -55,7 +59,7 @@ def test_config_builds_and_trains(path):
 
 @pytest.mark.parametrize(
     'start',
-    ['faster_rcnn/', 'mask_rcnn/', 'nuclei/mask', 'rtmdet/', 'shapes/', 'yolox/'],
+    ['faster_rcnn/', 'mask_rcnn/', 'nuclei/mask', 'rtmdet/', 'yolox/'],
 )
 def test_configs_differ_in_the_upsampler_only(start):
     """Else a comparison would compare more than upsamplers, and

@@ -6,7 +6,7 @@ from math import prod
 
 import pytest
 import torch
-from conftest import CONFIGS, load_tool, run
+from conftest import load_tool, run, shapes_config
 from mmengine.config import Config
 from PIL import Image
 from torch import nn
@@ -190,15 +190,11 @@ def test_shared_and_frozen_parameters():
     assert count_parameters(nn.ModuleList([conv, conv])) == 9
 
 
-def shapes_config(name):
-    return Config.fromfile(CONFIGS / f'shapes/faster-rcnn_r18_fpn-{name}_shapes.py')
-
-
 @needs_ops
 @pytest.mark.parametrize('name', ['carafe', 'dlu'])
 def test_detector(name):
     """The upsamplers' share is what they add to a detector without parameters."""
-    cfg = shapes_config(name)
+    cfg = Config.fromfile(shapes_config(name))
     # Libra R-CNN's arrangement: the neck is a list
     cfg.model.neck = [
         cfg.model.neck,
@@ -222,7 +218,7 @@ def test_detector(name):
 def test_built_detector_keeps_its_mode_and_pads():
     from mmdet.registry import MODELS
 
-    model = MODELS.build(shapes_config('dlu').model)
+    model = MODELS.build(Config.fromfile(shapes_config('dlu')).model)
     model.train()
     smaller = detector_complexity(model, (90, 128))
     assert model.training and model.neck.training

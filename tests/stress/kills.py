@@ -31,15 +31,12 @@ import zipfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from conftest import CONFIGS, ROOT, as_arguments, data_options
+from conftest import CONFIGS, ROOT, as_arguments, data_options, shapes_config
 
 from dlu_mmdet.engine import latest_checkpoint
 
 TRAINED = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-dlu_shapes.py'
-COMPARED = [
-    CONFIGS / 'shapes' / f'faster-rcnn_r18_fpn-{name}_shapes.py'
-    for name in ('nearest', 'bilinear', 'dlu')
-]
+COMPARED = [shapes_config(name) for name in ('nearest', 'bilinear', 'dlu')]
 EPOCHS, ITERATIONS = 4, 4
 #: Of the last epoch's mean loss, relative, and of the AP, absolute; resumed runs were
 #: seen to differ by 0.07 and 0.006.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONFIGS, HALVES, UNGUIDED, needs_later_torch
+from conftest import HALVES, UNGUIDED, needs_later_torch, shapes_config
 from helpers import loops
 from mmcv.cnn import build_upsample_layer
 from mmdet.registry import MODELS
@@ -463,8 +463,7 @@ NO_GUIDE = "type='{}' reads high-resolution features as a guide.*UnifiedFPN"
 
 @GUIDED
 def test_a_config_names_it(name):
-    path = CONFIGS / f'shapes/faster-rcnn_r18_fpn-{name}_shapes.py'
-    neck = MODELS.build(Config.fromfile(path).model.neck)
+    neck = MODELS.build(Config.fromfile(shapes_config(name)).model.neck)
     assert all(map(is_guided, neck.upsample_modules))
 
 

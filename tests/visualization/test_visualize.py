@@ -12,7 +12,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from conftest import load_tool
+from conftest import load_tool, shapes_config
 from matplotlib.colors import to_rgb
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
@@ -75,9 +75,7 @@ def detectors(tmp_path_factory):
     init_default_scope('mmdet')
     paths = {}
     for upsampler in ('bilinear', 'dlu'):
-        cfg = Config.fromfile(
-            ROOT / f'configs/shapes/faster-rcnn_r18_fpn-{upsampler}_shapes.py'
-        )
+        cfg = Config.fromfile(shapes_config(upsampler))
         cfg.test_dataloader.dataset.merge(
             dict(
                 type='CocoDataset',

@@ -7,7 +7,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS
+from conftest import CONFIGS, shapes_config
 from helpers import loops
 from matplotlib.colors import to_hex
 from matplotlib.patches import FancyArrowPatch
@@ -109,7 +109,7 @@ def test_most_informative_positions():
 
 def detector(neck='dlu', **options):
     init_default_scope('mmdet')
-    cfg = Config.fromfile(CONFIGS / 'shapes' / f'faster-rcnn_r18_fpn-{neck}_shapes.py')
+    cfg = Config.fromfile(shapes_config(neck))
     cfg.merge_from_dict(options)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)

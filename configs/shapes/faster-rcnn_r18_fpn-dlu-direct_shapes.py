@@ -1,2 +1,0 @@
-_base_ = './faster-rcnn_r18_fpn-dlu_shapes.py'
-model = dict(neck=dict(top_down='direct'))

@@ -1,2 +1,0 @@
-_base_ = '../_base_/faster-rcnn_r18_fpn_shapes.py'
-model = dict(neck=dict(upsample_cfg=dict(type='fade')))

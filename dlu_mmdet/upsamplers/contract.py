@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..utils.torch_compat import AT_LEAST_24
 from .builder import build_upsampler, is_guided, upsampler_class
@@ -48,9 +49,9 @@ class Subject:
             module.init_weights()
         return module
 
-    def trained(self) -> nn.Module:
+    def trained(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Build it and move every weight, since some start at zero."""
-        module = self.build()
+        module = self.build().to(dtype)
         with torch.no_grad():
             for weight in module.parameters():
                 if weight.is_floating_point():
@@ -62,13 +63,14 @@ class Subject:
         shape: tuple[int, int] = (3, 5),
         size: tuple[int, int] = (6, 10),
         batch: int = 2,
+        dtype: torch.dtype = torch.float32,
     ) -> list[Tensor]:
         """Features (N, C, *shape) and, for a guided one, a guide of a size."""
         torch.manual_seed(1)
         maps = [torch.randn(batch, self.channels, *shape)]
         if self.is_guided:
             maps.append(torch.randn(batch, self.guide_channels, *size))
-        return maps
+        return [x.to(dtype) for x in maps]
 
 
 class Violation(Exception):
@@ -111,12 +113,16 @@ def check_requested_size(subject: Subject) -> None:
 
 
 def check_dtype(subject: Subject) -> None:
-    """Keeps float32, and gives finite values."""
-    out = subject.build()(*subject.inputs())
-    if out.dtype != torch.float32:
-        raise Violation(f'it gave {out.dtype} for float32')
-    if not out.isfinite().all():
-        raise Violation('the output has values that are not finite')
+    """Keeps float32, float64 and bfloat16, and gives finite values."""
+    expected = subject.build()(*subject.inputs())
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        out = subject.build().to(dtype)(*subject.inputs(dtype=dtype))
+        if out.dtype != dtype:
+            raise Violation(f'it gave {out.dtype} for {dtype}')
+        if not out.isfinite().all():
+            raise Violation(f'the output for {dtype} has values that are not finite')
+        tolerance = 0.1 if dtype == torch.bfloat16 else 1e-4
+        _same(out, expected, f'the output for {dtype}', tolerance)
 
 
 def check_eval(subject: Subject) -> None:
@@ -156,6 +162,21 @@ def check_gradients(subject: Subject) -> None:
     _check_gradients(module, inputs, module(*inputs))
 
 
+def check_gradcheck(subject: Subject) -> None:
+    """Gives the gradients that finite differences in float64 give."""
+    module = subject.trained(torch.float64)
+    inputs = subject.inputs((2, 3), (4, 6), 1, torch.float64)
+    weights = dict(module.named_parameters())
+
+    def forward(*tensors: Tensor) -> Tensor:
+        maps, values = tensors[: len(inputs)], tensors[len(inputs) :]
+        return functional_call(module, dict(zip(weights, values)), maps)
+
+    leaves = [x.requires_grad_() for x in inputs]
+    # in a few random directions: every entry would take minutes
+    torch.autograd.gradcheck(forward, (*leaves, *weights.values()), fast_mode=True)
+
+
 def check_autocast(subject: Subject) -> None:
     """Trains under autocast in bfloat16, also on bfloat16 features."""
     module = subject.build()
@@ -181,14 +202,20 @@ def check_empty_batch(subject: Subject) -> None:
 
 
 def check_channels_last(subject: Subject) -> None:
-    """Gives the same numbers in the memory layout channels_last."""
+    """Gives the same numbers and gradients in the memory layout channels_last."""
     module, inputs = subject.trained(), subject.inputs()
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        leaves = [x.clone(memory_format=layout).requires_grad_() for x in inputs]
+        out = module(*leaves)
+        (gradient,) = torch.autograd.grad(out.square().sum(), leaves[:1])
+        results.append((out.detach(), gradient))
+    (expected, gradient), (out, found) = results
+    _same(out, expected, 'the output')
+    _same(found, gradient, 'the gradient')
+    module = module.to(memory_format=torch.channels_last)
     with torch.no_grad():
-        expected = module(*inputs)
-        last = [x.to(memory_format=torch.channels_last) for x in inputs]
-        _same(module(*last), expected, 'the output')
-        module = module.to(memory_format=torch.channels_last)
-        _same(module(*last), expected, 'the output with weights in channels_last')
+        _same(module(*leaves), expected, 'the output with weights in channels_last')
 
 
 def check_state_dict(subject: Subject) -> None:
@@ -210,6 +237,24 @@ def check_copies(subject: Subject) -> None:
         _same(copied(*inputs), expected, 'the output after pickle', 0)
 
 
+def check_compile(subject: Subject) -> None:
+    """Goes through torch.compile in one graph, at several batch sizes."""
+    torch._dynamo.reset()  # recompilations of a forward are limited
+    module = subject.trained()
+    compiled = torch.compile(module, fullgraph=True, backend='aot_eager')
+    for batch in (2, 0, 3):
+        inputs = subject.inputs(batch=batch)
+        inputs[0].requires_grad_()
+        out, expected = compiled(*inputs), module(*inputs)
+        gradients = [
+            torch.autograd.grad(y.square().sum(), inputs[0])[0] for y in (out, expected)
+        ]
+        if not batch:
+            continue
+        _same(out.detach(), expected.detach(), 'the output of the compiled module')
+        _same(*gradients, 'the gradient of the compiled module')
+
+
 def check_export(subject: Subject) -> None:
     """Goes through torch.export with open sizes, and gives the same numbers."""
     module = subject.trained().eval()
@@ -227,7 +272,7 @@ def check_export(subject: Subject) -> None:
 
 
 #: Title, check, and what to do where it fails. A fault may fail later ones too. The
-#: last one needs torch 2.4.
+#: last two need torch 2.4.
 CHECKS: tuple[tuple[str, Callable[[Subject], None], str], ...] = (
     (
         'sizes',
@@ -241,7 +286,7 @@ CHECKS: tuple[tuple[str, Callable[[Subject], None], str], ...] = (
         'let a guided forward give the size of its guide, and one with any_size = True '
         'the size that it is called with',
     ),
-    ('float32', check_dtype, 'make new tensors by x.new_zeros or with dtype=x.dtype'),
+    ('dtype', check_dtype, 'make new tensors by x.new_zeros or with dtype=x.dtype'),
     (
         'eval',
         check_eval,
@@ -253,6 +298,12 @@ CHECKS: tuple[tuple[str, Callable[[Subject], None], str], ...] = (
         check_gradients,
         'use every parameter in forward, and no detach or .data on the way; '
         'distributed training stops at a parameter without gradient',
+    ),
+    (
+        'gradcheck',
+        check_gradcheck,
+        'let the backward of an autograd.Function be the derivative of its forward, '
+        'and keep float64',
     ),
     (
         'autocast',
@@ -282,12 +333,18 @@ CHECKS: tuple[tuple[str, Callable[[Subject], None], str], ...] = (
         'file in it',
     ),
     (
+        'compile',
+        check_compile,
+        'keep to tensor operations that torch.compile can trace: no numpy, .item(), '
+        'print or if on values in forward; all else works without torch.compile',
+    ),
+    (
         'export',
         check_export,
-        'let no Python if depend on the values of a tensor or on a size; without this '
-        'everything but dlu_mmdet export works',
+        'let no Python if depend on the size of a tensor; without this everything but '
+        'dlu_mmdet export works',
     ),
-)[: None if AT_LEAST_24 else -1]
+)[: None if AT_LEAST_24 else -2]
 
 
 def check_upsampler(

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import HALVES, UNGUIDED, needs_later_torch, shapes_config
+from conftest import UNGUIDED, needs_later_torch, shapes_config
 from helpers import loops
 from mmcv.cnn import build_upsample_layer
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.model import BaseModule
 from torch import nn
-from torch.func import functional_call
 
 from dlu_mmdet.heads import UpsampleMaskHead
 from dlu_mmdet.necks import UnifiedFPN, UpsampleFPN, with_upsampler
@@ -88,80 +87,6 @@ def test_it_is_the_formula(cfg, source, target, plain, monkeypatch):
     torch.testing.assert_close(module(x, guide), torch.from_numpy(expected))
 
 
-@KINDS
-@pytest.mark.parametrize(
-    'source, target', [((2, 3), (4, 6)), ((2, 2), (3, 5)), ((1, 2), (1, 2))]
-)
-def test_gradients(cfg, source, target):
-    """If it fails, training descends along something else."""
-    module = as_if_trained(cfg, channels=2)
-    inputs = maps(source, target, 2, 2, n=1)
-    names, values = zip(*module.named_parameters())
-
-    def forward(x, guide, *values):
-        return functional_call(module, dict(zip(names, values)), (x, guide))
-
-    leaves = [tensor.requires_grad_() for tensor in inputs]
-    # of every parameter a few directions only, or it takes minutes
-    assert torch.autograd.gradcheck(forward, (*leaves, *values), fast_mode=True)
-
-
-@KINDS
-def test_channels_last_gives_the_same(cfg):
-    module = as_if_trained(cfg)
-    results = []
-    for layout in (torch.contiguous_format, torch.channels_last):
-        x, guide = (
-            t.clone(memory_format=layout).requires_grad_() for t in maps((3, 4), (5, 8))
-        )
-        out = module(x, guide)
-        results.append((out, *torch.autograd.grad(out.square().sum(), (x, guide))))
-    torch.testing.assert_close(*results)
-
-
-@KINDS
-def test_autocast_trains(cfg):
-    """Every parameter, in float32, and to what float32 would give but for rounding."""
-    module = as_if_trained(cfg).float()
-    x, guide = maps((4, 5), (8, 10), dtype=torch.float32)
-    expected = module(x, guide).detach()
-    with torch.autocast('cpu', torch.bfloat16):
-        out = module(x, guide)
-    assert (out - expected).abs().mean() < 0.03 * expected.abs().mean()
-    out.square().sum().backward()
-    for parameter in module.parameters():
-        assert parameter.grad.dtype == torch.float32 and parameter.grad.any()
-
-
-@KINDS
-@pytest.mark.parametrize('dtype', HALVES)
-@pytest.mark.parametrize('target', [(8, 10), (7, 10)])
-def test_half_precision(cfg, dtype, target):
-    module = build(cfg)
-    x, guide = maps((4, 5), target, dtype=torch.float32)
-    expected = module(x, guide)
-    half = module.to(dtype)(x.to(dtype), guide.to(dtype))
-    assert half.dtype == dtype
-    torch.testing.assert_close(half.float(), expected.detach(), rtol=0.05, atol=0.05)
-
-
-@needs_later_torch
-@ONE_OF_EACH
-def test_compiled(cfg):
-    """In one graph, for any batch and for a ratio that is not whole."""
-    torch._dynamo.reset()  # the cases share a forward, and a limit of recompilations
-    module = as_if_trained(cfg)
-    compiled = torch.compile(module, fullgraph=True, backend='aot_eager')
-    for n, target in ((2, (6, 8)), (0, (6, 8)), (1, (5, 8))):
-        x, guide = (t.requires_grad_() for t in maps((3, 4), target, n=n))
-        out, expected = compiled(x, guide), module(x, guide)
-        torch.testing.assert_close(out, expected)
-        grads = [
-            torch.autograd.grad(y.square().sum(), (x, guide)) for y in (out, expected)
-        ]
-        torch.testing.assert_close(*grads)
-
-
 @pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 @ONE_OF_EACH
 def test_traced(cfg):
@@ -171,16 +96,6 @@ def test_traced(cfg):
     traced = torch.jit.trace(module, (x, guide))(x, guide)
     # a trace divides sizes in float32
     torch.testing.assert_close(traced, module(x, guide), rtol=1e-5, atol=1e-5)
-
-
-@needs_later_torch
-@ONE_OF_EACH
-def test_exported(cfg):
-    """As deployment exports a detector."""
-    module = as_if_trained(cfg).eval()
-    x, guide = maps((3, 4), (5, 8))
-    exported = torch.export.export(module, (x, guide)).module()
-    torch.testing.assert_close(exported(x, guide), module(x, guide))
 
 
 @NEEDS_OPS
@@ -350,18 +265,12 @@ def test_sapas_parameters_are_named_as_in_its_files():
 
 
 @pytest.mark.parametrize('neck_class', [UpsampleFPN, UnifiedFPN])
-def test_a_neck_leaves_the_start_alone(neck_class):
-    """Its rule for convolutions is Xavier, which would throw the samples about."""
-    neck = neck_class([8, 16], 64, 2, upsample_cfg=dict(type='freqfusion'))
-    neck.init_weights()
-    assert len(neck.upsample_modules)
-    for module in neck.upsample_modules:
-        assert 0.0008 < module.lr_offset.weight.std() < 0.0012
-        assert not module.hr_scope.weight.any()
+def test_a_neck_keeps_freqfusions_other_start(neck_class):
     neck = neck_class(
         [8, 16], 64, 2, upsample_cfg=dict(type='freqfusion', offset_init='xavier')
     )
     neck.init_weights()
+    assert len(neck.upsample_modules)
     assert all(0.04 < m.lr_offset.weight.std() for m in neck.upsample_modules)
     assert all(m.lowpass_encoder.weight.std() < 0.0012 for m in neck.upsample_modules)
 

@@ -7,11 +7,10 @@ import onnxruntime
 import op_benchmark
 import pytest
 import torch
-from conftest import needs_later_torch, upsample
+from conftest import upsample
 from mmcv.cnn import build_upsample_layer
 from torch import func, nn
 
-from dlu_mmdet.ops import library
 from dlu_mmdet.upsamplers import UPSAMPLERS, build_upsampler, is_guided
 
 NAMES = sorted(UPSAMPLERS.module_dict)
@@ -26,77 +25,6 @@ def test_the_six_names_of_the_readme_exist():
         'carafe',
         'dlu',
     }
-
-
-@pytest.mark.parametrize('name', NAMES)
-@pytest.mark.parametrize('scale', [1, 2, 3, 4])
-def test_every_upsampler_multiplies_the_size_and_trains(name, scale):
-    module = build_upsampler(dict(type=name), 8, scale, guide_channels=8)
-    x = torch.randn(2, 8, 3, 5, requires_grad=True)
-    out = upsample(module, x)
-    assert out.shape == (2, 8, 3 * scale, 5 * scale)
-    out.square().sum().backward()
-    for tensor in (x, *module.parameters()):
-        assert tensor.grad is not None and tensor.grad.isfinite().all()
-
-
-@pytest.mark.parametrize('name', NAMES)
-def test_every_upsampler_takes_a_single_pixel(name):
-    module = build_upsampler(dict(type=name), channels=8, guide_channels=8)
-    assert upsample(module, torch.randn(1, 8, 1, 1)).shape == (1, 8, 2, 2)
-
-
-LAYOUTS = [torch.contiguous_format, torch.channels_last]
-EXTENSION = pytest.mark.parametrize('plain', [False, True], ids=['fused', 'plain'])
-
-
-@EXTENSION
-@pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize('scale', [1, 2, 3])
-@pytest.mark.parametrize('name', NAMES)
-def test_every_upsampler_takes_an_empty_batch(
-    name, scale, dtype, layout, plain, monkeypatch
-):
-    """A mask head in a batch without a positive RoI: training goes on."""
-    if plain:
-        monkeypatch.setattr(library, '_DEVICE_TYPES', frozenset())
-    module = build_upsampler(dict(type=name), 8, scale, guide_channels=8).to(dtype)
-    x = torch.randn(0, 8, 3, 5, dtype=dtype).to(memory_format=layout)
-    x.requires_grad_()
-    out = upsample(module, x)
-    assert out.shape == (0, 8, 3 * scale, 5 * scale) and out.dtype == dtype
-    out.square().sum().backward()
-    assert x.grad.shape == x.shape
-    # a parameter without gradient would stop distributed training
-    for parameter in module.parameters():
-        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
-
-
-@pytest.mark.parametrize('name', ['carafe', 'dlu'])
-def test_groups_of_an_empty_batch(name):
-    module = build_upsampler(dict(type=name, up_group=4), 8)
-    assert module(torch.randn(0, 8, 3, 5)).shape == (0, 8, 6, 10)
-
-
-@pytest.mark.parametrize(
-    'name',
-    [
-        'dlu',
-        pytest.param('carafe', marks=needs_later_torch),
-        pytest.param('pixel_shuffle', marks=needs_later_torch),
-    ],
-)
-def test_compiled_upsamplers_take_an_empty_batch(name):
-    """The number of RoIs changes from batch to batch, and is 0 in some."""
-    module = build_upsampler(dict(type=name), 8)
-    compiled = torch.compile(module, fullgraph=True, backend='aot_eager')
-    for n in (2, 0, 3):
-        x = torch.randn(n, 8, 3, 5, requires_grad=True)
-        out = compiled(x)
-        torch.testing.assert_close(out, module(x))
-        out.sum().backward()
-        assert x.grad.shape == x.shape
 
 
 def trained(name, dtype=torch.float32):

@@ -8,6 +8,7 @@ arguments are known.
 from __future__ import annotations
 
 import ast
+import difflib
 import os
 import sys
 from importlib import import_module
@@ -113,4 +114,6 @@ def main() -> None:
         sys.argv = [f'dlu_mmdet {name}', *sys.argv[2:]]
         run(name)
     else:
-        sys.exit(f'dlu_mmdet: there is no command {name!r}\n\n{overview()}')
+        near = difflib.get_close_matches(name, commands(), n=1)
+        hint = f'; did you mean {near[0]}?' if near else ''
+        sys.exit(f'dlu_mmdet: there is no command {name!r}{hint}\n\n{overview()}')

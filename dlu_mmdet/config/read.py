@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import os
 import re
 import sys
@@ -16,6 +17,7 @@ import mmengine.registry
 from mmengine.config import Config
 from mmengine.hub import get_config
 from mmengine.registry import Registry
+from mmengine.utils import get_installed_path
 
 from ..necks import NECKS, with_upsampler
 from ..upsamplers import (
@@ -84,10 +86,12 @@ def _read(name: str | os.PathLike) -> Config:
     package, found, path = str(name).partition('::')
     if not found:
         if not Path(name).is_file():
+            folder = Path(name).parent.parent
             raise FileNotFoundError(
-                f'config {name} does not exist; the configs are in configs/, from any '
-                f'folder dlu_mmdet::shapes/faster-rcnn_r18_fpn-dlu_shapes.py, those of '
-                f'MMDetection mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
+                f'config {name} does not exist{_nearest(Path(name).name, folder)}; the '
+                f'configs are in configs/, from any folder dlu_mmdet::shapes/'
+                f'faster-rcnn_r18_fpn-dlu_shapes.py, those of MMDetection '
+                f'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
             )
         try:
             text = Path(name).read_text(encoding='utf-8')
@@ -108,11 +112,26 @@ def _read(name: str | os.PathLike) -> Config:
             ) from error
     try:
         return get_config(f'{package}::{path}')
-    except (FileNotFoundError, ImportError, KeyError, AssertionError) as error:
+    except (OSError, ImportError, KeyError, ValueError, AssertionError) as error:
+        try:
+            folder = Path(get_installed_path(package), '.mim', 'configs')
+            near = _nearest(Path(path).name, folder, f'{package}::')
+        except Exception:  # there is no such package
+            near = ''
         raise FileNotFoundError(
-            f'config {name} is not in the installed package {package} ({error}); its '
-            f'names are PACKAGE::FOLDER/FILE.py, as in its folder configs'
+            f'config {name} is not in the installed package {package} ({error}){near}; '
+            f'its names are PACKAGE::FOLDER/FILE.py, as in its folder configs'
         ) from error
+
+
+def _nearest(name: str, folder: Path, prefix: str = '') -> str:
+    """The configs of the folders in a folder whose names are nearest, as a clause."""
+    paths = {path.name: path.relative_to(folder) for path in folder.glob('*/*.py')}
+    near = difflib.get_close_matches(name, paths, n=3)
+    if not near:
+        return ''
+    root = prefix or f'{folder}/'
+    return f'; the nearest are {", ".join(f"{root}{paths[key]}" for key in near)}'
 
 
 class _DictCalls(ast.NodeTransformer):

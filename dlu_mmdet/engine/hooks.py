@@ -243,9 +243,9 @@ def _time_left(runner, done: int, seconds: float) -> str:
         validation = seconds / 3 * len(loaders[0]) * sizes[0] / sizes[1]
     whole = (loop.max_iters - done) * seconds + len(due) * validation
     first = (due[0] - done) * seconds + validation if due else whole
-    text = f'a first result in about {_minutes(first)}'
+    text = f'a first result in about {_in_words(first)}'
     if due and due[0] < loop.max_iters:
-        text += f', the last one in about {_minutes(whole)}'
+        text += f', the last one in about {_in_words(whole)}'
     return f'{text} ({seconds:.2g} s an iteration, {loop.max_iters - done} to go)'
 
 
@@ -253,12 +253,14 @@ def _images_of_a_batch(loader) -> int:
     return getattr(loader.batch_sampler, 'batch_size', None) or loader.batch_size or 1
 
 
-def _minutes(seconds: float) -> str:
+def _in_words(seconds: float) -> str:
     """A time in words, rounded up."""
+    if seconds <= 90:
+        return f'{5 * math.ceil(seconds / 5)} seconds'
     minutes = math.ceil(seconds / 60)
     if minutes > 120:
         return f'{seconds / 3600:.1f} hours'
-    return f'{minutes} minute{"" if minutes == 1 else "s"}'
+    return f'{minutes} minutes'
 
 
 def _watched(runner) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import os
 
@@ -55,8 +56,10 @@ def upsampler_class(cfg: dict) -> type[nn.Module]:
     else:
         cls = _find_registered(name) if isinstance(name, str) else name
     if cls is None:
+        near = difflib.get_close_matches(str(name).lower(), UPSAMPLERS.module_dict, n=1)
+        hint = f'; did you mean {near[0]!r}?' if near else ''
         raise ValueError(
-            f'upsample_cfg.type={name!r} is not registered; known types: {known}; a '
+            f'upsampler {name!r} is not registered{hint}; known types: {known}; a '
             f'class of your own is named with its file, as in path/to/mine.py:Mine'
         )
     _check_class(name, cls)

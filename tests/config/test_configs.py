@@ -9,6 +9,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 from mmengine.registry import init_default_scope
 
+from dlu_mmdet.config import read_config
 from dlu_mmdet.necks import UnifiedFPN, upsampler_name, upsampling_part
 from dlu_mmdet.upsamplers import UPSAMPLERS
 
@@ -101,6 +102,25 @@ def test_zoo_checkpoints_fit(ours, theirs):
             model = MODELS.build(cfg.model)
         shapes.append({k: v.shape for k, v in model.state_dict().items()})
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(
+    'name, nearest',
+    [
+        (
+            CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-dlu_shape.py',
+            'shapes/faster-rcnn_r18_fpn-dlu_shapes.py',
+        ),
+        (
+            'mmdet::rtmdet/rtmdet_tiny_8xb32_300e_coco.py',
+            'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+        ),
+        ('mmdet::retinanet_r50_fpn_1x_coco.py', '::retinanet/retinanet_r50_fpn_1x_co'),
+    ],
+)
+def test_a_misspelled_config_gets_the_nearest_names(name, nearest):
+    with pytest.raises(FileNotFoundError, match=f'; the nearest are .*{nearest}'):
+        read_config(name)
 
 
 def test_name_of_the_upsampler():

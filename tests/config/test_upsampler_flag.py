@@ -64,7 +64,9 @@ def test_an_unknown_name():
     flag = ('--upsampler', 'dlux')
     failed = run('tools/test.py', SHAPES_DLU, 'x.pth', *flag, check=False)
     last = failed.stdout.strip().splitlines()[-1]
-    message = "'dlux' is not registered; known types: .*carafe, deconv, dlu.*:Mine"
+    message = (
+        "'dlux' is not registered; did you mean 'dlu'.; .*carafe, deconv, dlu.*:Mine"
+    )
     assert failed.returncode and re.search(message, last)
 
 

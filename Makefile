@@ -28,7 +28,7 @@ demo_run = $(DEMO_DIR)/$(STEM)-$(subst =,-,$(subst :,-,$(1)))/seed0
 # two trainings of one thread take less time than two threads of one after the other
 JOBS ?= $(if $(shell command -v nvidia-smi),1,2)
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-aarch64 lint clean
 demo: $(READY)
 	@echo '== 1/3 data: data/$(DATA)'
 	@$(VENV)/bin/python -m dlu_mmdet.datasets.$(MAKE_DATA)
@@ -47,6 +47,10 @@ test: lint
 
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -n auto -m slow
+
+# the CPU operators, cross-compiled, under qemu; the script names what it needs
+test-aarch64: $(READY)
+	bash tests/helpers/aarch64.sh $(VENV)/bin/python
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

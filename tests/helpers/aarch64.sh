@@ -74,7 +74,7 @@ aarch64-linux-gnu-objdump -dC --no-show-raw-insn "$library" | awk '
     /\tfmla\t/ {
         total++
         if (match(name, /(forward|grad_features|grad_taps|grad_kernels)\(dlu_mmdet::P/))
-            found[substr(name, RSTART, RLENGTH - 14)]++
+            found[substr(name, RSTART, RLENGTH - 13)]++
     }
     END {
         for (loop in found) { printf "%s %d, ", loop, found[loop]; loops++ }

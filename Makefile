@@ -28,7 +28,7 @@ demo_run = $(DEMO_DIR)/$(STEM)-$(subst =,-,$(subst :,-,$(1)))/seed0
 # two trainings of one thread take less time than two threads of one after the other
 JOBS ?= $(if $(shell command -v nvidia-smi),1,2)
 
-.PHONY: demo test test-slow test-aarch64 lint clean
+.PHONY: demo test test-slow lint clean
 demo: $(READY)
 	@echo '== 1/3 data: data/$(DATA)'
 	@$(VENV)/bin/python -m dlu_mmdet.datasets.$(MAKE_DATA)
@@ -49,6 +49,7 @@ test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -n auto -m slow
 
 # the CPU operators, cross-compiled, under qemu; the script names what it needs
+.PHONY: test-aarch64
 test-aarch64: $(READY)
 	bash tests/helpers/aarch64.sh $(VENV)/bin/python
 

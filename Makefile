@@ -48,6 +48,11 @@ test: lint
 test-slow: $(READY)
 	$(VENV)/bin/python -m pytest -n auto -m slow
 
+# the CPU operators, cross-compiled, under qemu; the script names what it needs
+.PHONY: test-aarch64
+test-aarch64: $(READY)
+	bash tests/helpers/aarch64.sh $(VENV)/bin/python
+
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

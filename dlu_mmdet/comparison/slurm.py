@@ -37,7 +37,7 @@ class Job:
     """What a job does: one run, from where it is.
 
     It is pickled by submitit, which calls :meth:`checkpoint` before the job's time is
-    up or it is pre-empted, and puts it back in the queue.
+    up or it is preempted, and puts it back in the queue.
 
     Args:
         run (Run): The run.

@@ -79,6 +79,7 @@ def choose_images(
         list[dict]: ``img_path``, ``name`` and, from the data set, ``instances``.
     """
     if dataset is None:
+        images = [os.fspath(path) for path in images]
         for path in images:
             if '://' not in path and not Path(path).is_file():
                 raise FileNotFoundError(

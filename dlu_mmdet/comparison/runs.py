@@ -153,9 +153,7 @@ def trained_models(work_dir: str | os.PathLike) -> list[tuple[str, str]]:
         if checkpoint and not divergence(read_json(file, (), _REMEDY)):
             models.append((str(folder.with_suffix('.py')), str(checkpoint)))
     if not models:
-        raise ValueError(
-            f'{work_dir} has no finished run; start or finish its comparison first'
-        )
+        raise ValueError(f'{work_dir} has no finished run; finish its comparison first')
     return models
 
 

@@ -70,7 +70,7 @@ def find_images(infos: Sequence[dict], image_ids: Sequence[str]) -> list[dict]:
 def choose_images(
     dataset: BaseDataset | None,
     number: int,
-    images: Sequence[str] | None,
+    images: Sequence[str | os.PathLike] | None,
     image_ids: Sequence[str] | None,
 ) -> list[dict]:
     """The images to show: files, or those of the data set.
@@ -136,7 +136,7 @@ def show_detections(
     *,
     num_images: int | None = None,
     image_ids: Sequence[str] | None = None,
-    images: Sequence[str] | None = None,
+    images: Sequence[str | os.PathLike] | None = None,
     score_thr: float = 0.3,
     iou_thr: float = 0.5,
     only_differences: bool = False,
@@ -154,7 +154,8 @@ def show_detections(
         out (str | Path): A .png file, or a folder.
         num_images (int, optional): How many images with objects. Defaults to 4.
         image_ids (Sequence[str], optional): Ids of images to show instead.
-        images (Sequence[str], optional): Files to show instead, without ground truth.
+        images (Sequence[str | PathLike], optional): Files to show instead, without
+            ground truth.
         score_thr (float): Detections with a lower score are left out.
         iou_thr (float): IoU from which an object counts as found.
         only_differences (bool): Show the images of the data set on which two detectors
@@ -264,7 +265,7 @@ def explain_empty_images(
 
 def _check_detections(
     models: Sequence,
-    images: Sequence[str] | None,
+    images: Sequence[str | os.PathLike] | None,
     image_ids: Sequence[str] | None,
     score_thr: float,
     iou_thr: float,
@@ -350,7 +351,7 @@ def record_images(
     out: Path,
     num_images: int | None,
     image_ids: Sequence[str] | None,
-    images: Sequence[str] | None,
+    images: Sequence[str | os.PathLike] | None,
     device: str,
     cfg_options: Mapping | None,
     upsampler: dict | None,
@@ -396,7 +397,7 @@ def show_kernels(
     group: int = 0,
     num_images: int | None = None,
     image_ids: Sequence[str] | None = None,
-    images: Sequence[str] | None = None,
+    images: Sequence[str | os.PathLike] | None = None,
     device: str = 'cpu',
     cfg_options: Mapping | None = None,
     upsampler: dict | None = None,
@@ -414,7 +415,7 @@ def show_kernels(
         group (int): Channel group, where the upsampler has several.
         num_images (int, optional): See :func:`show_detections`. Defaults to 1.
         image_ids (Sequence[str], optional): See :func:`show_detections`.
-        images (Sequence[str], optional): See :func:`show_detections`.
+        images (Sequence[str | PathLike], optional): See :func:`show_detections`.
         device (str): See :func:`show_detections`.
         cfg_options (Mapping, optional): See :func:`show_detections`.
         upsampler (dict, optional): See :func:`show_detections`.
@@ -459,7 +460,7 @@ def show_features(
     *,
     num_images: int | None = None,
     image_ids: Sequence[str] | None = None,
-    images: Sequence[str] | None = None,
+    images: Sequence[str | os.PathLike] | None = None,
     device: str = 'cpu',
     cfg_options: Mapping | None = None,
     upsampler: dict | None = None,
@@ -494,7 +495,7 @@ def show_upsampling(
     iou_thr: float = 0.5,
     num_images: int | None = None,
     image_ids: Sequence[str] | None = None,
-    images: Sequence[str] | None = None,
+    images: Sequence[str | os.PathLike] | None = None,
     device: str = 'cpu',
     cfg_options: Mapping | None = None,
     upsampler: dict | None = None,

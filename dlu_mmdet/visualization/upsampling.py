@@ -195,7 +195,8 @@ def _inset(axes: Axes) -> Axes:
 
 
 def _draw_boxes(axes: Axes, groups: Sequence[tuple[str, InstanceData]]) -> None:
-    """Draw boxes, the first kind on top."""
+    """Draw boxes, the first kind on top, small ones with thinner lines."""
+    scale = 72 * _PANEL / axes.images[0].get_extent()[1]
     for kind, group in reversed(groups):
         color, style = STYLES[kind]
         for x1, y1, x2, y2 in group.bboxes:
@@ -207,6 +208,6 @@ def _draw_boxes(axes: Axes, groups: Sequence[tuple[str, InstanceData]]) -> None:
                     fill=False,
                     ec=color,
                     ls=style,
-                    lw=3,
+                    lw=min(3, max(1, scale * min(x2 - x1, y2 - y1) / 8)),
                 )
             )

@@ -25,7 +25,7 @@ import dlu_mmdet  # noqa: F401
 from dlu_mmdet.evaluation.matching import match_detections
 from dlu_mmdet.visualization import show
 from dlu_mmdet.visualization.detections import COLORS, STYLES, draw_detections
-from dlu_mmdet.visualization.features import Upsampling
+from dlu_mmdet.visualization.features import Recording, Upsampling
 from dlu_mmdet.visualization.figures import new_figure, save_figure
 from dlu_mmdet.visualization.images import load_image
 from dlu_mmdet.visualization.upsampling import map_colors
@@ -637,9 +637,12 @@ def test_the_map_of_every_upsampler_and_what_its_detector_finds(
     texts = [[caption for _, caption in panels] for panels in drawn]
     assert texts[0] == ['2 objects', *['1 hit\n0 false alarms, 1 miss'] * 2]
     assert texts[1] == ['', '1 detection', '1 detection']
-    with pytest.raises(ValueError, match='upsampler to P2, P3, P4, P5, not to P7; ch'):
+    with pytest.raises(ValueError, match='upsamples to P5, P4, P3, P2, not to P7; ch'):
         call(tool, monkeypatch, *models, '--level', 'P7', '--out', out,
              command='upsampling')  # fmt: skip
+    bare = Recording(np.zeros((8, 8, 3), np.uint8), (8, 8))
+    with pytest.raises(ValueError, match='mine: the neck has no upsampler of this'):
+        draw(bare.image, {'mine': bare}, 'P2', [])
 
 
 def test_maps_in_the_colors_of_the_image():

@@ -108,11 +108,15 @@ def draw_upsampling(
         ValueError: If a neck has no upsampler to this level.
     """
     for name, recording in recordings.items():
-        if not recording.upsamplings.get(level):
-            there = ', '.join(sorted(recording.upsamplings)) or 'no level'
+        if not recording.upsamplings:
             raise ValueError(
-                f'{name}: the neck has an upsampler to {there}, not to {level}; choose '
-                'another --level, or train the detector with --upsampler'
+                f'{name}: the neck has no upsampler of this package; train the '
+                'detector with --upsampler'
+            )
+        if level not in recording.upsamplings:
+            raise ValueError(
+                f'{name}: the neck upsamples to {", ".join(recording.upsamplings)}, '
+                f'not to {level}; choose another --level'
             )
     columns = 1 + len(recordings)
     h, w = image.shape[:2]

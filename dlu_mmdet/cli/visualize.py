@@ -69,23 +69,29 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     parser = new_parser('visualize', 'Picture what detectors do.')
     commands = parser.add_subparsers(required=True, dest='command', metavar='COMMAND')
-    command = commands.add_parser(
-        'detections',
-        parents=[shared],
-        formatter_class=HelpFormatter,
-        help='hits, false alarms and misses, one column per detector',
-    )
-    command.add_argument(
+    judged = argparse.ArgumentParser(add_help=False)
+    judged.add_argument(
         '--score-thr',
         type=float,
         default=0.3,
         help='leave out detections with a lower score',
     )
-    command.add_argument(
+    judged.add_argument(
         '--iou-thr',
         type=float,
         default=0.5,
         help='IoU from which an object counts as found',
+    )
+    leveled = argparse.ArgumentParser(add_help=False)
+    leveled.add_argument(
+        '--level',
+        help='level that is upsampled to, e.g. P3 (default: the finest, mostly P2)',
+    )
+    command = commands.add_parser(
+        'detections',
+        parents=[shared, judged],
+        formatter_class=HelpFormatter,
+        help='hits, false alarms and misses, one column per detector',
     )
     command.add_argument(
         '--only-differences',
@@ -95,14 +101,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     command = commands.add_parser(
         'kernels',
-        parents=[shared],
+        parents=[shared, leveled],
         formatter_class=HelpFormatter,
         help='kernels of upsamplers; source kernels and offsets of DLU, and where '
         'DySample samples',
-    )
-    command.add_argument(
-        '--level',
-        help='level that is upsampled to, e.g. P3 (default: the finest, mostly P2)',
     )
     command.add_argument(
         '--positions',
@@ -129,6 +131,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parents=[shared],
         formatter_class=HelpFormatter,
         help='the maps P2 to P5 of every detector, on one color scale',
+    )
+    commands.add_parser(
+        'upsampling',
+        parents=[shared, judged, leveled],
+        formatter_class=HelpFormatter,
+        help='what every upsampler makes of a coarse map, and what its detector then '
+        'finds',
     )
     args = parser.parse_args(argv)
     args.out = Path(args.out or f'work_dirs/{args.command}.png')

@@ -22,6 +22,11 @@ from ..utils.files import atomic_write, read_json
 COMMANDS = 'dlu_mmdet.cli'
 #: The file system has no locks: NFS without lockd, some of clusters.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+# for a result.json that is damaged
+_REMEDY = (
+    'copy it again, or remove it and give the command of its comparison with '
+    '--report-only, which makes it from predictions.pkl'
+)
 
 
 @dataclass(frozen=True)
@@ -78,13 +83,9 @@ class Run:
         """What its result file holds, if there is one."""
         if not self.result_file.exists():
             return None
-        remedy = (
-            'copy it again, or remove it and give the command of its comparison with '
-            '--report-only, which makes it from predictions.pkl'
-        )
-        found = read_json(self.result_file, ('config', 'upsampler', 'seed'), remedy)
+        found = read_json(self.result_file, ('config', 'upsampler', 'seed'), _REMEDY)
         if not divergence(found):
-            read_json(self.result_file, ('loss', 'validation', *METRICS), remedy)
+            read_json(self.result_file, ('loss', 'validation', *METRICS), _REMEDY)
         return found
 
     @property
@@ -130,6 +131,30 @@ def divergence(result: Mapping) -> dict | None:
     if result.get('AP') or (loss is not None and math.isfinite(loss)):
         return None
     return dict(iteration=step, reason='the loss is not finite')
+
+
+def trained_models(work_dir: str | os.PathLike) -> list[tuple[str, str]]:
+    """The detectors of a comparison, as ``visualize`` and ``explain`` take them.
+
+    Args:
+        work_dir (str | PathLike): Folder of the comparison.
+
+    Returns:
+        list[tuple[str, str]]: Config and last checkpoint of every run that was trained
+        and tested and did not diverge, in the order of their names.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    models = []
+    for file in sorted(Path(work_dir).glob('*/seed*/result.json')):
+        folder = file.parent
+        checkpoint = latest_checkpoint(folder)
+        if checkpoint and not divergence(read_json(file, (), _REMEDY)):
+            models.append((str(folder.with_suffix('.py')), str(checkpoint)))
+    if not models:
+        raise ValueError(f'{work_dir} has no finished run; finish its comparison first')
+    return models
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,7 +194,7 @@ def find_subjects(
 
 def explain_images(
     models: Sequence[tuple[str, str]],
-    images: Sequence[str],
+    images: Sequence[str | os.PathLike],
     out: str | Path = 'work_dirs/explain.png',
     *,
     methods: Sequence[str] = ('xgradcam', 'gradcam', 'gradcam++', 'ablationcam'),
@@ -211,7 +212,7 @@ def explain_images(
 
     Args:
         models (Sequence[tuple[str, str]]): Config and checkpoint of each detector.
-        images (Sequence[str]): Image files.
+        images (Sequence[str | PathLike]): Image files.
         out (str | Path): A .png file.
         methods (Sequence[str]): Of :data:`~dlu_mmdet.explain.cam.METHODS`.
         target (str): 'det:N', the detection with the N-th best score, from 0, or
@@ -229,6 +230,7 @@ def explain_images(
         ValueError: If there is no such class or layer, or a single image has no such
             detection.
     """
+    images = [os.fspath(image) for image in images]
     for image in images:
         if '://' not in image and not Path(image).is_file():
             raise FileNotFoundError(f'image {image} does not exist; check the path')

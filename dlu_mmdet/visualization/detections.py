@@ -104,11 +104,9 @@ def draw_detections(
     drawn = set()
     for row, image in enumerate(images):
         found = {name: detections[name][row] for name in detections}
-        if ground_truths is None:
-            contents = _unjudged_contents(found)
-        else:
-            of_image = {name: matches[name][row] for name in detections}
-            contents = _judged_contents(ground_truths[row], found, of_image, lines)
+        truth = None if ground_truths is None else ground_truths[row]
+        of_image = {name: matches[name][row] for name in matches}
+        contents = panel_contents(found, truth, of_image, lines)
         panels[row, 0].set_ylabel(image_names[row], fontsize=7)
         for axes, (boxes, caption) in zip(panels[row], contents):
             _show(axes, image)
@@ -157,10 +155,33 @@ def _check_lengths(
 
 
 #: The boxes of a panel, by kind, and the text under it.
-_Panel = tuple[list[tuple[str, InstanceData]], str]
+Panel = tuple[list[tuple[str, InstanceData]], str]
 
 
-def _unjudged_contents(found: Mapping[str, InstanceData]) -> list[_Panel]:
+def panel_contents(
+    found: Mapping[str, InstanceData],
+    truth: InstanceData | None,
+    matches: Mapping[str, Matches],
+    lines: int = 1,
+) -> list[Panel]:
+    """The boxes and captions of the panels of one image.
+
+    Args:
+        found (Mapping[str, InstanceData]): Detections by detector.
+        truth (InstanceData, optional): The objects; None if nobody has marked them.
+        matches (Mapping[str, Matches]): By detector; not read without ``truth``.
+        lines (int): Lines of a caption, up to 3. Defaults to 1.
+
+    Returns:
+        list[Panel]: The panel of the image and its objects, then one per detector;
+        kinds of boxes are those of :data:`STYLES`, most important first.
+    """
+    if truth is None:
+        return _unjudged_contents(found)
+    return _judged_contents(truth, found, matches, lines)
+
+
+def _unjudged_contents(found: Mapping[str, InstanceData]) -> list[Panel]:
     """The panels of an image that nobody has marked objects in."""
     return [
         ([], ''),
@@ -176,7 +197,7 @@ def _judged_contents(
     found: Mapping[str, InstanceData],
     matches: Mapping[str, Matches],
     lines: int,
-) -> list[_Panel]:
+) -> list[Panel]:
     """The panels of an image: its objects, then what each detector makes of them."""
     objects = [
         ('ground truth', truth[~truth.crowd]),

@@ -18,13 +18,14 @@ from ..engine import check_classes, load_detectors
 from ..evaluation.matching import disagreement, match_detections
 from ..utils.files import check_writable
 from . import detections, features, kernel_figure, kernel_maps
+from . import upsampling as upsampling_figure
 from .detect import detect
 from .figures import free_path, save_figure, write_page
 from .images import image_names, load_image
 from .scores import explain_empty
 
 #: Images of one picture where their number is not given.
-NUM_IMAGES = dict(detections=4, kernels=1, features=1)
+NUM_IMAGES = dict(detections=4, kernels=1, features=1, upsampling=1)
 
 
 def pick_images(
@@ -69,7 +70,7 @@ def find_images(infos: Sequence[dict], image_ids: Sequence[str]) -> list[dict]:
 def choose_images(
     dataset: BaseDataset | None,
     number: int,
-    images: Sequence[str] | None,
+    images: Sequence[str | os.PathLike] | None,
     image_ids: Sequence[str] | None,
 ) -> list[dict]:
     """The images to show: files, or those of the data set.
@@ -78,6 +79,7 @@ def choose_images(
         list[dict]: ``img_path``, ``name`` and, from the data set, ``instances``.
     """
     if dataset is None:
+        images = [os.fspath(path) for path in images]
         for path in images:
             if '://' not in path and not Path(path).is_file():
                 raise FileNotFoundError(
@@ -134,7 +136,7 @@ def show_detections(
     *,
     num_images: int | None = None,
     image_ids: Sequence[str] | None = None,
-    images: Sequence[str] | None = None,
+    images: Sequence[str | os.PathLike] | None = None,
     score_thr: float = 0.3,
     iou_thr: float = 0.5,
     only_differences: bool = False,
@@ -152,7 +154,8 @@ def show_detections(
         out (str | Path): A .png file, or a folder.
         num_images (int, optional): How many images with objects. Defaults to 4.
         image_ids (Sequence[str], optional): Ids of images to show instead.
-        images (Sequence[str], optional): Files to show instead, without ground truth.
+        images (Sequence[str | PathLike], optional): Files to show instead, without
+            ground truth.
         score_thr (float): Detections with a lower score are left out.
         iou_thr (float): IoU from which an object counts as found.
         only_differences (bool): Show the images of the data set on which two detectors
@@ -169,15 +172,9 @@ def show_detections(
     _check_detections(models, images, image_ids, score_thr, iou_thr, only_differences)
     out = _check_out(out)
     detectors = load_detectors(models, device, cfg_options, upsampler)
-    configs = [config for config, _ in models]
     first = next(iter(detectors.values()))
     dataset = None if images else load_dataset(detectors)
-    if dataset is None:
-        classes, source = first.dataset_meta['classes'], configs[0]
-    else:
-        classes = dataset.metainfo['classes']
-        source = f'the data set of {configs[0]}'
-    check_classes(detectors, configs, classes, source)
+    classes = _common_classes(models, detectors, dataset)
     number = NUM_IMAGES['detections'] if num_images is None else num_images
     if only_differences:
         infos = [dataset.get_data_info(index) for index in range(len(dataset))]
@@ -231,6 +228,21 @@ def show_detections(
     write(out, 'detections', [(figure, '', shown_infos, caption)], detections.COLORS)
 
 
+def _common_classes(
+    models: Sequence[tuple[str, str]], detectors: Mapping, dataset: BaseDataset | None
+) -> Sequence[str]:
+    """The class names of all detectors and of the data set, where there is one."""
+    configs = [config for config, _ in models]
+    if dataset is None:
+        classes = next(iter(detectors.values())).dataset_meta['classes']
+        source = configs[0]
+    else:
+        classes = dataset.metainfo['classes']
+        source = f'the data set of {configs[0]}'
+    check_classes(detectors, configs, classes, source)
+    return classes
+
+
 def explain_empty_images(
     found: Mapping[str, Sequence[InstanceData]],
     truths: Sequence[InstanceData] | None,
@@ -253,7 +265,7 @@ def explain_empty_images(
 
 def _check_detections(
     models: Sequence,
-    images: Sequence[str] | None,
+    images: Sequence[str | os.PathLike] | None,
     image_ids: Sequence[str] | None,
     score_thr: float,
     iou_thr: float,
@@ -339,7 +351,7 @@ def record_images(
     out: Path,
     num_images: int | None,
     image_ids: Sequence[str] | None,
-    images: Sequence[str] | None,
+    images: Sequence[str | os.PathLike] | None,
     device: str,
     cfg_options: Mapping | None,
     upsampler: dict | None,
@@ -349,6 +361,11 @@ def record_images(
     dataset = None if images else load_dataset(detectors)
     number = NUM_IMAGES['kernels'] if num_images is None else num_images
     infos = choose_images(dataset, number, images, image_ids)
+    return _record(detectors, infos, out)
+
+
+def _record(detectors: Mapping, infos: Sequence[dict], out: Path) -> list[tuple]:
+    """See :func:`record_images`."""
     if out.suffix == '.png' and len(infos) > 1:
         raise ValueError(
             f'--out {out} is one picture, but {len(infos)} images are to be '
@@ -380,7 +397,7 @@ def show_kernels(
     group: int = 0,
     num_images: int | None = None,
     image_ids: Sequence[str] | None = None,
-    images: Sequence[str] | None = None,
+    images: Sequence[str | os.PathLike] | None = None,
     device: str = 'cpu',
     cfg_options: Mapping | None = None,
     upsampler: dict | None = None,
@@ -398,7 +415,7 @@ def show_kernels(
         group (int): Channel group, where the upsampler has several.
         num_images (int, optional): See :func:`show_detections`. Defaults to 1.
         image_ids (Sequence[str], optional): See :func:`show_detections`.
-        images (Sequence[str], optional): See :func:`show_detections`.
+        images (Sequence[str | PathLike], optional): See :func:`show_detections`.
         device (str): See :func:`show_detections`.
         cfg_options (Mapping, optional): See :func:`show_detections`.
         upsampler (dict, optional): See :func:`show_detections`.
@@ -443,7 +460,7 @@ def show_features(
     *,
     num_images: int | None = None,
     image_ids: Sequence[str] | None = None,
-    images: Sequence[str] | None = None,
+    images: Sequence[str | os.PathLike] | None = None,
     device: str = 'cpu',
     cfg_options: Mapping | None = None,
     upsampler: dict | None = None,
@@ -467,3 +484,60 @@ def show_features(
         )
     ]
     write(out, 'features', figures, features.COLORS)
+
+
+def show_upsampling(
+    models: Sequence[tuple[str, str]],
+    out: str | Path = 'work_dirs/upsampling.png',
+    *,
+    level: str | None = None,
+    score_thr: float = 0.3,
+    iou_thr: float = 0.5,
+    num_images: int | None = None,
+    image_ids: Sequence[str] | None = None,
+    images: Sequence[str | os.PathLike] | None = None,
+    device: str = 'cpu',
+    cfg_options: Mapping | None = None,
+    upsampler: dict | None = None,
+) -> None:
+    """Draw what each upsampler makes of a coarse map, and what its detector finds.
+
+    ``dlu_mmdet visualize upsampling`` from Python. ``level`` is the one that is
+    upsampled to, by default the finest; the other arguments and errors are those of
+    :func:`show_detections`.
+    """
+    _check_detections(models, images, image_ids, score_thr, iou_thr, False)
+    out = _check_out(out)
+    detectors = load_detectors(models, device, cfg_options, upsampler)
+    dataset = None if images else load_dataset(detectors)
+    _common_classes(models, detectors, dataset)
+    number = NUM_IMAGES['upsampling'] if num_images is None else num_images
+    infos = choose_images(dataset, number, images, image_ids)
+    recorded = _record(detectors, infos, out)
+    found = detect_in_all(detectors, infos)
+    print()
+    figures = []
+    for index, (info, recordings) in enumerate(recorded):
+        boxes = {
+            name: each[index][each[index].scores >= score_thr]
+            for name, each in found.items()
+        }
+        truth = None if dataset is None else ground_truth(info)
+        matches = {}
+        if truth is not None:
+            matches = {
+                name: match(each, truth, iou_thr) for name, each in boxes.items()
+            }
+        first = next(iter(recordings.values()))
+        figure = upsampling_figure.draw_upsampling(
+            load_image(next(iter(detectors.values())), info['img_path'])['image'],
+            recordings,
+            level or min(first.upsamplings, default='P2'),
+            detections.panel_contents(boxes, truth, matches, lines=2),
+        )
+        caption = (
+            f'{", ".join(detectors)}; score ≥ {score_thr:g}, IoU ≥ {iou_thr:g}. Colors '
+            'of a map: the linear fit of its channels to the image.'
+        )
+        figures.append((figure, info['name'], [info], caption))
+    write(out, 'upsampling', figures, detections.COLORS)

@@ -25,8 +25,10 @@ import dlu_mmdet  # noqa: F401
 from dlu_mmdet.evaluation.matching import match_detections
 from dlu_mmdet.visualization import show
 from dlu_mmdet.visualization.detections import COLORS, STYLES, draw_detections
+from dlu_mmdet.visualization.features import Recording, Upsampling
 from dlu_mmdet.visualization.figures import new_figure, save_figure
 from dlu_mmdet.visualization.images import load_image
+from dlu_mmdet.visualization.upsampling import map_colors
 
 ROOT = Path(__file__).parents[2]
 CLASSES = ('disc', 'cross')
@@ -605,3 +607,54 @@ def test_kernels_that_are_not_there_are_named(detectors, tool, tmp_path, monkeyp
     with pytest.raises(SystemExit):
         kernels('dlu', '--positions', '3')
     assert not os.listdir(tmp_path)
+
+
+def test_the_map_of_every_upsampler_and_what_its_detector_finds(
+    detectors, tool, tmp_path, monkeypatch, capsys
+):
+    """The picture of the README: two detectors, with and without ground truth."""
+    models = *detectors['bilinear'], *detectors['dlu']
+    answer(tool, monkeypatch, {'10': [([8, 8, 48, 48], 0, 0.9)]})
+    drawn, draw = [], show.upsampling_figure.draw_upsampling
+
+    def keep(*args):
+        drawn.append(args[-1])
+        return draw(*args)
+
+    monkeypatch.setattr(show.upsampling_figure, 'draw_upsampling', keep)
+    out = tmp_path / 'judged.png'
+    call(tool, monkeypatch, *models, '--image-ids', 10, '--out', out, '--level', 'P3',
+         command='upsampling')  # fmt: skip
+    image = tmp_path / '10.png'
+    image.write_bytes((Path(detectors['dlu'][0]).parent / '10.png').read_bytes())
+    call(tool, monkeypatch, *models, '--images', image, '--out', tmp_path / 'new',
+         command='upsampling')  # fmt: skip
+    assert f'picture: {out}' in capsys.readouterr().out
+    judged, new = (Image.open(p) for p in (out, tmp_path / 'new/upsampling-10.png'))
+    assert judged.size == new.size and 'bilinear, dlu' in judged.text['Description']
+    texts = [[caption for _, caption in panels] for panels in drawn]
+    assert texts[0] == ['2 objects', *['1 hit\n0 false alarms, 1 miss'] * 2]
+    assert texts[1] == ['', '1 detection', '1 detection']
+    with pytest.raises(ValueError, match='upsamples to P5, P4, P3, P2, not to P7; ch'):
+        call(tool, monkeypatch, *models, '--level', 'P7', '--out', out,
+             command='upsampling')  # fmt: skip
+    bare = Recording(np.zeros((8, 8, 3), np.uint8), (8, 8))
+    with pytest.raises(ValueError, match='mine: the neck has no upsampler of this'):
+        draw(bare.image, {'mine': bare}, 'P2', [])
+
+
+def test_maps_in_the_colors_of_the_image():
+    """Channels that hold the colors give the image back, whatever their order."""
+    torch.manual_seed(0)
+    # 40 x 24 pixels, padded to 64 x 32; a cell is 8 x 8 pixels
+    cells = torch.rand(3, 5, 3)
+    image = cells.repeat_interleave(8, 1).repeat_interleave(8, 2)
+    image = (255 * image).round().byte().permute(1, 2, 0).numpy()
+    mix = torch.randn(16, 3)
+    source = torch.einsum('kc,chw->khw', mix, cells)
+    source = torch.nn.functional.pad(source, (0, 1, 0, 3), value=7.0)[None]
+    output = source.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    coarse, fine = map_colors(Upsampling(None, source, output), image, (64, 32))
+    assert coarse.shape == (5, 3, 3) and fine.shape == (10, 6, 3)
+    assert abs(coarse - cells.permute(1, 2, 0).numpy()).max() < 0.1
+    assert (fine == coarse.repeat(2, 0).repeat(2, 1)).all()

@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if args.join:
         return join(args.join, args.work_dir, args.baseline, args.resamples, args.trust)
-    names = ('configs', 'upsamplers', 'seeds', 'work_dir', 'baseline', 'cfg_options')
+    names = ['configs', 'upsamplers', 'seeds', 'work_dir', 'baseline', 'cfg_options']
     names += ('launcher', 'processes', 'jobs', 'amp', 'auto_scale_lr', 'resamples')
     names += ('report_only', 'dry_run')
     return compare(

@@ -160,8 +160,17 @@ def evaluate(cfg: Config, samples: Sequence[Mapping]) -> Evaluation:
 
     Returns:
         Evaluation: On all images of the annotations.
+
+    Raises:
+        ValueError: If no test evaluator scores boxes.
     """
-    coco = COCO(box_evaluator(cfg)['ann_file'])
+    evaluator = box_evaluator(cfg)
+    if evaluator is None:
+        raise ValueError(
+            'test_evaluator scores no boxes with an ann_file; add a CocoMetric with '
+            "metric='bbox'"
+        )
+    coco = COCO(evaluator['ann_file'])
     category_ids = coco.get_cat_ids(classes_of(cfg))
     detections = []
     for sample in samples:
@@ -185,4 +194,8 @@ def evaluate(cfg: Config, samples: Sequence[Mapping]) -> Evaluation:
 def results(runs: Sequence[Run]) -> list[dict]:
     """Results of the finished runs among these."""
     # what a config is called depends on what it is compared with
-    return [dict(run.result, name=run.name) for run in runs if run.state == 'finished']
+    return [
+        dict(run.existing_result, name=run.name)
+        for run in runs
+        if run.state == 'finished'
+    ]

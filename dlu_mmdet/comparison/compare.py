@@ -9,9 +9,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -133,7 +134,7 @@ def start(
     jobs_at_a_time: int,
     slurm_options: Mapping[str, str],
     children: Children,
-) -> Iterator[scheduling.Event]:
+) -> Generator[scheduling.Event, None, None]:
     """Check how the runs are to be run; they start when this is iterated over."""
     if launcher == 'slurm':
         cluster.check_available()
@@ -200,7 +201,9 @@ class ProgressLine:
 
 
 def run_all(
-    planned: list[Run], events: Iterator[scheduling.Event], at_a_time: int
+    planned: list[Run],
+    events: Generator[scheduling.Event, None, None],
+    at_a_time: int,
 ) -> list[Run]:
     """Say what happens to the runs; returns those that failed."""
     numbers = {run.work_dir: number for number, run in enumerate(planned, 1)}
@@ -393,7 +396,7 @@ def compare(
     resamples: int = 200,
     report_only: bool = False,
     dry_run: bool = False,
-    **data: object,
+    **data: Any,
 ) -> int:
     """Train and test every config with every upsampler and seed, and report.
 
@@ -430,15 +433,15 @@ def compare(
     """
     use_safe_loaders()
     in_slurm = launcher == 'slurm'
-    processes = (1 if in_slurm else 8) if processes is None else processes
-    jobs = (sys.maxsize if in_slurm else 1) if jobs is None else jobs
-    _check_least(processes=(processes, 1), jobs=(jobs, 1), resamples=(resamples, 100))
+    number = (1 if in_slurm else 8) if processes is None else processes
+    at_a_time = (sys.maxsize if in_slurm else 1) if jobs is None else jobs
+    _check_least(processes=(number, 1), jobs=(at_a_time, 1), resamples=(resamples, 100))
     if slurm and not in_slurm:
         raise ValueError('--slurm is for jobs of --launcher slurm; give both, or none')
     flags = ['--amp'] * amp + ['--auto-scale-lr'] * auto_scale_lr
     launch = Launch(train_flags=tuple(flags))
-    if launcher == 'pytorch' or (in_slurm and processes > 1):
-        launch = Launch('pytorch', processes, tuple(flags))
+    if launcher == 'pytorch' or (in_slurm and number > 1):
+        launch = Launch('pytorch', number, tuple(flags))
 
     def work(children: Children) -> int:
         planned = plan.plan(
@@ -454,14 +457,14 @@ def compare(
         if report_only:
             return report_again(planned, work_dir, baseline, resamples)
         if dry_run and in_slurm:
-            dry_run_in_slurm(planned, launch, slurm or {}, jobs)
+            dry_run_in_slurm(planned, launch, slurm or {}, at_a_time)
             return 0
         if dry_run:
-            time_runs(planned, launch, processes)
+            time_runs(planned, launch, number)
             return 0
-        events = start(planned, launch, launcher, jobs, slurm or {}, children)
+        events = start(planned, launch, launcher, at_a_time, slurm or {}, children)
         prepare(planned, work_dir, launch, cfg_options)
-        failed = run_all(planned, events, min(jobs, len(planned)))
+        failed = run_all(planned, events, min(at_a_time, len(planned)))
         reported = report_all(planned, work_dir, baseline, resamples)
         if failed:
             print(f'failed: {", ".join(map(title, failed))}', file=sys.stderr)

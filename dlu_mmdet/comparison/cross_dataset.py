@@ -173,10 +173,10 @@ class CrossDatasetResults:
             seeds = [s for u, s in cells if u == upsampler]
             common = [s for s in seeds if (self.baseline, s) in cells]
             if upsampler != self.baseline and common:
-                pair = [
-                    [cells[u, s] for s in common] for u in (upsampler, self.baseline)
-                ]
-                found[upsampler] = seed_difference(*pair)
+                found[upsampler] = seed_difference(
+                    [cells[upsampler, s] for s in common],
+                    [cells[self.baseline, s] for s in common],
+                )
                 if self._images(name, metric) < MIN_IMAGES:
                     found[upsampler] = Difference(found[upsampler].value)
         return found

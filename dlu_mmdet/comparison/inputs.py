@@ -17,7 +17,7 @@ import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -82,7 +82,7 @@ def fingerprint(
     return found
 
 
-def _get(cfg: Config, key: str) -> object:
+def _get(cfg: Config, key: str) -> Any:
     """A part of a config by its dotted key, None where there is none."""
     value = cfg.to_dict()
     for name in key.split('.'):
@@ -110,7 +110,7 @@ def image_names(ann_file: str | os.PathLike) -> list[str]:
     return _once(_read_names, ann_file)
 
 
-def _once(make: Callable[[str], object], path: str | os.PathLike) -> object:
+def _once(make: Callable[[Any], Any], path: str | os.PathLike) -> Any:
     """Compute a value from a file once, and cache it."""
     stat = os.stat(path)
     key = make, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
@@ -196,7 +196,7 @@ def _listing(folder: str, names: Iterable[str]) -> str:
     return f'sha256 {digest.hexdigest()[:32]}, {number:,} files, {total:,} bytes'
 
 
-def _code(imports: object) -> Iterator[tuple[str, str]]:
+def _code(imports: Mapping | None) -> Iterator[tuple[str, str]]:
     """The modules of ``custom_imports``, without installed packages and this one."""
     names = (imports or {}).get('imports') or []
     installed = tuple(map(sysconfig.get_path, ('purelib', 'platlib')))
@@ -230,7 +230,7 @@ def _upsampler_files(model: object) -> Iterator[tuple[str, str]]:
 def flatten(value: object, prefix: str = '') -> dict[str, object]:
     """Nested dicts and lists as one dict of dotted keys."""
     if isinstance(value, dict):
-        items = value.items()
+        items: Iterable[tuple] = value.items()
     elif isinstance(value, (list, tuple)) and any(
         isinstance(v, (dict, list, tuple)) for v in value
     ):

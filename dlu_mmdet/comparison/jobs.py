@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -78,7 +78,7 @@ def run_here(
     launch: Launch,
     places: Sequence[Mapping[str, str]] = ({},),
     children: Children | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Train and test runs, as many at a time as there are places.
 
     A run that fails does not stop the others. Closed in the middle, as by ctrl-C or

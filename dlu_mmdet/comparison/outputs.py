@@ -10,11 +10,13 @@ from mmengine.config import Config
 from .inputs import leaves
 
 # parts of a config in which a key may say where to write
-_PARTS = ('model', 'default_hooks', 'custom_hooks', 'visualizer', 'log_processor')
-_PARTS += tuple(
-    f'{split}_{part}'
-    for split in ('train', 'val', 'test')
-    for part in ('dataloader', 'evaluator', 'cfg')
+_PARTS = (
+    *('model', 'default_hooks', 'custom_hooks', 'visualizer', 'log_processor'),
+    *(
+        f'{split}_{part}'
+        for split in ('train', 'val', 'test')
+        for part in ('dataloader', 'evaluator', 'cfg')
+    ),
 )
 # words of such a key: that it names a place, and that it is written to
 _PLACE = {'dir', 'folder', 'path', 'file', 'outfile'}

@@ -227,7 +227,7 @@ def _read_finished(folder: Path, plan: Mapping, trust: bool) -> Iterator[Run]:
             if (work_dir / 'result.json').exists():
                 cfg = read_config(written) if trust else _read_unrun(written)
                 run = Run(stem, str(written), stem, cfg, seed, work_dir)
-                yield replace(run, name=run.result['upsampler'])
+                yield replace(run, name=run.existing_result['upsampler'])
 
 
 def _read_unrun(written: Path) -> Config:
@@ -344,7 +344,7 @@ def _check_work_dir(
 ) -> None:
     """Refuse a folder of another comparison."""
     file = work_dir / 'plan.json'
-    own = dict(configs=list(stems), seeds=list(seeds))
+    own: dict[str, list] = dict(configs=list(stems), seeds=list(seeds))
     if file.exists():
         noted = _read_plan(work_dir)
         training = noted.pop('training', launch.training)

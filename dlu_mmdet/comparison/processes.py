@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..engine import read_divergence
 from ..utils.tables import to_json
@@ -58,7 +59,7 @@ class Children:
         self._known: dict[int, str] = {}
         self._ended = False
 
-    def start(self, command: list[str], **how: object) -> subprocess.Popen:
+    def start(self, command: list[str], **how: Any) -> subprocess.Popen:
         """Start a process, as :class:`subprocess.Popen` does.
 
         Raises:
@@ -116,8 +117,9 @@ def _follow(
             errors='replace',
             pass_fds=[lock],
         )
+        output: Any = process.stdout  # a pipe
         try:
-            for line in process.stdout:
+            for line in output:
                 file.write(line)
                 file.flush()
                 if found := PROGRESS.search(line):
@@ -130,7 +132,7 @@ def _follow(
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGTERM)
                 process.wait()
-            process.stdout.close()
+            output.close()
     if process.returncode:
         tail = ''.join(log.read_text(encoding='utf-8').splitlines(keepends=True)[-20:])
         for number in FULL:

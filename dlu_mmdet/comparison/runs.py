@@ -88,6 +88,20 @@ class Run:
         return found
 
     @property
+    def existing_result(self) -> dict:
+        """What its result file holds, which must be there.
+
+        Raises:
+            FileNotFoundError: If it is not.
+        """
+        if (result := self.result) is None:
+            raise FileNotFoundError(
+                f'{self.result_file} does not exist; give the command of its '
+                f'comparison again, which finishes the run'
+            )
+        return result
+
+    @property
     def state(self) -> str:
         """'finished', 'diverged', 'half-finished' or 'not started'."""
         if (result := self.result) is not None:
@@ -114,15 +128,17 @@ class Run:
         return read_json(file, (), 'remove it, and the data are hashed anew')
 
 
-def divergence(result: Mapping) -> dict | None:
+def divergence(result: Mapping | None) -> dict | None:
     """Where a run diverged.
 
     Args:
-        result (Mapping): What its ``result.json`` holds.
+        result (Mapping, optional): What its ``result.json`` holds.
 
     Returns:
         dict | None: ``iteration`` and ``reason``, or None if it did not diverge.
     """
+    if result is None:
+        return None
     if 'diverged' in result:
         return result['diverged']
     # earlier versions went on with such a run, to an AP of 0

@@ -11,7 +11,7 @@ import subprocess
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -241,7 +241,7 @@ def run_in_slurm(
     launch: Launch,
     at_a_time: int,
     given: Mapping[str, str],
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Train and test runs as jobs of Slurm, so many in the queue at a time.
 
     Jobs of the same runs that are in the queue already, of a command that was left or
@@ -295,7 +295,7 @@ def run_in_slurm(
 
 def _find_again(
     planned: Sequence[Run], active: list[_Queued], waiting: deque[Run]
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Which runs are over, in the queue or to be submitted."""
     listed = queued()
     for run in planned:
@@ -324,7 +324,9 @@ def _end(job: _Queued) -> tuple[list[Event], bool]:
     return [Event(run, error=error, over=True)], False
 
 
-def _look(job: _Queued, listed: Mapping[str, tuple[str, str]]) -> Iterator[Event]:
+def _look(
+    job: _Queued, listed: Mapping[str, tuple[str, str]]
+) -> Generator[Event, None, None]:
     """What is new of a job; counts the looks at which it is not in the queue."""
     name = job_name(job.run)
     if name not in listed:

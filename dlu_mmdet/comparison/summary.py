@@ -131,7 +131,8 @@ def published(cfg: Config, num_images: int | None = None) -> tuple[float | None,
         tuple[float | None, str]: None and nothing, unless detector, backbone, neck,
         schedule and data are those of the publication.
     """
-    neck, none = cfg.model.neck, (None, '')
+    neck = cfg.model.neck
+    none: tuple[float | None, str] = None, ''
     detector = getattr(cfg.model.type, '__name__', cfg.model.type).rpartition('.')[2]
     # several necks in a row are another detector, Libra R-CNN's, and so are others
     if isinstance(neck, (list, tuple)) or neck_name(neck) not in PUBLISHED_NECKS:
@@ -140,8 +141,8 @@ def published(cfg: Config, num_images: int | None = None) -> tuple[float | None,
     if split_file(upsampler_cfg(neck).get('type')):
         return none
     name = upsampler_name(neck)
-    found = PUBLISHED.get((detector, name), none)
-    if found == none or num_images not in (None, _COCO_2017['test'][1]):
+    found = PUBLISHED.get((detector, name or ''))
+    if found is None or num_images not in (None, _COCO_2017['test'][1]):
         return none
     reference = _published_config(detector)
     # what a config inherits from another package names its scope
@@ -155,7 +156,7 @@ def published(cfg: Config, num_images: int | None = None) -> tuple[float | None,
     signature = inspect.signature(upsampler_class(given)).parameters
     usual = {key: parameter.default for key, parameter in signature.items()}
     given, usual = {**usual, **given}, {**usual, 'type': given['type']}
-    usual.update(_PUBLISHED_ARGUMENTS.get(name, {}))
+    usual.update(_PUBLISHED_ARGUMENTS.get(name or '', {}))
     shape = {**_PLAIN_NECK, **reference.model.neck}
     shape.update(type=neck['type'], upsample_cfg=neck['upsample_cfg'])
     alike = _is_within(given, usual) and _is_within(neck, shape)
@@ -354,9 +355,9 @@ def summarize(
         differences=differences,
         runs=listed,
         diverged=[
-            dict(name=run.name, seed=run.seed, **divergence(run.result))
+            dict(name=run.name, seed=run.seed, **where)
             for run in runs
-            if run.state == 'diverged'
+            if (where := divergence(run.result))
         ],
         environment=dict(
             date=datetime.now(timezone.utc).strftime('%Y-%m-%d'),
@@ -420,13 +421,14 @@ def accuracy_table(summary: dict) -> list[list[str]]:
     ]
     for row in summary['rows']:
         published, number = row['published_ap'], len(row['seeds'])
+        seeds = str(number)
         if diverged := lost.pop(row['name'], 0):
-            number = f'{number} ({diverged} of {number + diverged} diverged)'
+            seeds += f' ({diverged} of {number + diverged} diverged)'
         cell = '' if published is None else f'{published:.1f} ({row["published_by"]})'
         table.append(
             [
                 row['name'],
-                str(number),
+                seeds,
                 *(_spread(row, name, 3) for name in METRICS),
                 f'{row["upsampler_parameters"]:,}',
                 f'{row["parameters"]:,}',

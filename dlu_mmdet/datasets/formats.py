@@ -387,8 +387,8 @@ def _voc_splits(files: list[Path], xmls: list[Path]) -> dict[str, list[Path]]:
                 listed[path.parents[2], line] = split
     splits: dict[str, list[Path]] = {}
     for path in xmls:
-        if split := listed.get((path.parent.parent, path.stem)):
-            splits.setdefault(split, []).append(path)
+        if named := listed.get((path.parent.parent, path.stem)):
+            splits.setdefault(named, []).append(path)
     return splits
 
 

@@ -45,7 +45,7 @@ def load_detector(
     config: str | os.PathLike | Config,
     checkpoint: str | os.PathLike,
     device: str = 'cpu',
-    cfg_options: dict | None = None,
+    cfg_options: Mapping | None = None,
     upsampler: dict | None = None,
 ) -> nn.Module:
     """Load a trained detector for inference.
@@ -132,7 +132,7 @@ def _dataset_meta(checkpoint: Mapping, config: Config, model: nn.Module) -> dict
 def load_detectors(
     pairs: Sequence[tuple[str, str]],
     device: str = 'cpu',
-    cfg_options: dict | None = None,
+    cfg_options: Mapping | None = None,
     upsampler: dict | None = None,
 ) -> dict[str, nn.Module]:
     """Load several detectors, each under the name of its upsampler.

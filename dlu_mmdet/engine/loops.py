@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from mmdet.datasets.samplers import MultiSourceSampler
 from mmdet.engine.hooks import PipelineSwitchHook, YOLOXModeSwitchHook
@@ -196,10 +196,10 @@ def _schedules(
         if 'type' in schedules:
             yield (f'{key}.0' if key == 'param_scheduler' else key), schedules
             return
-        schedules = schedules.items()
+        parts: Iterable[tuple] = schedules.items()
     else:
-        schedules = enumerate(schedules)
-    for name, inner in schedules:
+        parts = enumerate(schedules)
+    for name, inner in parts:
         if isinstance(inner, (dict, list, tuple)):
             yield from _schedules(inner, f'{key}.{name}')
 

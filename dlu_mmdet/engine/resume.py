@@ -36,8 +36,7 @@ def latest_checkpoint(work_dir: str | os.PathLike) -> Path | None:
 
 def _by_preference(work_dir: Path) -> list[Path]:
     """Whole checkpoints, the one that training goes on from first."""
-    whole = filter(_is_whole, _checkpoints(work_dir))
-    whole = sorted(whole, key=_age, reverse=True)
+    whole = sorted(filter(_is_whole, _checkpoints(work_dir)), key=_age, reverse=True)
     named = _named_checkpoint(work_dir)
     if named is None:
         return whole

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -146,7 +146,7 @@ def _load(
 ) -> dict:
     """Load a checkpoint that an error calls by ``name``."""
     try:
-        loaded = load_weights(file, map_location)
+        loaded: Any = load_weights(file, map_location)
     # whatever a file that is not as torch writes it leads its readers to
     except Exception as error:
         found = re.search(r'WeightsUnpickler error:\s+(.+)', str(error))
@@ -448,7 +448,10 @@ class SafeYAML(YamlHandler):
         return yaml.load(file, Loader=_PlainLoader)
 
 
-class _PlainLoader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
+_SafeLoader: Any = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
+
+
+class _PlainLoader(_SafeLoader):
     """Knows plain values and tuples."""
 
 

@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -109,7 +110,8 @@ def next_commands(runner: Runner) -> str:
 
 def _first_image(runner: Runner) -> str:
     """The first image of the validation, if there is one."""
-    dataset = getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None)
+    loader = getattr(runner.val_loop, 'dataloader', None)
+    dataset: Any = getattr(loader, 'dataset', None)
     if not hasattr(dataset, 'get_data_info') or not len(dataset):
         return 'FOLDER/IMAGE.jpg'
     path = dataset.get_data_info(0).get('img_path')

@@ -15,7 +15,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from scipy import stats
 
-from ..datasets import coco_io as annotations
+from ..datasets import coco_io
 from .matching import MAX_DETECTIONS
 from .significance import LEVEL, Difference, holm, seed_difference
 
@@ -77,11 +77,11 @@ class Evaluation:
             Evaluation: The matches of all images.
         """
         with contextlib.redirect_stdout(io.StringIO()):
-            if not isinstance(coco, annotations.COCO):
-                coco = annotations.COCO.completed(coco)
+            if not isinstance(coco, coco_io.COCO):
+                coco = coco_io.COCO.completed(coco)
             # loadRes cannot take an empty list
             results = coco.loadRes(detections) if detections else COCO()
-            evaluation = annotations.COCOeval(coco, results, 'bbox')
+            evaluation = coco_io.COCOeval(coco, results, 'bbox')
             evaluation.params.catIds = list(category_ids)
             evaluation.params.maxDets = [MAX_DETECTIONS]
             evaluation.evaluate()
@@ -381,10 +381,10 @@ def differences_to_baseline(
         common = [s for s in own if s in base]
         if not common:
             continue
-        pair = [np.stack([each[s] for s in common]) for each in (own, base)]
+        both = [np.stack([each[s] for s in common]) for each in (own, base)]
         differences[name] = {
             metric: dict(
-                _difference(*(each[..., m] for each in pair), counts[metric]['images']),
+                _difference(both[0][..., m], both[1][..., m], counts[metric]['images']),
                 **counts[metric],
             )
             for m, metric in enumerate(names)

@@ -65,8 +65,8 @@ class Difference:
 
 
 def seed_difference(
-    own: Sequence[float],
-    base: Sequence[float],
+    own: Sequence[float] | np.ndarray,
+    base: Sequence[float] | np.ndarray,
     image_variance: float = 0.0,
     image_freedom: float = np.inf,
 ) -> Difference:

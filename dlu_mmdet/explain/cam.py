@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -401,8 +402,8 @@ def _without_checkpointing(module: nn.Module) -> ExitStack:
     then the layer has its own forward back.
     """
     checkpoint = torch.utils.checkpoint.checkpoint
-    own = 'use_reentrant', 'preserve_rng_state', 'context_fn', 'determinism_check'
-    own += 'debug', 'early_stop'
+    own = ['use_reentrant', 'preserve_rng_state', 'context_fn', 'determinism_check']
+    own += ['debug', 'early_stop']
 
     def call(function: Callable, *args, **kwargs):
         return function(*args, **{k: v for k, v in kwargs.items() if k not in own})
@@ -431,12 +432,12 @@ def _replay(outputs: Sequence, copies: int) -> Callable:
     return forward
 
 
-def _is_feature_map(output: object) -> bool:
+def _is_feature_map(output: Any) -> bool:
     """Whether it is (1, K, H, W)."""
     return torch.is_tensor(output) and output.ndim == 4 and len(output) == 1
 
 
-def _is_batch_of_one(output: object) -> bool:
+def _is_batch_of_one(output: Any) -> bool:
     """Whether it is a tensor, or a list of tensors, with a first axis of 1."""
     if torch.is_tensor(output):
         return output.ndim > 0 and len(output) == 1
@@ -447,7 +448,7 @@ def _is_batch_of_one(output: object) -> bool:
     )
 
 
-def _describe(output: object) -> str:
+def _describe(output: Any) -> str:
     """Say what a layer returned."""
     if torch.is_tensor(output):
         return f'a tensor {tuple(output.shape)}'

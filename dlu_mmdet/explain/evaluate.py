@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -300,7 +301,7 @@ def explain_subject(
             the row says so.
     """
     pixels = subject.sample.image
-    if subject.index is None:
+    if subject.index is None or subject.run is None:
         return HeatmapRow(title, pixels, subject.caption)
     found = subject.sample.pred_instances[subject.index]
     box, layer = found.bboxes[0].cpu().numpy(), subject.layer
@@ -398,7 +399,7 @@ def look(
     info = dataset.get_data_info(number)
     inputs, sample = find_detections(model, info['img_path'], score_thr)
     found = sample.pred_instances.cpu().numpy()
-    objects = [None] * len(found)
+    objects: list[dict | None] = [None] * len(found)
     if matched:
         truth = LoadAnnotations()(dict(info))
         matches = match_detections(
@@ -436,7 +437,7 @@ def measure(
         TITLES[method]: spread_map(each.heatmap, area, view.size)
         for method, each in explanations.items()
     }
-    rows = {title: dict(method=title) for title in maps}
+    rows: dict[str, dict[str, Any]] = {title: dict(method=title) for title in maps}
     if 'axioms' in measures:
         for method, each in explanations.items():
             rows[TITLES[method]].update(
@@ -513,8 +514,10 @@ def explain_dataset(
         FileNotFoundError: If a config or checkpoint does not exist.
         ValueError: If there is no such layer, or no detection.
     """
-    for path in [out] * bool(out) + [curves_out] * ('curves' in measures):
-        check_writable(path)
+    if out:
+        check_writable(out)
+    if 'curves' in measures:
+        check_writable(curves_out)
     detectors = _load(models, layer, device, cfg_options, upsampler)
     measures = [name for name in MEASURES if name in measures]
     rows, curves = [], {}

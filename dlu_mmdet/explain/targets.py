@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from mmdet.models.dense_heads import YOLOV3Head, YOLOXHead
@@ -193,9 +194,9 @@ def _candidates(
     Raises:
         ValueError: If the head does not decode its boxes from priors.
     """
-    coder = getattr(head, 'bbox_coder', None)
+    coder: Any = getattr(head, 'bbox_coder', None)
     yolox, yolov3 = isinstance(head, YOLOXHead), isinstance(head, YOLOV3Head)
-    width = getattr(coder, 'encode_size', None)
+    width: Any = getattr(coder, 'encode_size', None)
     if not (yolox or yolov3) and (
         width is None
         or not all(torch.is_tensor(pred) for pred in out[1])

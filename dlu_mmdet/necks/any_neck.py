@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +39,13 @@ class AnyNeckMixin(OwnUpsamplersMixin):
             upsampler is unknown or does not fit a place.
     """
 
+    neck_class: Any  # given by wrap_neck
     upsample_calls: list[Place | None] | None = None
 
     def __init__(
         self,
         *args,
-        upsample_cfg: dict | None = None,
+        upsample_cfg: Any = None,
         num_levels: int | None = None,
         **kwargs,
     ) -> None:
@@ -101,7 +103,7 @@ class AnyNeckMixin(OwnUpsamplersMixin):
 
 
 @functools.cache
-def wrap_neck(neck_class: type[nn.Module]) -> type[nn.Module]:
+def wrap_neck(neck_class: Any) -> Any:
     """Make the class of a neck that takes an ``upsample_cfg``.
 
     Args:
@@ -118,7 +120,7 @@ def wrap_neck(neck_class: type[nn.Module]) -> type[nn.Module]:
     return type(neck_class.__name__, (AnyNeckMixin, neck_class), members)
 
 
-def _empty(neck_class: type[nn.Module]) -> nn.Module:
+def _empty(neck_class: Any) -> nn.Module:
     cls = wrap_neck(neck_class)
     return cls.__new__(cls)
 
@@ -208,7 +210,7 @@ def _with_image(maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return maps[0].new_zeros(1, 3, 4 * h, 4 * w), *maps
 
 
-def find_argument(cls: type, name: str) -> inspect.Parameter | None:
+def find_argument(cls: Any, name: str) -> inspect.Parameter | None:
     """An argument of a class, also one that it passes on as a keyword."""
     for base in cls.__mro__:
         if '__init__' not in vars(base):

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from mmengine.model import ModuleList
 
 from ..upsamplers import build_upsampler, check_ratio, upsampler_class
 
+if TYPE_CHECKING:
+    from torch.nn import Module as _Neck
+else:
+    _Neck = object
 
-class OwnUpsamplersMixin:
+
+class OwnUpsamplersMixin(_Neck):
     """A neck with ``upsample_modules``, its upsamplers in a ModuleList.
 
     ``upsampler_cfg`` is what they were built from: ``upsample_cfg`` may be an

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -95,7 +96,7 @@ class _Replacement(_Calls):
         upsampler = None if place is None else self.upsamplers[before]
         if self.with_gradients and not is_compiling():
             self._follow(upsampler)
-        if upsampler is None:
+        if place is None or upsampler is None:
             return F.interpolate(input, size, scale_factor, *args, **kwargs)
         s = place.scale_factor
         if size is None:
@@ -166,7 +167,7 @@ def _recomputed(replacement: _Replacement) -> Iterator[tuple[object, str]]:
     ``torch.utils.checkpoint`` has no hook for this, hence the look at the functions
     that are running. Other packages keep it as its reentrant form does.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         # the other frames' variables would live on in what f_locals gives
         names = {'replacement', 'ctx', 'gen'}.intersection(frame.f_code.co_varnames)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from typing import Any
 
 from mmdet.registry import MODELS
 from mmengine.registry import Registry
@@ -51,7 +52,7 @@ def upsampler_class(cfg: dict) -> type[nn.Module]:
         )
     name = cfg['type']
     if split_file(name):
-        cls = find_in_file(name, UPSAMPLERS)
+        cls: Any = find_in_file(name, UPSAMPLERS)
     else:
         cls = _find_registered(name) if isinstance(name, str) else name
     if cls is None:
@@ -63,7 +64,7 @@ def upsampler_class(cfg: dict) -> type[nn.Module]:
     return cls
 
 
-def _find_registered(name: str) -> object:
+def _find_registered(name: Any) -> Any:
     """What has a name in :data:`UPSAMPLERS` or above it, or a path; None if nothing."""
     if '.' in name:
         is_path = all(part.isidentifier() for part in name.split('.'))
@@ -75,7 +76,7 @@ def _find_registered(name: str) -> object:
     return registry and registry.module_dict[name]
 
 
-def _check_class(name: object, cls: object) -> None:
+def _check_class(name: object, cls: Any) -> None:
     """Refuse what cannot be built as an upsampler."""
     is_module = inspect.isclass(cls) and issubclass(cls, nn.Module)
     if not is_module and not inspect.isfunction(cls):
@@ -147,7 +148,7 @@ def registered_name(upsampler: str | type[nn.Module]) -> str:
         return found[1]
     cls = upsampler if inspect.isclass(upsampler) else _find_registered(upsampler)
     if cls is None:
-        return upsampler
+        return str(upsampler)
     registry = UPSAMPLERS
     while registry is not None:
         for name, registered in registry.module_dict.items():
@@ -157,7 +158,7 @@ def registered_name(upsampler: str | type[nn.Module]) -> str:
     return cls.__name__
 
 
-def split_upsample_cfg(cfg: dict) -> tuple[dict, dict]:
+def split_upsample_cfg(cfg: Any) -> tuple[dict, dict]:
     """Part an upsampler's arguments from those of the interpolation it replaces.
 
     A config that inherits ``upsample_cfg=dict(scale_factor=2, mode='nearest')``

@@ -141,7 +141,7 @@ def _check_lengths(
     """Refuse what is not of one number of images; see :func:`draw_detections`."""
     if not len(images):
         raise ValueError('images must hold at least one image, got none')
-    per_image = {'image_names': image_names}
+    per_image: dict[str, Sequence] = {'image_names': image_names}
     if ground_truths is not None:
         per_image['ground_truths'] = ground_truths
     for name in detections:
@@ -215,7 +215,7 @@ def _draw_legend(figure: Figure, kinds: Sequence[str], note: str) -> None:
     figure.legend(
         handles=[
             Rectangle((0, 0), 1, 1, fill=False, lw=1.8, ec=color, ls=line_style)
-            for color, line_style in map(STYLES.get, kinds)
+            for color, line_style in map(STYLES.__getitem__, kinds)
         ],
         labels=kinds,
         title=note or None,

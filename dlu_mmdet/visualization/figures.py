@@ -8,7 +8,6 @@ import html
 import os
 import re
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from string import Template
 
@@ -146,7 +145,9 @@ def free_path(folder: str | os.PathLike, name: str, source: str) -> Path:
     """
     stem = re.sub(r'\s+', '-', file_name(name))
     there = {folded(path.name): path for path in Path(folder).glob('*')}
-    for number in count(1):
+    number = 0
+    while True:
+        number += 1
         file = f'{stem}-{number}.png' if number > 1 else f'{stem}.png'
         path = there.get(folded(file))
         if path is None:

@@ -98,14 +98,15 @@ def _steps(
 ) -> Iterator[dict]:
     """What every transform in turn makes of an image; errors name the image."""
     path = str(path) if isinstance(path, os.PathLike) else path
-    results = dict(img_path=path, img_id=0)
+    results: dict = dict(img_path=path, img_id=0)
     for transform in transforms:
-        results = apply(transform, results)
-        if results is None:
+        changed = apply(transform, results)
+        if changed is None:
             raise ValueError(
                 f'image {path}: {type(transform).__name__} of the test pipeline gives '
                 'nothing; check that the file is there and is an image'
             )
+        results = changed
         yield results
 
 

@@ -161,7 +161,7 @@ def _check_alike(
 
 
 def _draw_position(
-    panels: Sequence[Axes | None],
+    panels: tuple[Axes | None, Axes | None, Axes],
     image: np.ndarray,
     maps: KernelMaps,
     at: tuple[int, int],
@@ -230,7 +230,7 @@ def _draw_arrow(
     """
     s = maps.scale_factor
     start = (np.array([x // s, y // s]) + 0.5) * s * pixels
-    end = (maps.places[y, x] + 0.5) * s * pixels
+    end = (maps.sample_point(x, y) + 0.5) * s * pixels
     if not np.isfinite(end).all():
         return
     arrow = FancyArrowPatch(
@@ -257,7 +257,7 @@ def _draw_overview(
     """The whole image, with the arrows of some source pixels."""
     h, w = image.shape[:2]
     axes.imshow(image, extent=(0, w, h, 0))
-    if maps.places is not None:
+    if maps.sample_points is not None:
         s = maps.scale_factor
         rows, columns = (int(size / pixels / s) for size in (h, w))
         step = max(1, round(max(rows, columns) / _ARROWS))
@@ -283,8 +283,8 @@ def _draw_zoom(
         place for place in _corner_positions(x // s, y // s, s) if place != (x, y)
     ]
     block = [*others, (x, y)]
-    if maps.places is not None:
-        ends = np.array([maps.places[row, column] for column, row in block])
+    if maps.sample_points is not None:
+        ends = np.array([maps.sample_points[row, column] for column, row in block])
         away = np.abs((ends + 0.5) * cell - center).max()
         half = max(half, np.nan_to_num(away) + cell / 2)
     axes.set_facecolor('lightgray')
@@ -310,7 +310,7 @@ def _draw_zoom(
             lw=0.8,
         )
     )
-    if maps.places is not None:
+    if maps.sample_points is not None:
         for other in block:
             _draw_arrow(axes, maps, *other, pixels, 2.2 if other == (x, y) else 1.0)
     axes.set(xlim=(left, right), ylim=(bottom, top))
@@ -327,7 +327,7 @@ def _draw_mosaic(
     if not around:
         axes.text(0.5, 0.5, 'no finite place', ha='center', transform=axes.transAxes)
         return
-    left, top = maps.places[y, x].astype(int) - 1
+    left, top = maps.sample_point(x, y).astype(int) - 1
     canvas = np.full((4 * pitch, 4 * pitch), np.nan)
     corners = maps.corners(x, y)
     for (column, row), kernel in around.items():
@@ -361,7 +361,9 @@ def _layout(
     # the first detector shows the image; DLU its arrows and source kernels too,
     # DySample its arrows
     columns = {
-        name: 1 + (values.places is not None) + (values.source_kernels is not None)
+        name: 1
+        + (values.sample_points is not None)
+        + (values.source_kernels is not None)
         for name, values in maps.items()
     }
     first = next(iter(maps))
@@ -445,7 +447,7 @@ def _draw_key(
     ]
     if s > 2:
         columns[0] += '\ncolor: its quarter of the source pixel'
-    placed = [values for values in maps.values() if values.places is not None]
+    placed = [values for values in maps.values() if values.sample_points is not None]
     if placed:
         with_sources = {values.source_kernels is not None for values in placed}
         if with_sources == {False}:  # a narrow figure

@@ -35,7 +35,7 @@ class KernelMaps:
         scale_factor (int): Upsampling ratio s.
         source_kernels (np.ndarray, optional): (H, W, K, K) float32, DLU's
             kernel space, from which ``kernels`` are sampled.
-        places (np.ndarray, optional): (s*H, s*W, 2) float32, x and y in source
+        sample_points (np.ndarray, optional): (s*H, s*W, 2) float32, x and y in source
             pixels where DLU samples its kernels and DySample the map, clamped to the
             map.
         offsets (np.ndarray, optional): (s*H, s*W, 2) float32, x and y from the source
@@ -45,7 +45,7 @@ class KernelMaps:
     kernels: np.ndarray
     scale_factor: int
     source_kernels: np.ndarray | None = None
-    places: np.ndarray | None = None
+    sample_points: np.ndarray | None = None
     offsets: np.ndarray | None = None
 
     @property
@@ -57,6 +57,18 @@ class KernelMaps:
     def kernel_size(self) -> int:
         """Side K of a kernel."""
         return self.kernels.shape[2]
+
+    def sample_point(self, x: int, y: int) -> np.ndarray:
+        """(2,) x and y in source pixels where an output position is sampled.
+
+        Raises:
+            ValueError: If the upsampler samples at no points of its own.
+        """
+        if self.sample_points is None:
+            raise ValueError(
+                'these kernels are not sampled: they have no sample_points'
+            )
+        return self.sample_points[y, x]
 
     def sub_pixel_difference(self) -> np.ndarray:
         """How far the kernels of one source pixel's output positions differ.
@@ -84,7 +96,7 @@ class KernelMaps:
             four source positions (x, y) around the sampled place. The sampled
             kernel is the sum of weight times source kernel.
         """
-        u, v = map(float, self.places[y, x])
+        u, v = map(float, self.sample_point(x, y))
         x0, y0 = int(u), int(v)
         weights = {}
         for row, down in ((y0, 1 - (v - y0)), (y0 + 1, v - y0)):
@@ -169,8 +181,8 @@ def kernel_maps(
     shift = shift.reshape(h * s, w * s, 2).numpy()
     own = np.stack(np.meshgrid(np.arange(w), np.arange(h)), axis=-1)
     own = own.repeat(s, axis=0).repeat(s, axis=1)
-    places = (own + shift).clip(0, [w - 1, h - 1]).astype(np.float32)
-    return KernelMaps(as_maps(sampled), s, as_maps(space), places, shift)
+    points = (own + shift).clip(0, [w - 1, h - 1]).astype(np.float32)
+    return KernelMaps(as_maps(sampled), s, as_maps(space), points, shift)
 
 
 def _check_group(group: int, argument: str, number: int) -> None:
@@ -189,9 +201,9 @@ def _bilinear_kernels(upsampler: DySample, source: Tensor, group: int) -> Kernel
     grid = np.stack(np.meshgrid(np.arange(s * w), np.arange(s * h)), axis=-1)
     own = grid // s
     offsets = ((grid + 0.5) / s - 0.5 + offsets - own).astype(np.float32)
-    places = (own + offsets).clip(0, [w - 1, h - 1])
-    lower = np.nan_to_num(places).astype(int)
-    upper_weight = places - lower
+    points = (own + offsets).clip(0, [w - 1, h - 1])
+    lower = np.nan_to_num(points).astype(int)
+    upper_weight = points - lower
     corners = []
     for shift in ((0, 0), (1, 0), (0, 1), (1, 1)):
         weight = np.where(shift, upper_weight, 1 - upper_weight).prod(axis=-1)
@@ -204,7 +216,9 @@ def _bilinear_kernels(upsampler: DySample, source: Tensor, group: int) -> Kernel
         y, x = np.nonzero(shown)
         column, row = at[shown].T + r
         kernels[y, x, row, column] = weight[shown]
-    return KernelMaps(kernels, s, places=places.astype(np.float32), offsets=offsets)
+    return KernelMaps(
+        kernels, s, sample_points=points.astype(np.float32), offsets=offsets
+    )
 
 
 def recorded_kernels(recording: Recording, level: str, group: int = 0) -> KernelMaps:
@@ -344,9 +358,9 @@ def check_positions(
 
 def neighbors(maps: KernelMaps, x: int, y: int) -> dict[tuple[int, int], np.ndarray]:
     """The 4 x 4 source kernels around a sampled place, by their positions."""
-    if maps.source_kernels is None or not np.isfinite(maps.places[y, x]).all():
+    if maps.source_kernels is None or not np.isfinite(maps.sample_point(x, y)).all():
         return {}
-    u, v = maps.places[y, x].astype(int)
+    u, v = maps.sample_point(x, y).astype(int)
     h, w = maps.source_kernels.shape[:2]
     return {
         (column, row): maps.source_kernels[row, column]

@@ -78,6 +78,7 @@ def choose_images(
         list[dict]: ``img_path``, ``name`` and, from the data set, ``instances``.
     """
     if dataset is None:
+        images = images or ()
         for path in images:
             if '://' not in path and not Path(path).is_file():
                 raise FileNotFoundError(
@@ -179,7 +180,7 @@ def show_detections(
         source = f'the data set of {configs[0]}'
     check_classes(detectors, configs, classes, source)
     number = NUM_IMAGES['detections'] if num_images is None else num_images
-    if only_differences:
+    if only_differences and dataset is not None:
         infos = [dataset.get_data_info(index) for index in range(len(dataset))]
         infos = [dict(info, name=f'image {info["img_id"]}') for info in infos]
     else:
@@ -202,7 +203,7 @@ def show_detections(
         }
         totals = {name: sum(m.counts for m in each) for name, each in matches.items()}
 
-    shown, names = range(len(infos)), [info['name'] for info in infos]
+    shown, names = list(range(len(infos))), [info['name'] for info in infos]
     note = f'score ≥ {score_thr:g}'
     if matches:
         note += f', hit: same class and IoU ≥ {iou_thr:g}'

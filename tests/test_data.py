@@ -20,7 +20,7 @@ from dlu_mmdet.datasets import ShapesDataset, check_data, coco_io
 from dlu_mmdet.datasets.shapes import CLASSES
 from dlu_mmdet.engine import build_runner
 from dlu_mmdet.engine.loops import _idle_hooks, _idle_schedules
-from dlu_mmdet.evaluation.jackknife import Evaluation
+from dlu_mmdet.evaluation.average_precision import Evaluation
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_every_class_has_its_own_ap(config, files, processes):
         *('image ids of 64 bits', 'category ids of 64 bits'),
     ],
 )
-def test_the_bootstrap_matches_what_pycocotools_takes_for_none(files, name):
+def test_ids_that_pycocotools_takes_for_none_are_matched(files, name):
     from pycocotools.coco import COCO
 
     coco = COCO(files('val', SAME[name]))
@@ -253,7 +253,7 @@ def test_the_bootstrap_matches_what_pycocotools_takes_for_none(files, name):
 
 
 @pytest.mark.parametrize('name', ['reversed categories', *list(SAME)[-3:]])
-def test_the_bootstrap_keeps_the_order_of_classes(files, name):
+def test_an_evaluation_keeps_the_order_of_classes(files, name):
     """Else the AP of a class is printed under the name of another."""
     coco = coco_io.COCO(str(files('val', SAME[name])))
     ids = coco.get_cat_ids(CLASSES)

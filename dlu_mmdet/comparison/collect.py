@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,14 @@ from mmengine.config import Config
 
 from ..datasets.coco_io import COCO
 from ..engine import read_divergence
-from ..evaluation.jackknife import METRICS, Evaluation
+from ..evaluation.average_precision import METRICS, Evaluation
 from ..necks import upsampler_cfg
 from ..utils.files import read_json
 from ..utils.tables import to_json
 from ..utils.torch_compat import load_pickle
 from .inputs import differing, fingerprint
 from .plan import box_evaluator, classes_of
-from .runs import Run, directory_lock, write
+from .runs import Run, RunResult, directory_lock, write
 
 
 def reevaluate(run: Run) -> bool:
@@ -191,11 +192,11 @@ def evaluate(cfg: Config, samples: Sequence[Mapping]) -> Evaluation:
     return Evaluation.from_coco(coco, detections, category_ids)
 
 
-def results(runs: Sequence[Run]) -> list[dict]:
+def results(runs: Sequence[Run]) -> list[RunResult]:
     """Results of the finished runs among these."""
     # what a config is called depends on what it is compared with
     return [
-        dict(run.existing_result, name=run.name)
+        replace(run.existing_result, name=run.name)
         for run in runs
         if run.state == 'finished'
     ]

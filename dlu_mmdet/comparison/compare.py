@@ -290,12 +290,12 @@ def report_all(
     )
     summary.save(found, work_dir)
     page = report.save(found, work_dir)
-    best = found['rows'][0]
+    best = found.rows[0]
     head, *body = summary.accuracy_table(found)
     progress.clear()
     print(f'\n{to_markdown(head, body)}')
-    name = printable(best['name'])
-    print(f'\nbest AP: {name}, {best["AP"]:.3f} (mean over seeds)')
+    name = printable(best.name)
+    print(f'\nbest AP: {name}, {best.ap.mean:.3f} (mean over seeds)')
     for sentence in summary.divergences(found):
         print(sentence)
     print(f'costs, differences, pictures: {page} and comparison.md beside it')

@@ -13,18 +13,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ..evaluation.jackknife import MIN_IMAGES
+from ..evaluation.average_precision import MIN_IMAGES
 from ..evaluation.significance import LEVEL, Difference, holm, seed_difference
 from ..utils.tables import to_markdown
 from .inputs import data_hashes, differing
 from .report import new_figure
-from .runs import divergence
+from .runs import RunResult
+from .summary import Spread
 
 #: Metrics in the table of object sizes.
 SIZES = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
 
 
-def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
+def read_results(folder: str | Path) -> dict[tuple[str, int], RunResult]:
     """Read the results of one data set.
 
     Args:
@@ -32,7 +33,7 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
             at any depth, under any names that end with .json.
 
     Returns:
-        dict: Results by upsampler and seed.
+        dict[tuple[str, int], RunResult]: Results by upsampler and seed.
 
     Raises:
         FileNotFoundError: If there is no folder, or no result in it.
@@ -45,20 +46,20 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
             f'{folder} is no folder; name those of dlu_mmdet compare, or copies of the '
             f'result.json files in them'
         )
-    found: dict[tuple[str, int], dict] = {}
+    found: dict[tuple[str, int], RunResult] = {}
     files: dict[tuple[str, int], Path] = {}
     hashes: dict[Path, dict[str, str]] = {}
     for file in sorted(folder.rglob('*.json')):
         content = _read_result(file)
         if content is None:
             continue
-        key = content['upsampler'], content['seed']
+        key = content.upsampler, content.seed
         if key in found:
             raise ValueError(
                 f'{files[key]} and {file} both hold {key[0]} with seed {key[1]}; keep '
                 f'the results of one data set and detector to a folder'
             )
-        hashes[file] = data_hashes(content.get('inputs') or {})
+        hashes[file] = data_hashes(content.inputs or {})
         _refuse_other_data(file, hashes)
         found[key], files[key] = content, file
     if not found:
@@ -69,7 +70,7 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
     return found
 
 
-def _read_result(file: Path) -> dict | None:
+def _read_result(file: Path) -> RunResult | None:
     """The result of a finished run; None if the file is something else.
 
     Raises:
@@ -87,10 +88,14 @@ def _read_result(file: Path) -> dict | None:
         return None
     if not isinstance(content, dict) or not {'upsampler', 'seed'} <= {*content}:
         return None
-    if divergence(content):
+    try:
+        result = RunResult.from_json(content)
+    except ValueError as error:
+        raise ValueError(f'{file} is damaged ({error}); copy it again') from error
+    if result.diverged:
         warnings.warn(f'{file} is of a run that diverged: left out', stacklevel=3)
         return None
-    return content if 'AP' in content else None
+    return result if 'AP' in result.scores else None
 
 
 def _refuse_other_data(file: Path, hashes: Mapping[Path, dict[str, str]]) -> None:
@@ -107,14 +112,15 @@ def _refuse_other_data(file: Path, hashes: Mapping[Path, dict[str, str]]) -> Non
 
 
 def _cells(
-    results: Mapping[tuple[str, int], dict], metric: str, category: str | None = None
+    results: Mapping[tuple[str, int], RunResult],
+    metric: str,
+    category: str | None = None,
 ) -> dict[tuple[str, int], float]:
     """A metric by upsampler and seed, where there is an object to find."""
     values = {}
     for key, result in results.items():
-        value = result if category is None else result.get('classes', {}).get(category)
-        value = (value or {}).get(metric)
-        if value is not None:
+        scores = result.scores if category is None else result.classes.get(category, {})
+        if (value := scores.get(metric)) is not None:
             values[key] = value
     return values
 
@@ -132,8 +138,7 @@ class CrossDatasetResults:
     """Results of several data sets, and what they have in common.
 
     Args:
-        sets (Mapping[str, Mapping]): What :func:`read_results` found, by the data
-            sets' names.
+        sets (Mapping[str, Mapping]): Results of :func:`read_results` by data set.
         baseline (str): The upsampler that others are compared with. Defaults to
             'bilinear'.
 
@@ -141,7 +146,7 @@ class CrossDatasetResults:
         ValueError: If a set has no result of the baseline.
     """
 
-    sets: Mapping[str, Mapping[tuple[str, int], dict]]
+    sets: Mapping[str, Mapping[tuple[str, int], RunResult]]
     baseline: str = 'bilinear'
 
     def __post_init__(self) -> None:
@@ -183,8 +188,10 @@ class CrossDatasetResults:
 
     def _images(self, name: str, metric: str) -> float:
         """Test images with objects of a metric; infinite if the results do not say."""
-        counts = [r.get('counts', {}).get(metric) for r in self.sets[name].values()]
-        return min((c['images'] for c in counts if c), default=np.inf)
+        counts = [
+            r.images[metric] for r in self.sets[name].values() if metric in r.images
+        ]
+        return min(counts, default=np.inf)
 
     def categories(self, name: str) -> list[str]:
         """Class names of a data set, of results that have them."""
@@ -192,7 +199,7 @@ class CrossDatasetResults:
             dict.fromkeys(
                 category
                 for result in self.sets[name].values()
-                for category in result.get('classes', {})
+                for category in result.classes
             )
         )
 
@@ -249,27 +256,22 @@ class CrossDatasetResults:
                 found.append((one, other, len(shared), *line))
         return found
 
-    def rows(self, name: str) -> list[dict]:
-        """What :func:`~dlu_mmdet.comparison.report.plot_accuracy` takes, without costs.
+    def accuracy(self, name: str) -> dict[str, tuple[Spread, dict]]:
+        """AP and ``upsample_cfg`` of every upsampler on one data set.
 
         Args:
-            name (str): Of a data set.
+            name (str): The data set.
 
         Returns:
-            list[dict]: ``name``, ``AP``, ``AP_std`` (None for one seed) and
-            ``upsample_cfg`` of every upsampler, best first.
+            dict[str, tuple[Spread, dict]]: By upsampler, highest mean AP first.
         """
-        built = {key[0]: each['upsample_cfg'] for key, each in self.sets[name].items()}
-        rows = [
-            dict(
-                name=upsampler,
-                AP=float(found.mean()),
-                AP_std=float(found.std(ddof=1)) if len(found) > 1 else None,
-                upsample_cfg=built[upsampler],
-            )
-            for upsampler, found in self.values()[name].items()
-        ]
-        return sorted(rows, key=lambda row: -row['AP'])
+        built = {key[0]: each.upsample_cfg for key, each in self.sets[name].items()}
+        means = self.values()[name]
+        order = sorted(means, key=lambda upsampler: -means[upsampler].mean())
+        return {
+            upsampler: (Spread.over(list(means[upsampler])), built[upsampler])
+            for upsampler in order
+        }
 
     def accuracy_table(self) -> list[list[str]]:
         """Header and lines: AP on every data set, mean ± standard deviation (seeds)."""
@@ -393,15 +395,15 @@ def plot(across: CrossDatasetResults) -> Figure:
         len(columns) + several, 1.4 + 0.36 * len(names), width=3.2, sharey=True
     )
     for axis, name in zip(axes, columns):
-        results = across.sets[name]
+        cells = _cells(across.sets[name], 'AP')
         _panel(axis, names, across.differences(name))
-        for place, upsampler in enumerate(reversed(names)):
+        for y, upsampler in enumerate(reversed(names)):
             seeds = [
-                result['AP'] - results[across.baseline, seed]['AP']
-                for (own, seed), result in results.items()
-                if own == upsampler and (across.baseline, seed) in results
+                value - cells[across.baseline, seed]
+                for (own, seed), value in cells.items()
+                if own == upsampler and (across.baseline, seed) in cells
             ]
-            axis.plot(seeds, [place - 0.25] * len(seeds), '.', ms=4, color='#777777')
+            axis.plot(seeds, [y - 0.25] * len(seeds), '.', ms=4, color='#777777')
         axis.set_title(name)
     if several:
         _panel(axes[-1], names, across.common(), color='black')
@@ -417,11 +419,11 @@ def plot(across: CrossDatasetResults) -> Figure:
 def _panel(axis, names: Sequence[str], found: Mapping, color: str = '#0072b2') -> None:
     """One data set's differences, the first name on top; filled where significant."""
     starred = significant(found)
-    for place, upsampler in enumerate(reversed(names)):
+    for y, upsampler in enumerate(reversed(names)):
         if upsampler in found:
             each = found[upsampler]
-            axis.plot([each.low, each.high], [place] * 2, color=color)
+            axis.plot([each.low, each.high], [y] * 2, color=color)
             face = color if upsampler in starred else 'white'
-            axis.plot(each.value, place, 'o', color=color, markerfacecolor=face)
+            axis.plot(each.value, y, 'o', color=color, markerfacecolor=face)
     axis.axvline(0, color='black', linewidth=0.8)
     axis.grid(axis='x', alpha=0.3)

@@ -227,7 +227,7 @@ def _read_finished(folder: Path, plan: Mapping, trust: bool) -> Iterator[Run]:
             if (work_dir / 'result.json').exists():
                 cfg = read_config(written) if trust else _read_unrun(written)
                 run = Run(stem, str(written), stem, cfg, seed, work_dir)
-                yield replace(run, name=run.existing_result['upsampler'])
+                yield replace(run, name=run.existing_result.upsampler)
 
 
 def _read_unrun(written: Path) -> Config:

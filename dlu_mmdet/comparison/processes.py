@@ -19,7 +19,7 @@ from ..engine import read_divergence
 from ..utils.tables import to_json
 from .collect import collect_result
 from .inputs import check_inputs, differing, fingerprint
-from .runs import ALONE, Launch, Run, directory_lock, divergence, write
+from .runs import ALONE, Launch, Run, directory_lock, write
 
 #: What mmengine logs of training and tests, from where it is in them.
 PROGRESS = re.compile(r'(Epoch|Iter)\((train|val|test)\).*')
@@ -207,10 +207,10 @@ def execute(
 
 def over(run: Run) -> str:
     """How a run ended that is over, in a sentence."""
-    if found := divergence(run.result):
+    if (result := run.result) and result.diverged:
         return (
-            f'diverged at iteration {found["iteration"]}, and is left out: '
-            f'{found["reason"]}; remove {run.work_dir} to train it again'
+            f'diverged at iteration {result.diverged.iteration}, and is left out: '
+            f'{result.diverged.reason}; remove {run.work_dir} to train it again'
         )
     return f'finished already: {run.result_file}'
 

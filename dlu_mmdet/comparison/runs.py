@@ -15,13 +15,119 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ..engine import latest_checkpoint
-from ..evaluation.jackknife import METRICS
+from ..evaluation.average_precision import METRICS
 from ..utils.files import atomic_write, read_json
 
 #: Package of the commands that train and test a run.
 COMMANDS = 'dlu_mmdet.cli'
 #: The file system has no locks: NFS without lockd, some of clusters.
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Where a training diverged.
+
+    Attributes:
+        iteration (int): The iteration, from 1.
+        reason (str): What was not finite.
+    """
+
+    iteration: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The ``result.json`` of a run.
+
+    Attributes:
+        name (str): What a comparison calls the run.
+        upsampler (str): Name of the upsampler.
+        seed (int): Seed of the training.
+        config (str): The config, as the user named it.
+        upsample_cfg (dict): The upsampler's config.
+        loss (list): ``[iteration, loss]`` pairs; a loss that is not finite is None.
+        validation (list): ``[epoch, AP]`` pairs.
+        scores (dict): Metrics by name, fractions; None without an object.
+        classes (dict): Scores of each class.
+        images (dict): Number of images with objects behind each metric.
+        training_seconds (float, optional): Time of the training.
+        seconds_per_iteration (float, optional): Median over iterations.
+        inputs (dict, optional): What the run read, a
+            :func:`~dlu_mmdet.comparison.inputs.fingerprint`.
+        diverged (Divergence, optional): None for a finished run.
+        content (Mapping): All that the file holds.
+    """
+
+    name: str
+    upsampler: str
+    seed: int
+    config: str
+    upsample_cfg: dict
+    loss: list
+    validation: list
+    scores: dict[str, float | None]
+    classes: dict[str, dict[str, float | None]]
+    images: dict[str, int]
+    training_seconds: float | None
+    seconds_per_iteration: float | None
+    inputs: dict[str, str] | None
+    diverged: Divergence | None
+    content: Mapping
+
+    @classmethod
+    def from_json(cls, content: Mapping) -> RunResult:
+        """Read the parsed file.
+
+        Raises:
+            ValueError: If it is no result of a run.
+        """
+        try:
+            return cls._from_json(content)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f'not the result of a run: {type(error).__name__} {error}'
+            ) from error
+
+    @classmethod
+    def _from_json(cls, content: Mapping) -> RunResult:
+        return cls(
+            name=content['upsampler'],
+            upsampler=content['upsampler'],
+            seed=content['seed'],
+            config=content.get('config', ''),
+            upsample_cfg=content.get('upsample_cfg', {}),
+            loss=content.get('loss', []),
+            validation=content.get('validation', []),
+            scores={key: content[key] for key in METRICS if key in content},
+            classes=content.get('classes', {}),
+            images={
+                key: count['images']
+                for key, count in content.get('counts', {}).items()
+                if count
+            },
+            training_seconds=content.get('training_seconds'),
+            seconds_per_iteration=content.get('seconds_per_iteration'),
+            inputs=content.get('inputs'),
+            diverged=_divergence(content),
+            content=content,
+        )
+
+    def to_json(self) -> dict:
+        """The file's content with the name, as ``comparison.json`` lists it."""
+        return dict(self.content, name=self.name)
+
+
+def _divergence(content: Mapping) -> Divergence | None:
+    """Where a run diverged; None if it did not."""
+    if 'diverged' in content:
+        return Divergence(**content['diverged'])
+    # earlier versions went on with such a run, to an AP of 0
+    step, loss = (content.get('loss') or [(0, 0.0)])[-1]
+    if content.get('AP') or (loss is not None and math.isfinite(loss)):
+        return None
+    return Divergence(step, 'the loss is not finite')
 
 
 @dataclass(frozen=True)
@@ -60,7 +166,7 @@ class Run:
     @property
     def matches_file(self) -> Path:
         """The matches of its detections, see
-        :class:`~dlu_mmdet.evaluation.jackknife.Evaluation`."""
+        :class:`~dlu_mmdet.evaluation.average_precision.Evaluation`."""
         return self.work_dir / 'matches.npz'
 
     @property
@@ -74,7 +180,7 @@ class Run:
         return latest_checkpoint(self.work_dir)
 
     @property
-    def result(self) -> dict | None:
+    def result(self) -> RunResult | None:
         """What its result file holds, if there is one."""
         if not self.result_file.exists():
             return None
@@ -82,13 +188,20 @@ class Run:
             'copy it again, or remove it and give the command of its comparison with '
             '--report-only, which makes it from predictions.pkl'
         )
-        found = read_json(self.result_file, ('config', 'upsampler', 'seed'), remedy)
-        if not divergence(found):
+        keys = 'config', 'upsampler', 'seed'
+        content = read_json(self.result_file, keys, remedy)
+        try:
+            found = RunResult.from_json(content)
+        except ValueError as error:
+            raise ValueError(
+                f'{self.result_file} is damaged ({error}); {remedy}'
+            ) from error
+        if not found.diverged:
             read_json(self.result_file, ('loss', 'validation', *METRICS), remedy)
         return found
 
     @property
-    def existing_result(self) -> dict:
+    def existing_result(self) -> RunResult:
         """What its result file holds, which must be there.
 
         Raises:
@@ -105,7 +218,7 @@ class Run:
     def state(self) -> str:
         """'finished', 'diverged', 'half-finished' or 'not started'."""
         if (result := self.result) is not None:
-            return 'diverged' if divergence(result) else 'finished'
+            return 'diverged' if result.diverged else 'finished'
         return 'half-finished' if self.checkpoint else 'not started'
 
     @property
@@ -120,32 +233,12 @@ class Run:
         None for a run that has nothing to go on from, or is of an earlier version.
         """
         if (result := self.result) is not None:
-            return result.get('inputs')
+            return result.inputs
         file = self.work_dir / 'inputs.json'
         begun = self.predictions.exists() or self.checkpoint
         if not (file.exists() and begun):
             return None
         return read_json(file, (), 'remove it, and the data are hashed anew')
-
-
-def divergence(result: Mapping | None) -> dict | None:
-    """Where a run diverged.
-
-    Args:
-        result (Mapping, optional): What its ``result.json`` holds.
-
-    Returns:
-        dict | None: ``iteration`` and ``reason``, or None if it did not diverge.
-    """
-    if result is None:
-        return None
-    if 'diverged' in result:
-        return result['diverged']
-    # earlier versions went on with such a run, to an AP of 0
-    step, loss = (result.get('loss') or [(0, 0.0)])[-1]
-    if result.get('AP') or (loss is not None and math.isfinite(loss)):
-        return None
-    return dict(iteration=step, reason='the loss is not finite')
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Matches of a detector, and differences in AP that hold for other seeds and images."""
+"""AP of stored matches, and differences in AP with intervals over seeds and images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -37,6 +37,35 @@ RECALLS = np.linspace(0, 1, 101)
 _CHUNK = 100
 # evaluations scored at once; each needs some 100 MB on COCO
 _MAX_THREADS = 8
+
+
+@dataclass(frozen=True)
+class MetricDifference:
+    """An upsampler's difference to the baseline in one metric.
+
+    Attributes:
+        difference (float): Mean over the seeds that both have, as a fraction.
+        low (float, optional): Lower end of the 95 % interval; None without one.
+        high (float, optional): Upper end; None likewise.
+        p (float, optional): Two-sided p-value; None likewise.
+        p_holm (float, optional): The p-value corrected over all upsamplers; None where
+            the difference is not tested: of other metrics than :data:`PRIMARY`, with
+            one seed, or without an interval.
+        significant (bool, optional): Whether that is below 5 %; None likewise.
+        seeds (list[float]): The difference of each seed.
+        objects (int): Objects that the metric is measured on.
+        images (int): Images that have any.
+    """
+
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None
+    significant: bool | None
+    seeds: list[float]
+    objects: int
+    images: int
 
 
 @dataclass(frozen=True)
@@ -309,7 +338,7 @@ def differences_to_baseline(
     groups: int = 200,
     names: Sequence[str] = tuple(METRICS),
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, dict[str, dict]]:
+) -> dict[str, dict[str, MetricDifference]]:
     """Difference of each upsampler to the baseline, with a 95 % interval.
 
     The interval is about other training seeds and other test images together: Welch's
@@ -335,13 +364,9 @@ def differences_to_baseline(
         progress (Callable): Called with the evaluations done and their number.
 
     Returns:
-        dict: ``[upsampler][metric]`` holds ``difference``, ``low``, ``high``, ``p``
-        (None where there is no interval), ``p_holm`` and ``significant`` (of
-        :data:`PRIMARY` alone; None where there is one seed or no interval), ``seeds``,
-        the difference of each seed, and ``objects`` and ``images``, the number of
-        objects and of images that have any. There is no interval with fewer than
-        :data:`MIN_IMAGES` of these images. Metrics without an object and upsamplers
-        without a common seed are left out.
+        dict[str, dict[str, MetricDifference]]: By upsampler and metric. There is no
+        interval with fewer than :data:`MIN_IMAGES` images that have objects. Metrics
+        without an object and upsamplers without a common seed are left out.
 
     Raises:
         ValueError: If the baseline is not there, an upsampler has no evaluation, or
@@ -383,23 +408,32 @@ def differences_to_baseline(
             continue
         both = [np.stack([each[s] for s in common]) for each in (own, base)]
         differences[name] = {
-            metric: dict(
-                _difference(both[0][..., m], both[1][..., m], counts[metric]['images']),
-                **counts[metric],
-            )
+            metric: _difference(both[0][..., m], both[1][..., m], **counts[metric])
             for m, metric in enumerate(names)
             if counts[metric]['objects']
         }
-    primary = [each[PRIMARY] for each in differences.values() if PRIMARY in each]
-    # one seed is no test
-    tested = [d for d in primary if d['p'] is not None and len(d['seeds']) > 1]
-    for each, p in zip(tested, holm([each['p'] for each in tested])):
-        each.update(p_holm=float(p), significant=bool(p < LEVEL))
+    _correct([each for each in differences.values() if PRIMARY in each])
     return differences
 
 
-def _difference(own: np.ndarray, base: np.ndarray, images: int) -> dict:
-    """One metric's difference from (seeds, 1 + groups) values; images with objects."""
+def _correct(columns: Sequence[dict[str, MetricDifference]]) -> None:
+    """Correct the p-values of :data:`PRIMARY` over upsamplers, in place."""
+    # one seed is no test
+    tested = [
+        (column, found.p)
+        for column in columns
+        if (found := column[PRIMARY]).p is not None and len(found.seeds) > 1
+    ]
+    for (column, _), p in zip(tested, holm([p for _, p in tested])):
+        column[PRIMARY] = replace(
+            column[PRIMARY], p_holm=float(p), significant=bool(p < LEVEL)
+        )
+
+
+def _difference(
+    own: np.ndarray, base: np.ndarray, objects: int, images: int
+) -> MetricDifference:
+    """One metric's difference, from (seeds, 1 + groups) values."""
     each = own - base
     found = Difference(float(each[:, 0].mean()))
     if images >= MIN_IMAGES:
@@ -411,7 +445,7 @@ def _difference(own: np.ndarray, base: np.ndarray, images: int) -> dict:
     low, high, p = (
         None if np.isnan(v) else v for v in (found.low, found.high, found.p)
     )
-    return dict(
+    return MetricDifference(
         difference=found.value,
         low=low,
         high=high,
@@ -419,6 +453,8 @@ def _difference(own: np.ndarray, base: np.ndarray, images: int) -> dict:
         p_holm=None,
         significant=None,
         seeds=each[:, 0].tolist(),
+        objects=objects,
+        images=images,
     )
 
 

@@ -54,7 +54,7 @@ def make_compare(monkeypatch, folder: Path, options: dict):
         image_size=[7, 8],
         device='this',
     )
-    monkeypatch.setattr(comparison, 'rehearse', lambda planned: None)
+    monkeypatch.setattr(comparison, 'check_before_training', lambda planned: None)
     monkeypatch.setattr(
         comparison,
         'measure_costs',

@@ -198,7 +198,7 @@ ANY = [
     'name, options, expected', ANY, ids=['yolox', 'rtmdet', 'list']
 )
 def test_pictures_of_any_neck(name, options, expected):
-    """If it fails, a neck with places of its own has no pictures, or the wrong."""
+    """If it fails, a neck with sites of its own has no pictures, or the wrong."""
     model, cfg = any_detector(name, **options)
     recording = record(model, item(96, 128))
     counts = {level: len(found) for level, found in recording.upsamplings.items()}

@@ -140,8 +140,8 @@ def start(
         cluster.check_available()
         cluster.sbatch_options(slurm_options, launch.processes, planned[0])
         return cluster.run_in_slurm(planned, launch, jobs_at_a_time, slurm_options)
-    places = scheduling.places(jobs_at_a_time, launch.processes)
-    return scheduling.run_here(planned, launch, places, children)
+    slots = scheduling.device_slots(jobs_at_a_time, launch.processes)
+    return scheduling.run_here(planned, launch, slots, children)
 
 
 def eta(line: str) -> float | None:
@@ -252,7 +252,7 @@ def report_all(
     planned: list[Run],
     work_dir: str | Path,
     baseline: str | None,
-    resamples: int,
+    image_groups: int,
 ) -> bool:
     """Bring the finished runs together, on disk and on the screen.
 
@@ -283,7 +283,7 @@ def report_all(
     found = summary.summarize(
         planned,
         baseline,
-        resamples,
+        image_groups,
         progress=lambda done, total: progress.update(
             f'scored {done}/{total}', in_file=False
         ),
@@ -306,7 +306,7 @@ def report_again(
     planned: list[Run],
     work_dir: str | Path,
     baseline: str | None,
-    resamples: int,
+    image_groups: int,
 ) -> int:
     """Evaluate what was tested and not evaluated, and report what is finished."""
     failed = False
@@ -322,7 +322,7 @@ def report_again(
             f'--report-only: no run in {work_dir} is finished; the same command '
             f'without it trains them'
         )
-    return int(not report_all(planned, work_dir, baseline, resamples) or failed)
+    return int(not report_all(planned, work_dir, baseline, image_groups) or failed)
 
 
 def check_baseline(planned: list[Run], baseline: str | None) -> None:
@@ -337,7 +337,7 @@ def join(
     folders: Sequence[str | Path],
     work_dir: str | Path = 'work_dirs/comparison',
     baseline: str | None = None,
-    resamples: int = 200,
+    image_groups: int = 200,
     trust: bool = False,
 ) -> int:
     """One report of the finished runs of several comparisons.
@@ -347,7 +347,7 @@ def join(
             and flags.
         work_dir (str | Path): Where the report goes.
         baseline (str, optional): See :func:`compare`.
-        resamples (int): See :func:`compare`.
+        image_groups (int): See :func:`compare`.
         trust (bool): Whether the configs of the folders may run, as any config does.
             Defaults to False: they are read as data.
 
@@ -359,7 +359,7 @@ def join(
             a comparison.
     """
     use_safe_loaders()
-    _check_least(resamples=(resamples, 100))
+    _check_least(image_groups=(image_groups, 100))
     if Path(work_dir, 'plan.json').exists():
         raise ValueError(
             f'--work-dir {work_dir} already holds a comparison, whose report '
@@ -369,14 +369,15 @@ def join(
     check_baseline(planned, baseline)
     for sentence in check_inputs(planned):
         print(sentence, file=sys.stderr)
-    return 0 if report_all(planned, work_dir, baseline, resamples) else 1
+    return 0 if report_all(planned, work_dir, baseline, image_groups) else 1
 
 
 def _check_least(**values: tuple[int, int]) -> None:
     """Refuse numbers below the least that is allowed."""
     for name, (value, least) in values.items():
         if value < least:
-            raise ValueError(f'--{name} must be at least {least}, got {value}')
+            flag = name.replace('_', '-')
+            raise ValueError(f'--{flag} must be at least {least}, got {value}')
 
 
 def compare(
@@ -393,7 +394,7 @@ def compare(
     slurm: Mapping[str, str] | None = None,
     amp: bool = False,
     auto_scale_lr: bool = False,
-    resamples: int = 200,
+    image_groups: int = 200,
     report_only: bool = False,
     dry_run: bool = False,
     **data: Any,
@@ -418,7 +419,7 @@ def compare(
         slurm (Mapping[str, str], optional): Options of sbatch.
         amp (bool): Mixed precision.
         auto_scale_lr (bool): Scale the learning rate with the batch size.
-        resamples (int): Groups of test images that are left out in turn, at most.
+        image_groups (int): Groups of test images that are left out in turn, at most.
         report_only (bool): Train and test nothing.
         dry_run (bool): Time a few iterations, and print what would run.
         **data: See :func:`~dlu_mmdet.config.custom_data.prepare_data`.
@@ -435,7 +436,9 @@ def compare(
     in_slurm = launcher == 'slurm'
     number = (1 if in_slurm else 8) if processes is None else processes
     at_a_time = (sys.maxsize if in_slurm else 1) if jobs is None else jobs
-    _check_least(processes=(number, 1), jobs=(at_a_time, 1), resamples=(resamples, 100))
+    _check_least(
+        processes=(number, 1), jobs=(at_a_time, 1), image_groups=(image_groups, 100)
+    )
     if slurm and not in_slurm:
         raise ValueError('--slurm is for jobs of --launcher slurm; give both, or none')
     flags = ['--amp'] * amp + ['--auto-scale-lr'] * auto_scale_lr
@@ -455,7 +458,7 @@ def compare(
         )
         check_baseline(planned, baseline)
         if report_only:
-            return report_again(planned, work_dir, baseline, resamples)
+            return report_again(planned, work_dir, baseline, image_groups)
         if dry_run and in_slurm:
             dry_run_in_slurm(planned, launch, slurm or {}, at_a_time)
             return 0
@@ -465,7 +468,7 @@ def compare(
         events = start(planned, launch, launcher, at_a_time, slurm or {}, children)
         prepare(planned, work_dir, launch, cfg_options)
         failed = run_all(planned, events, min(at_a_time, len(planned)))
-        reported = report_all(planned, work_dir, baseline, resamples)
+        reported = report_all(planned, work_dir, baseline, image_groups)
         if failed:
             print(f'failed: {", ".join(map(title, failed))}', file=sys.stderr)
         return 0 if reported and not failed else 1
@@ -489,7 +492,7 @@ def prepare(
     for sentence in check_inputs(planned, now):
         print(sentence, file=sys.stderr)
     if left:
-        summary.rehearse(planned)
+        summary.check_before_training(planned)
     plan.begin(work_dir, planned, launch, cfg_options)
 
 

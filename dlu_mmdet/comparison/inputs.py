@@ -162,10 +162,10 @@ def _images(source: Source, cache: dict) -> Iterator[tuple[str, str]]:
         folder = folders.pop('data_prefix.img', source.cfg.get('data_root') or '')
         names = image_names(source.ann_file)
         # the same list is the same object
-        place = folder, id(names)
-        if place not in cache:
-            cache[place] = _listing(folder, names)
-        yield f'{source.key} images', f'{folder} ({cache[place]})'
+        listed = folder, id(names)
+        if listed not in cache:
+            cache[listed] = _listing(folder, names)
+        yield f'{source.key} images', f'{folder} ({cache[listed]})'
     for key, folder in folders.items():
         if folder not in cache:
             cache[folder] = _listing(folder, _walk(folder))

@@ -38,7 +38,7 @@ def visible_gpus() -> list[str]:
     return named.split(',')[:number] if named else [str(i) for i in range(number)]
 
 
-def places(jobs: int, processes: int) -> list[dict[str, str]]:
+def device_slots(jobs: int, processes: int) -> list[dict[str, str]]:
     """Divide this machine among runs.
 
     Args:
@@ -67,19 +67,19 @@ def places(jobs: int, processes: int) -> list[dict[str, str]]:
     if given.isdigit():
         threads = min(threads, int(given))
     found = [dict(OMP_NUM_THREADS=str(threads)) for _ in range(jobs)]
-    for number, place in enumerate(found if gpus else []):
+    for number, slot in enumerate(found if gpus else []):
         own = gpus[number * processes : (number + 1) * processes]
-        place['CUDA_VISIBLE_DEVICES'] = ','.join(own)
+        slot['CUDA_VISIBLE_DEVICES'] = ','.join(own)
     return found
 
 
 def run_here(
     planned: Sequence[Run],
     launch: Launch,
-    places: Sequence[Mapping[str, str]] = ({},),
+    slots: Sequence[Mapping[str, str]] = ({},),
     children: Children | None = None,
 ) -> Generator[Event, None, None]:
-    """Train and test runs, as many at a time as there are places.
+    """Train and test runs, as many at a time as there are slots.
 
     A run that fails does not stop the others. Closed in the middle, as by ctrl-C or
     SIGTERM, it ends the processes of all runs and waits for them.
@@ -87,7 +87,7 @@ def run_here(
     Args:
         planned (Sequence[Run]): The runs, started in this order.
         launch (Launch): How the processes of each are started.
-        places (Sequence[Mapping[str, str]]): What :func:`places` found.
+        slots (Sequence[Mapping[str, str]]): What :func:`device_slots` found.
         children (Children, optional): Where all of their processes can be killed.
 
     Yields:
@@ -95,22 +95,22 @@ def run_here(
     """
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     free: queue.SimpleQueue[Mapping[str, str]] = queue.SimpleQueue()
-    for place in places:
-        free.put(place)
+    for slot in slots:
+        free.put(slot)
     children = children or Children()
 
     def work(run: Run) -> None:
-        place = free.get()
+        slot = free.get()
         try:
-            for line in execute(run, launch, place, children):
+            for line in execute(run, launch, slot, children):
                 events.put(Event(run, line))
             events.put(Event(run, over=True))
         except Exception as error:
             events.put(Event(run, error=error, over=True))
         finally:
-            free.put(place)
+            free.put(slot)
 
-    with ThreadPoolExecutor(len(places)) as pool:
+    with ThreadPoolExecutor(len(slots)) as pool:
         for run in planned:
             pool.submit(work, run)
         left = len(planned)

@@ -114,8 +114,8 @@ def sbatch_options(
 
 def job_name(run: Run) -> str:
     """By which a run's job is found again: its name, seed and folder."""
-    place = zlib.crc32(str(run.work_dir.resolve()).encode())
-    return f'{re.sub("[^A-Za-z0-9_.-]", "-", run.name)}-seed{run.seed}-{place:08x}'
+    folder = zlib.crc32(str(run.work_dir.resolve()).encode())
+    return f'{re.sub("[^A-Za-z0-9_.-]", "-", run.name)}-seed{run.seed}-{folder:08x}'
 
 
 def _ask(*command: str) -> str:

@@ -416,7 +416,7 @@ def measure_costs(
     }
 
 
-def rehearse(runs: Sequence[Run]) -> None:
+def check_before_training(runs: Sequence[Run]) -> None:
     """Run the steps that follow a training on untrained detectors, to fail early.
 
     Data, evaluators and heads are checked, nothing is scored against the test set,

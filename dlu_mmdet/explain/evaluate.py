@@ -410,7 +410,7 @@ def look(
             truth['gt_bboxes_labels'],
             truth['gt_ignore_flags'],
         )
-        for index in np.flatnonzero(matches.hits):
+        for index in np.flatnonzero(matches.true_positives):
             objects[index] = info['instances'][matches.det_gt[index]]
     return View(number, inputs, sample, objects)
 

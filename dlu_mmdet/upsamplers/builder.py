@@ -202,8 +202,8 @@ def build_upsampler(
         channels (int): Number of channels in and out.
         scale_factor (int): Upsampling ratio, at least 1.
         guide_channels (int, optional): Channels of the high-resolution features
-            that the place has for an upsampler that reads a guide. None for a
-            place that has none. Defaults to None.
+            of the site, for an upsampler that reads a guide. None for a site
+            without a guide. Defaults to None.
 
     Returns:
         nn.Module: Maps (N, C, H, W) to (N, C, s*H, s*W); a guided one maps it and
@@ -232,7 +232,7 @@ def build_upsampler(
         if guide_channels is None:
             raise ValueError(
                 f'upsample_cfg.type={cfg["type"]!r} reads high-resolution features as '
-                'a guide, and this place has none; use it in UpsampleFPN or '
+                'a guide, and this site has none; use it in UpsampleFPN or '
                 'UnifiedFPN, or choose an upsampler without a guide'
             )
         kwargs['guide_channels'] = guide_channels
@@ -252,5 +252,5 @@ def _accepted(cls: type[nn.Module]) -> list[str] | None:
     parameters = inspect.signature(cls).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
-    places = ('channels', 'scale_factor', 'guide_channels')
-    return [p.name for p in parameters if p.name not in places]
+    given = ('channels', 'scale_factor', 'guide_channels')
+    return [p.name for p in parameters if p.name not in given]

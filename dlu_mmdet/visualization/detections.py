@@ -18,13 +18,13 @@ from .figures import new_figure
 from .fonts import as_written
 from .images import reduced
 
-# color and line style of each kind of box; the dashes tell misses from hits
-# for readers who cannot tell red from green
+# color and line style of each kind of box; the dashes are for readers who cannot tell
+# red from green
 STYLES = {
     'ground truth': ('#e07b00', '-'),
-    'hit': ('#0a8f2f', '-'),
-    'false alarm': ('#1f5bff', '-'),
-    'miss': ('#e00020', (0, (3, 2))),
+    'true positive': ('#0a8f2f', '-'),
+    'false positive': ('#1f5bff', '-'),
+    'false negative': ('#e00020', (0, (3, 2))),
     'crowd, not counted': ('#6b6b6b', (0, (1.5, 1.5))),
     'detection, not judged': ('#8a2be2', '-'),
 }
@@ -56,10 +56,10 @@ def draw_detections(
     """Draw what several detectors found in several images.
 
     Each row is an image: the ground truth first, then one panel per detector
-    with its hits in green, its false alarms in blue, and in dashed red the
-    objects that it missed. Without ground truth the image comes first, and
-    detections are purple. Detections are drawn as given: drop those below
-    the score threshold before matching.
+    with true positives in green, false positives in blue, and false negatives,
+    objects that it did not find, in dashed red. Without ground truth the image
+    comes first, and detections are purple. Detections are drawn as given: drop those
+    below the score threshold before matching.
 
     Args:
         images (Sequence[np.ndarray]): N images, each (H, W, 3) uint8, RGB.
@@ -77,7 +77,7 @@ def draw_detections(
         image_names (Sequence[str], optional): N names to write beside the rows.
         note (str): Title of the legend, e.g. the thresholds.
         totals (Mapping[str, Sequence[int]], optional): For each detector's
-            name its hits, false alarms and misses, to write under its column.
+            name its TP, FP and FN, to write under its column.
         totals_of (str): What they are the totals of, e.g. 'these 4 images'.
 
     Returns:
@@ -122,7 +122,7 @@ def draw_detections(
         texts = [f'{totals_of}:']
         texts += [describe_counts(totals[name], total_lines) for name in detections]
         _write_totals(panels[-1], texts, lines)
-    kinds = ['ground truth', 'hit', 'false alarm', 'miss']
+    kinds = ['ground truth', 'true positive', 'false positive', 'false negative']
     if ground_truths is None:
         kinds = ['detection, not judged']
     elif 'crowd, not counted' in drawn:
@@ -186,9 +186,9 @@ def _judged_contents(
     for name, boxes in found.items():
         match = matches[name]
         kinds = [
-            ('miss', truth[match.misses]),
-            ('hit', boxes[match.hits]),
-            ('false alarm', boxes[match.false_alarms]),
+            ('false negative', truth[match.false_negatives]),
+            ('true positive', boxes[match.true_positives]),
+            ('false positive', boxes[match.false_positives]),
             ('crowd, not counted', boxes[match.det_ignored]),
         ]
         panels.append((kinds, describe_counts(match.counts, lines)))
@@ -228,25 +228,19 @@ def _draw_legend(figure: Figure, kinds: Sequence[str], note: str) -> None:
 
 
 def describe_counts(counts: Sequence[int], lines: int = 1) -> str:
-    """Say numbers of hits, false alarms and misses in words.
+    """Numbers of true positives, false positives and false negatives as text.
 
     Args:
-        counts (Sequence[int]): Hits, false alarms and misses.
+        counts (Sequence[int]): TP, FP and FN.
         lines (int): On how many lines, up to 3. Defaults to 1.
 
     Returns:
-        str: For example ``'3 hits, 1 false alarm, 0 misses'``.
+        str: For example ``'3 TP, 1 FP, 0 FN'``.
     """
-    hits, false_alarms, misses = counts
-    after_hits = '\n' if lines > 1 else ', '
-    after_alarms = '\n' if lines > 2 else ', '
-    return (
-        _counted(hits, 'hit')
-        + after_hits
-        + _counted(false_alarms, 'false alarm')
-        + after_alarms
-        + _counted(misses, 'miss', 'misses')
-    )
+    tp, fp, fn = counts
+    first = '\n' if lines > 1 else ', '
+    second = '\n' if lines > 2 else ', '
+    return f'{tp} TP{first}{fp} FP{second}{fn} FN'
 
 
 def _lines_needed(

@@ -46,13 +46,13 @@ def draw_kernels(
 ) -> Figure:
     """Draw how upsamplers come by their kernels at some output positions.
 
-    Above, the whole image: arrows from a source pixel to the places where
+    Above, the whole image: arrows from a source pixel to the points where
     the kernels of its output pixels are sampled (DySample: the map itself), of its
     four corners only where the ratio is above 2, and two maps: how far the
     kernels of a source pixel differ, by which :func:`informative_positions`
     goes, and every kernel's largest value, 1 for nearest. Below, a row for
     each position: the image around it, the source kernels around the sampled
-    place, and the kernel that they give. Values of all kernels share one
+    point, and the kernel that they give. Values of all kernels share one
     color scale, which the map of largest values may exceed.
 
     Args:
@@ -226,7 +226,7 @@ def _draw_arrow(
 ) -> None:
     """An arrow from a source pixel to where an output pixel's kernel is sampled.
 
-    Coordinates are pixels of the image; a source pixel's place is its center.
+    Coordinates are pixels of the image; a source pixel's position is its center.
     """
     s = maps.scale_factor
     start = (np.array([x // s, y // s]) + 0.5) * s * pixels
@@ -279,9 +279,7 @@ def _draw_zoom(
     center = (np.array([x // s, y // s]) + 0.5) * cell
     half = (k / 2 + 1) * cell
     # its own arrow comes last and so on top
-    others = [
-        place for place in _corner_positions(x // s, y // s, s) if place != (x, y)
-    ]
+    others = [at for at in _corner_positions(x // s, y // s, s) if at != (x, y)]
     block = [*others, (x, y)]
     if maps.sample_points is not None:
         ends = np.array([maps.sample_points[row, column] for column, row in block])
@@ -319,13 +317,13 @@ def _draw_zoom(
 def _draw_mosaic(
     axes: Axes, maps: KernelMaps, x: int, y: int, colors: Mapping[str, object]
 ) -> None:
-    """The source kernels around a sampled place; those in use with their weight."""
+    """The source kernels around a sampled point; those in use with their weight."""
     k = maps.kernel_size
     gap = max(1, round(k / 3))  # has room for the weight
     pitch = k + gap
     around = neighbors(maps, x, y)
     if not around:
-        axes.text(0.5, 0.5, 'no finite place', ha='center', transform=axes.transAxes)
+        axes.text(0.5, 0.5, 'no finite point', ha='center', transform=axes.transAxes)
         return
     left, top = maps.sample_point(x, y).astype(int) - 1
     canvas = np.full((4 * pitch, 4 * pitch), np.nan)
@@ -447,9 +445,9 @@ def _draw_key(
     ]
     if s > 2:
         columns[0] += '\ncolor: its quarter of the source pixel'
-    placed = [values for values in maps.values() if values.sample_points is not None]
-    if placed:
-        with_sources = {values.source_kernels is not None for values in placed}
+    sampled = [values for values in maps.values() if values.sample_points is not None]
+    if sampled:
+        with_sources = {values.source_kernels is not None for values in sampled}
         if with_sources == {False}:  # a narrow figure
             columns.append('arrow: to where\nit samples the map')
         else:

@@ -31,7 +31,7 @@ class KernelMaps:
     Attributes:
         kernels (np.ndarray): (s*H, s*W, K, K) float32, the kernel of every
             output position; its values sum to 1. Of DySample, the bilinear weights of
-            the pixels around the place that it samples, K as large as they need.
+            the pixels around the point that it samples, K as large as they need.
         scale_factor (int): Upsampling ratio s.
         source_kernels (np.ndarray, optional): (H, W, K, K) float32, DLU's
             kernel space, from which ``kernels`` are sampled.
@@ -39,7 +39,7 @@ class KernelMaps:
             pixels where DLU samples its kernels and DySample the map, clamped to the
             map.
         offsets (np.ndarray, optional): (s*H, s*W, 2) float32, x and y from the source
-            pixel to that place, not clamped.
+            pixel to that point, not clamped.
     """
 
     kernels: np.ndarray
@@ -93,7 +93,7 @@ class KernelMaps:
 
         Returns:
             dict[tuple[int, int], float]: Weights, summing to 1, of the up to
-            four source positions (x, y) around the sampled place. The sampled
+            four source positions (x, y) around the sampled point. The sampled
             kernel is the sum of weight times source kernel.
         """
         u, v = map(float, self.sample_point(x, y))
@@ -357,7 +357,7 @@ def check_positions(
 
 
 def neighbors(maps: KernelMaps, x: int, y: int) -> dict[tuple[int, int], np.ndarray]:
-    """The 4 x 4 source kernels around a sampled place, by their positions."""
+    """The 4 x 4 source kernels around a sampled point, by their positions."""
     if maps.source_kernels is None or not np.isfinite(maps.sample_point(x, y)).all():
         return {}
     u, v = maps.sample_point(x, y).astype(int)

@@ -143,7 +143,7 @@ def show_detections(
     cfg_options: Mapping | None = None,
     upsampler: dict | None = None,
 ) -> None:
-    """Draw true positives, false positives and misses of every detector.
+    """Draw true positives, false positives and false negatives of every detector.
 
     ``dlu_mmdet visualize detections`` from Python.
 
@@ -206,7 +206,7 @@ def show_detections(
     shown, names = list(range(len(infos))), [info['name'] for info in infos]
     note = f'score ≥ {score_thr:g}'
     if matches:
-        note += f', hit: same class and IoU ≥ {iou_thr:g}'
+        note += f', TP: same class and IoU ≥ {iou_thr:g}'
     if only_differences:
         shown, extents = pick_differences(matches, number)
         note += f'; of {len(infos)} images those on which two detectors differ most'

@@ -157,7 +157,7 @@ def test_a_signal_ends_the_trainings(
     compare = make_compare(monkeypatch, tmp_path, small)
     monkeypatch.setenv('SECONDS', '60')
     monkeypatch.setenv('STUBBORN', 'bilinear' if stubborn else 'none')
-    monkeypatch.setattr(jobs, 'slots', lambda jobs, _: [{}] * jobs)
+    monkeypatch.setattr(jobs, 'device_slots', lambda jobs, _: [{}] * jobs)
     planned = plan.plan(SHAPES, [0], tmp_path / 'work', small)
     at_work, families = planned[:2], []
 

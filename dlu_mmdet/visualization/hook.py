@@ -9,15 +9,6 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..necks import upsampler_name
-from .features import draw_features, record
-from .figures import as_image
-from .kernel_figure import draw_kernels
-from .kernel_maps import (
-    has_kernels,
-    informative_positions,
-    recorded_kernels,
-    visible_size,
-)
 
 
 @HOOKS.register_module()
@@ -88,6 +79,17 @@ class UpsampleVisualizationHook(Hook):
 
     @master_only
     def _draw(self, runner: Runner, step: int) -> None:
+        # every training imports this module, and few draw
+        from .features import draw_features, record
+        from .figures import as_image
+        from .kernel_figure import draw_kernels
+        from .kernel_maps import (
+            has_kernels,
+            informative_positions,
+            recorded_kernels,
+            visible_size,
+        )
+
         model = runner.model
         model = model.module if is_model_wrapper(model) else model
         training = model.training

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +44,9 @@ from .cam_metrics import (
 from .curves import COLORS as CURVE_COLORS
 from .curves import draw_curves
 from .heatmaps import COLORS, HeatmapRow, draw_heatmaps
+from .options import CURVES_OUT, MEASURES, NUM_DETECTIONS, OUT, STEPS, Options
 from .targets import default_layer, detection_probability, detection_score
 
-#: The columns of each of --measures.
-MEASURES = dict(
-    axioms=('sensitivity', 'conservation'),
-    pointing=('energy in box', 'energy in mask'),
-    curves=('deletion', 'insertion'),
-)
 #: Maps that know nothing of the network. Ranks of equal values are random.
 CONTROLS = ('uniform, random order', "the detection's box")
 
@@ -195,16 +190,10 @@ def find_subjects(
 def explain_images(
     models: Sequence[tuple[str, str]],
     images: Sequence[str],
-    out: str | Path = 'work_dirs/explain.png',
+    out: str | Path = OUT,
     *,
-    methods: Sequence[str] = ('xgradcam', 'gradcam', 'gradcam++', 'ablationcam'),
     target: str = 'det:0',
-    layer: str | None = None,
-    score_thr: float = 0.3,
-    batch_size: int = 32,
-    device: str = 'cpu',
-    cfg_options: Mapping | None = None,
-    upsampler: dict | None = None,
+    **options: Any,
 ) -> None:
     """Draw class activation maps of a detection: a row for each image and detector.
 
@@ -214,33 +203,27 @@ def explain_images(
         models (Sequence[tuple[str, str]]): Config and checkpoint of each detector.
         images (Sequence[str]): Image files.
         out (str | Path): A .png file.
-        methods (Sequence[str]): Of :data:`~dlu_mmdet.explain.cam.METHODS`.
         target (str): 'det:N', the detection with the N-th best score, from 0, or
             'class:NAME', the best one of a class.
-        layer (str, optional): The layer to explain; ``{level}`` stands for the level
-            that scored the detection. Defaults to the backbone's stage under it.
-        score_thr (float): Detections with a lower score are left out.
-        batch_size (int): Channels to remove at once.
-        device (str): Where the detectors run.
-        cfg_options (Mapping, optional): Settings to override in every config.
-        upsampler (dict, optional): ``upsample_cfg`` of every neck.
+        **options: See :class:`~dlu_mmdet.explain.options.Options`.
 
     Raises:
         FileNotFoundError: If a config, checkpoint or image does not exist.
         ValueError: If there is no such class or layer, or a single image has no such
             detection.
     """
+    given = Options(**options)
     for image in images:
         if '://' not in image and not Path(image).is_file():
             raise FileNotFoundError(f'image {image} does not exist; check the path')
     check_writable(out)
-    detectors = _load(models, layer, device, cfg_options, upsampler)
+    detectors = _load(models, given)
     configs = [config for config, _ in models]
     classes = next(iter(detectors.values())).dataset_meta['classes']
     check_classes(detectors, configs, classes, configs[0])
     check_target(target, classes)
     # mistakes show before the first detection is explained, which takes long
-    subjects = find_subjects(detectors, images, target, layer, score_thr)
+    subjects = find_subjects(detectors, images, target, given.layer, given.score_thr)
     several = len(images) > 1
     names = dict(zip(images, image_names(images)))
     rows = []
@@ -248,15 +231,17 @@ def explain_images(
         print(f'\n{subject.image}, {subject.name}: {subject.caption}')
         name = subject.name
         title = f'{name}\n{names[subject.image]}' if several else name
-        rows.append(explain_subject(subject, title, methods, batch_size, several))
+        rows.append(
+            explain_subject(subject, title, given.methods, given.batch_size, several)
+        )
     empty = {
         f'{names[each.image]} ({each.name})': each.sample
         for each in subjects
         if not len(each.sample.pred_instances)
     }
-    print_empty(empty, score_thr)
+    print_empty(empty, given.score_thr)
     save_figure(
-        draw_heatmaps(rows, methods),
+        draw_heatmaps(rows, given.methods),
         out,
         COLORS,
         title='Explanations',
@@ -272,18 +257,14 @@ def print_empty(samples: dict[str, DetDataSample], score_thr: float) -> None:
         print(explain_empty(best, score_thr, '--score-thr '))
 
 
-def _load(
-    models: Sequence[tuple[str, str]],
-    layer: str | None,
-    device: str,
-    cfg_options: Mapping | None,
-    upsampler: dict | None,
-) -> dict[str, nn.Module]:
+def _load(models: Sequence[tuple[str, str]], options: Options) -> dict[str, nn.Module]:
     """The detectors, each with the layer that is asked for."""
-    detectors = load_detectors(models, device, cfg_options, upsampler)
-    if layer and '{level}' not in layer:
+    detectors = load_detectors(
+        models, options.device, options.cfg_options, options.upsampler
+    )
+    if options.layer and '{level}' not in options.layer:
         for model in detectors.values():
-            find_layer(model, layer)
+            find_layer(model, options.layer)
     return detectors
 
 
@@ -480,45 +461,34 @@ def explain_dataset(
     out: str | Path | None = None,
     *,
     measures: Sequence[str] = ('axioms',),
-    methods: Sequence[str] = ('xgradcam', 'gradcam', 'gradcam++', 'ablationcam'),
-    num_detections: int = 50,
-    steps: int = 20,
-    curves_out: str | Path = 'work_dirs/curves.png',
-    layer: str | None = None,
-    score_thr: float = 0.3,
-    batch_size: int = 32,
-    device: str = 'cpu',
-    cfg_options: Mapping | None = None,
-    upsampler: dict | None = None,
+    num_detections: int = NUM_DETECTIONS,
+    steps: int = STEPS,
+    curves_out: str | Path = CURVES_OUT,
+    **options: Any,
 ) -> None:
     """Print measures of each method, averaged over detections of the test set.
 
     ``dlu_mmdet explain`` without images, from Python.
 
     Args:
-        models (Sequence[tuple[str, str]]): See :func:`explain_images`.
+        models (Sequence[tuple[str, str]]): Config and checkpoint of each detector.
         out (str | Path, optional): A .md or .csv file for the table.
-        measures (Sequence[str]): Keys of :data:`MEASURES`.
-        methods (Sequence[str]): See :func:`explain_images`.
-        num_detections (int): How many to average over.
+        measures (Sequence[str]): Keys of :data:`~dlu_mmdet.explain.options.MEASURES`.
+        num_detections (int): Number of detections to average over.
         steps (int): Altered images of a curve, at least 2.
         curves_out (str | Path): The .png file of the curves.
-        layer (str, optional): See :func:`explain_images`.
-        score_thr (float): See :func:`explain_images`.
-        batch_size (int): Channels to remove, or altered images to run, at once.
-        device (str): See :func:`explain_images`.
-        cfg_options (Mapping, optional): See :func:`explain_images`.
-        upsampler (dict, optional): See :func:`explain_images`.
+        **options: See :class:`~dlu_mmdet.explain.options.Options`.
 
     Raises:
         FileNotFoundError: If a config or checkpoint does not exist.
         ValueError: If there is no such layer, or no detection.
     """
+    given = Options(**options)
     if out:
         check_writable(out)
     if 'curves' in measures:
         check_writable(curves_out)
-    detectors = _load(models, layer, device, cfg_options, upsampler)
+    detectors = _load(models, given)
     measures = [name for name in MEASURES if name in measures]
     rows, curves = [], {}
     for name, model in detectors.items():
@@ -528,7 +498,7 @@ def explain_dataset(
         spread = np.linspace(0, len(dataset) - 1, number).round().astype(int)
         print(f'{name}: detecting in {number} images')
         views = [
-            look(model, dataset, index, score_thr, 'pointing' in measures)
+            look(model, dataset, index, given.score_thr, 'pointing' in measures)
             for index in track_iter_progress(spread.tolist())
         ]
         # every image's best detection first, then every second best, ...
@@ -541,26 +511,27 @@ def explain_dataset(
             print()
             infos = [dataset.get_data_info(view.number) for view in views]
             ids = [f'image {info["img_id"]} ({name})' for info in infos]
-            print_empty(dict(zip(ids, (view.sample for view in views))), score_thr)
+            samples = dict(zip(ids, (view.sample for view in views)))
+            print_empty(samples, given.score_thr)
         print(f'\n{name}: explaining {len(ranked)} detections')
         unrelated = 0
         for rank, number in track_iter_progress(ranked):
             view = views[number]
-            run, own = find_score(model, view.inputs, view.sample, rank, layer)
-            evidence = collect_evidence(LayerScore(model, own, run), batch_size)
+            run, own = find_score(model, view.inputs, view.sample, rank, given.layer)
+            evidence = collect_evidence(LayerScore(model, own, run), given.batch_size)
             if evidence.is_empty:
                 unrelated += 1
                 continue
-            answers = {method: explain(evidence, method) for method in methods}
+            answers = {method: explain(evidence, method) for method in given.methods}
             found, drawn = measure(
-                model, view, rank, own, answers, measures, steps, batch_size
+                model, view, rank, own, answers, measures, steps, given.batch_size
             )
             rows += [dict(row, upsampler=name) for row in found]
             for title, pair in drawn.items():
                 curves.setdefault(name, {}).setdefault(title, []).append(pair)
         print()
         if unrelated:
-            print(f'{name}: {unrelated} detections do not depend on {layer}')
+            print(f'{name}: {unrelated} detections do not depend on {given.layer}')
     print_table(rows, measures, out)
     if curves:
         show_curves(curves, steps, curves_out)

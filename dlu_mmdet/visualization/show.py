@@ -5,13 +5,16 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmdet.registry import DATASETS
 from mmengine.dataset import BaseDataset
 from mmengine.structures import InstanceData
 from mmengine.utils import track_iter_progress
+from torch import nn
 
 from ..datasets import check_data
 from ..engine import check_classes, load_detectors
@@ -25,6 +28,31 @@ from .scores import explain_empty
 
 #: Images of one picture where their number is not given.
 NUM_IMAGES = dict(detections=4, kernels=1, features=1)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Images and detectors of a picture.
+
+    Attributes:
+        num_images (int, optional): Number of images with objects.
+        image_ids (Sequence[str], optional): Ids of images to show instead.
+        images (Sequence[str], optional): Files to show instead, without ground truth.
+        device (str): Device of the detectors.
+        cfg_options (Mapping, optional): Settings to override in every config.
+        upsampler (dict, optional): ``upsample_cfg`` of every neck.
+    """
+
+    num_images: int | None = None
+    image_ids: Sequence[str] | None = None
+    images: Sequence[str] | None = None
+    device: str = 'cpu'
+    cfg_options: Mapping | None = None
+    upsampler: dict | None = None
+
+    def load(self, models: Sequence[tuple[str, str]]) -> dict[str, nn.Module]:
+        """The detectors of these configs and checkpoints, by name."""
+        return load_detectors(models, self.device, self.cfg_options, self.upsampler)
 
 
 def pick_images(
@@ -133,15 +161,10 @@ def show_detections(
     models: Sequence[tuple[str, str]],
     out: str | Path = 'work_dirs/detections.png',
     *,
-    num_images: int | None = None,
-    image_ids: Sequence[str] | None = None,
-    images: Sequence[str] | None = None,
     score_thr: float = 0.3,
     iou_thr: float = 0.5,
     only_differences: bool = False,
-    device: str = 'cpu',
-    cfg_options: Mapping | None = None,
-    upsampler: dict | None = None,
+    **options: Any,
 ) -> None:
     """Draw true positives, false positives and false negatives of every detector.
 
@@ -151,25 +174,24 @@ def show_detections(
         models (Sequence[tuple[str, str]]): Config and checkpoint of each detector.
             Images and ground truth are of the first config's test set.
         out (str | Path): A .png file, or a folder.
-        num_images (int, optional): How many images with objects. Defaults to 4.
-        image_ids (Sequence[str], optional): Ids of images to show instead.
-        images (Sequence[str], optional): Files to show instead, without ground truth.
-        score_thr (float): Detections with a lower score are left out.
+        score_thr (float): Minimum score of a detection.
         iou_thr (float): IoU from which an object counts as found.
         only_differences (bool): Show the images of the data set on which two detectors
             differ most.
-        device (str): Where the detectors run.
-        cfg_options (Mapping, optional): Settings to override in every config.
-        upsampler (dict, optional): ``upsample_cfg`` of every neck.
+        **options: See :class:`Options`; ``num_images`` defaults to 4.
 
     Raises:
         FileNotFoundError: If a config, checkpoint or image does not exist.
         ValueError: If arguments do not go together, or the detectors have other
             classes.
     """
-    _check_detections(models, images, image_ids, score_thr, iou_thr, only_differences)
+    given = Options(**options)
+    images = given.images
+    _check_detections(
+        models, images, given.image_ids, score_thr, iou_thr, only_differences
+    )
     out = _check_out(out)
-    detectors = load_detectors(models, device, cfg_options, upsampler)
+    detectors = given.load(models)
     configs = [config for config, _ in models]
     first = next(iter(detectors.values()))
     dataset = None if images else load_dataset(detectors)
@@ -179,12 +201,12 @@ def show_detections(
         classes = dataset.metainfo['classes']
         source = f'the data set of {configs[0]}'
     check_classes(detectors, configs, classes, source)
-    number = NUM_IMAGES['detections'] if num_images is None else num_images
+    number = NUM_IMAGES['detections'] if given.num_images is None else given.num_images
     if only_differences and dataset is not None:
         infos = [dataset.get_data_info(index) for index in range(len(dataset))]
         infos = [dict(info, name=f'image {info["img_id"]}') for info in infos]
     else:
-        infos = choose_images(dataset, number, images, image_ids)
+        infos = choose_images(dataset, number, images, given.image_ids)
     truths = None if dataset is None else [ground_truth(info) for info in infos]
     found = detect_in_all(detectors, infos)
     print()
@@ -336,20 +358,14 @@ def pick_differences(
 
 
 def record_images(
-    models: Sequence[tuple[str, str]],
-    out: Path,
-    num_images: int | None,
-    image_ids: Sequence[str] | None,
-    images: Sequence[str] | None,
-    device: str,
-    cfg_options: Mapping | None,
-    upsampler: dict | None,
+    models: Sequence[tuple[str, str]], out: Path, options: Options
 ) -> list[tuple]:
     """Run every detector on every image; the image, then recordings by detector."""
-    detectors = load_detectors(models, device, cfg_options, upsampler)
+    detectors = options.load(models)
+    images, number = options.images, options.num_images
     dataset = None if images else load_dataset(detectors)
-    number = NUM_IMAGES['kernels'] if num_images is None else num_images
-    infos = choose_images(dataset, number, images, image_ids)
+    number = NUM_IMAGES['kernels'] if number is None else number
+    infos = choose_images(dataset, number, images, options.image_ids)
     if out.suffix == '.png' and len(infos) > 1:
         raise ValueError(
             f'--out {out} is one picture, but {len(infos)} images are to be '
@@ -379,12 +395,7 @@ def show_kernels(
     positions: Sequence[tuple[int, int]] | None = None,
     num_positions: int = 3,
     group: int = 0,
-    num_images: int | None = None,
-    image_ids: Sequence[str] | None = None,
-    images: Sequence[str] | None = None,
-    device: str = 'cpu',
-    cfg_options: Mapping | None = None,
-    upsampler: dict | None = None,
+    **options: Any,
 ) -> None:
     """Draw how upsamplers come by their kernels.
 
@@ -397,12 +408,7 @@ def show_kernels(
         positions (Sequence[tuple[int, int]], optional): Columns and rows of its map.
         num_positions (int): How many, without ``positions``.
         group (int): Channel group, where the upsampler has several.
-        num_images (int, optional): See :func:`show_detections`. Defaults to 1.
-        image_ids (Sequence[str], optional): See :func:`show_detections`.
-        images (Sequence[str], optional): See :func:`show_detections`.
-        device (str): See :func:`show_detections`.
-        cfg_options (Mapping, optional): See :func:`show_detections`.
-        upsampler (dict, optional): See :func:`show_detections`.
+        **options: See :class:`Options`; ``num_images`` defaults to 1.
 
     Raises:
         FileNotFoundError: If a config, checkpoint or image does not exist.
@@ -410,9 +416,7 @@ def show_kernels(
     """
     out = _check_out(out)
     figures, shown = [], {}
-    for info, recordings in record_images(
-        models, out, num_images, image_ids, images, device, cfg_options, upsampler
-    ):
+    for info, recordings in record_images(models, out, Options(**options)):
         image = info['name']
         first = next(iter(recordings.values()))
         level = level or min(first.upsamplings, default='P2')
@@ -441,18 +445,20 @@ def show_kernels(
 def show_features(
     models: Sequence[tuple[str, str]],
     out: str | Path = 'work_dirs/features.png',
-    *,
-    num_images: int | None = None,
-    image_ids: Sequence[str] | None = None,
-    images: Sequence[str] | None = None,
-    device: str = 'cpu',
-    cfg_options: Mapping | None = None,
-    upsampler: dict | None = None,
+    **options: Any,
 ) -> None:
     """Draw the maps of the pyramids side by side.
 
-    ``dlu_mmdet visualize features`` from Python; arguments and errors are those of
-    :func:`show_kernels`.
+    ``dlu_mmdet visualize features`` from Python.
+
+    Args:
+        models (Sequence[tuple[str, str]]): See :func:`show_detections`.
+        out (str | Path): See :func:`show_detections`.
+        **options: See :class:`Options`; ``num_images`` defaults to 1.
+
+    Raises:
+        FileNotFoundError: If a config, checkpoint or image does not exist.
+        ValueError: If features are not finite.
     """
     out = _check_out(out)
     figures = [
@@ -463,8 +469,6 @@ def show_features(
             f'{", ".join(recordings)}: root mean square of the channels, one color '
             'scale.',
         )
-        for info, recordings in record_images(
-            models, out, num_images, image_ids, images, device, cfg_options, upsampler
-        )
+        for info, recordings in record_images(models, out, Options(**options))
     ]
     write(out, 'features', figures, features.COLORS)

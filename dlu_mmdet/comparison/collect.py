@@ -25,13 +25,15 @@ from .runs import Run, RunResult, directory_lock, write
 
 
 def reevaluate(run: Run) -> bool:
-    """Evaluate a run that was tested and lacks its result or its matches.
+    """Evaluate the predictions of a run whose result or matches are missing.
+
+    Nothing is trained, and no GPU is needed.
 
     Args:
-        run (Run): The run; nothing is trained, and no GPU is needed.
+        run (Run): The run.
 
     Returns:
-        bool: Whether there was anything to do.
+        bool: Whether anything was missing.
 
     Raises:
         RuntimeError: If the predictions are damaged or could run code, the annotations
@@ -55,7 +57,7 @@ def reevaluate(run: Run) -> bool:
 
 
 def _scalars(run: Run) -> Iterator[dict]:
-    """What mmengine logged while training and validating, over all starts."""
+    """Scalars that mmengine logged, over all starts of the run."""
     for file in sorted(run.work_dir.glob('*/vis_data/scalars.json')):
         text = file.read_text(encoding='utf-8', errors='replace')
         for line in text.splitlines():
@@ -67,7 +69,7 @@ def _scalars(run: Run) -> Iterator[dict]:
 
 
 def _mask_metrics(run: Run) -> dict[str, float | None]:
-    """What the test found for masks: ``mask_AP`` and so on; empty without masks."""
+    """Mask metrics of the test, ``mask_AP`` and so on; empty without masks."""
     keys = [f'coco/segm_mAP{end}' for end in ('', '_50', '_75', '_s', '_m', '_l')]
     metrics = {}
     for file in sorted(run.work_dir.glob('*/*.json')):
@@ -79,7 +81,7 @@ def _mask_metrics(run: Run) -> dict[str, float | None]:
 
 
 def _read_predictions(path: Path, num_classes: int) -> list[dict]:
-    """What ``dlu_mmdet test --out`` wrote, as data: no code of the file runs."""
+    """Read the output of ``dlu_mmdet test --out`` as data: no code in it runs."""
     try:
         with path.open('rb') as file:
             samples = load_pickle(file)
@@ -104,12 +106,12 @@ def _read_predictions(path: Path, num_classes: int) -> list[dict]:
 
 
 def _ap(value: float) -> float | None:
-    """An AP of pycocotools, which is -1 where there is no object to find."""
+    """An AP of pycocotools; None for its -1, where there is no object."""
     return value if value >= 0 else None
 
 
 def collect_result(run: Run) -> dict:
-    """Gather what a run's processes left behind."""
+    """Collect the content of a run's ``result.json``."""
     training, validation = {}, {}
     for entry in _scalars(run):
         if 'loss' in entry:
@@ -154,10 +156,10 @@ def evaluate(cfg: Config, samples: Sequence[Mapping]) -> Evaluation:
     """Match detections with pycocotools.
 
     Args:
-        cfg (Config): Complete; its test evaluator names the annotations.
-        samples (Sequence[Mapping]): What ``dlu_mmdet test --out`` writes: ``img_id``
-            and ``pred_instances`` with ``bboxes`` (D, 4) x1 y1 x2 y2 in pixels,
-            ``scores`` (D,) and ``labels`` (D,).
+        cfg (Config): The complete config; its test evaluator names the annotations.
+        samples (Sequence[Mapping]): Output of ``dlu_mmdet test --out``: ``img_id`` and
+            ``pred_instances`` with ``bboxes`` (D, 4) x1 y1 x2 y2 in pixels, ``scores``
+            (D,) and ``labels`` (D,).
 
     Returns:
         Evaluation: On all images of the annotations.

@@ -1,4 +1,4 @@
-"""Train, test and compare, and say what happens meanwhile."""
+"""Train, test and compare, and report progress."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from .runs import Launch, Run
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that asks to end.
+    """A termination signal arrived.
 
     Args:
-        number (int): Of the signal.
+        number (int): The signal's number.
     """
 
     def __init__(self, number: int) -> None:
@@ -43,7 +43,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stopped_by_signals(children: Children) -> Iterator[None]:
-    """Raise :class:`Stopped` at a signal to end.
+    """Raise :class:`Stopped` on SIGINT, SIGTERM and SIGHUP.
 
     A second signal kills the runs, a third one this process.
     """
@@ -77,7 +77,7 @@ def title(run: Run) -> str:
 
 
 def time_runs(planned: list[Run], launch: Launch, number: int) -> None:
-    """Print the runs, how long they should take here, and their commands."""
+    """Print the runs, their estimated time on this machine, and their commands."""
     estimates = {}
     total = 0.0
     for run in planned:
@@ -135,7 +135,7 @@ def start(
     slurm_options: Mapping[str, str],
     children: Children,
 ) -> Generator[scheduling.Event, None, None]:
-    """Check how the runs are to be run; they start when this is iterated over."""
+    """Check the launcher; the runs start when the iteration starts."""
     if launcher == 'slurm':
         cluster.check_available()
         cluster.sbatch_options(slurm_options, launch.processes, planned[0])
@@ -145,7 +145,7 @@ def start(
 
 
 def eta(line: str) -> float | None:
-    """Seconds that mmengine says a training has left."""
+    """Remaining seconds of a training, from a line of mmengine's log."""
     found = re.search(r'eta: (?:(\d+) days?, )?(\d+):(\d+):(\d+)', line)
     if not found:
         return None
@@ -159,14 +159,17 @@ def time_left(
     waiting: int,
     at_a_time: int = 1,
 ) -> str:
-    """How long all runs that are left should take, from those that are done.
+    """Estimate the remaining time of all runs.
 
     Args:
-        active (list[tuple]): Of every run at work: seconds since its start, and its
-            :func:`eta`.
-        took (list[float]): Seconds of those that are done.
-        waiting (int): Number of those that have not begun.
+        active (list[tuple]): Seconds since the start and :func:`eta` of each active
+            run.
+        took (list[float]): Seconds of each finished run.
+        waiting (int): Number of runs that have not started.
         at_a_time (int): Number of runs at a time.
+
+    Returns:
+        str: The time as text; empty where it is unknown.
     """
     totals = took or [passed + left for passed, left in active if left is not None]
     if not totals:
@@ -181,13 +184,13 @@ def time_left(
 
 
 class ProgressLine:
-    """A line of progress: on a terminal the next takes its place, in a file not."""
+    """A progress line; on a terminal the next line overwrites it."""
 
     def __init__(self) -> None:
         self._updates = sys.stdout.isatty()
 
     def update(self, text: str, in_file: bool = True) -> None:
-        """Show a text; ``in_file`` says whether it is worth a line of a file."""
+        """Show a text; ``in_file`` is whether to write it to a file too."""
         if self._updates:
             width = shutil.get_terminal_size().columns - 1
             print(f'\r{text[:width]}\x1b[K', end='', flush=True)
@@ -195,7 +198,7 @@ class ProgressLine:
             print(text, flush=True)
 
     def clear(self) -> None:
-        """Make room for a line that stays."""
+        """Clear the line, so that another one can be printed."""
         if self._updates:
             print('\r\x1b[K', end='', flush=True)
 
@@ -205,7 +208,7 @@ def run_all(
     events: Generator[scheduling.Event, None, None],
     at_a_time: int,
 ) -> list[Run]:
-    """Say what happens to the runs; returns those that failed."""
+    """Print the progress of the runs; return those that failed."""
     numbers = {run.work_dir: number for number, run in enumerate(planned, 1)}
     waiting = {run.work_dir for run in planned if not run.is_over}
     active: dict[Path, tuple[float, float | None]] = {}
@@ -254,10 +257,10 @@ def report_all(
     baseline: str | None,
     image_groups: int,
 ) -> bool:
-    """Bring the finished runs together, on disk and on the screen.
+    """Summarize the finished runs, on disk and on the screen.
 
     Returns:
-        bool: Whether there is one.
+        bool: Whether any run is finished.
     """
     finished = {run.name for run in planned if run.state == 'finished'}
     diverged = [run for run in planned if run.state == 'diverged']
@@ -308,7 +311,7 @@ def report_again(
     baseline: str | None,
     image_groups: int,
 ) -> int:
-    """Evaluate what was tested and not evaluated, and report what is finished."""
+    """Evaluate runs that were only tested, and report the finished ones."""
     failed = False
     for run in planned:
         try:
@@ -340,23 +343,23 @@ def join(
     image_groups: int = 200,
     trust: bool = False,
 ) -> int:
-    """One report of the finished runs of several comparisons.
+    """Report the finished runs of several comparisons together.
 
     Args:
-        folders (Sequence[str | Path]): Work directories of comparisons with equal data
-            and flags.
-        work_dir (str | Path): Where the report goes.
+        folders (Sequence[str | Path]): Work directories of comparisons with the same
+            data and flags.
+        work_dir (str | Path): Folder of the report.
         baseline (str, optional): See :func:`compare`.
         image_groups (int): See :func:`compare`.
-        trust (bool): Whether the configs of the folders may run, as any config does.
-            Defaults to False: they are read as data.
+        trust (bool): Whether the configs of the folders may execute code. Defaults to
+            False: they are read as data.
 
     Returns:
-        int: 0, or 1 where there is nothing to report.
+        int: Exit status: 0, or 1 without a finished run.
 
     Raises:
-        ValueError: If the folders do not fit together, or ``work_dir`` already holds
-            a comparison.
+        ValueError: If the comparisons differ in data or flags, or ``work_dir`` already
+            holds a comparison.
     """
     use_safe_loaders()
     _check_least(image_groups=(image_groups, 100))
@@ -373,7 +376,7 @@ def join(
 
 
 def _check_least(**values: tuple[int, int]) -> None:
-    """Refuse numbers below the least that is allowed."""
+    """Refuse numbers below their minimum."""
     for name, (value, least) in values.items():
         if value < least:
             flag = name.replace('_', '-')
@@ -401,25 +404,27 @@ def compare(
 ) -> int:
     """Train and test every config with every upsampler and seed, and report.
 
-    ``dlu_mmdet compare`` from Python. Interrupted, the same call goes on.
+    ``dlu_mmdet compare`` from Python. The same call resumes an interrupted comparison.
 
     Args:
         configs (Sequence[str | Path]): Files, or names of MMDetection's configs.
-        upsamplers (Sequence[dict | None]): An ``upsample_cfg`` each; None is the
-            config's own neck. Defaults to that alone.
-        seeds (Sequence[int]): Defaults to 0 alone.
+        upsamplers (Sequence[dict | None]): An ``upsample_cfg`` for each; None keeps the
+            config's own neck. Defaults to (None,).
+        seeds (Sequence[int]): Training seeds. Defaults to (0,).
         work_dir (str | Path): Folder of the runs and of the report.
-        baseline (str, optional): What others are compared with. Defaults to bilinear,
-            or the first.
+        baseline (str, optional): Name of the run that others are compared with.
+            Defaults to 'bilinear', or else the first.
         cfg_options (Mapping, optional): Settings to override in every config.
         launcher (str): 'none', 'pytorch' (torchrun) or 'slurm'.
-        processes (int, optional): Of each run with a launcher. Defaults to 8, with
-            Slurm to 1.
-        jobs (int, optional): Runs at a time. Defaults to 1, with Slurm to all.
+        processes (int, optional): Processes of each run with a launcher, one a GPU.
+            Defaults to 8, with Slurm to 1.
+        jobs (int, optional): Number of runs at a time. Defaults to 1, with Slurm to
+            all.
         slurm (Mapping[str, str], optional): Options of sbatch.
         amp (bool): Mixed precision.
         auto_scale_lr (bool): Scale the learning rate with the batch size.
-        image_groups (int): Groups of test images that are left out in turn, at most.
+        image_groups (int): Number of groups of test images, at most; the intervals
+            leave out one group at a time.
         report_only (bool): Train and test nothing.
         dry_run (bool): Time a few iterations, and print what would run.
         **data: See :func:`~dlu_mmdet.config.custom_data.prepare_data`.
@@ -497,15 +502,15 @@ def prepare(
 
 
 def interruptible(work: Callable[[Children], int], in_slurm: bool) -> int:
-    """Do the work of a comparison; say how it goes on when it is stopped.
+    """Run a comparison; on a signal, print how to resume it.
 
     Args:
-        work (Callable): Takes the processes that a signal is to end, and returns an
+        work (Callable): Takes the :class:`Children` that a signal ends; returns an
             exit status.
         in_slurm (bool): Whether jobs stay in the queue.
 
     Returns:
-        int: That status, 128 and the number of the signal, or 1 on a full disk.
+        int: That status, 128 plus the number of the signal, or 1 on a full disk.
     """
     children = Children()
     try:

@@ -1,4 +1,4 @@
-"""Several runs of a comparison at a time, on this machine."""
+"""Run several trainings of a comparison in parallel on this machine."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .runs import Launch, Run
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a run.
+    """Progress of a run.
 
     Args:
         run (Run): The run.
-        line (str): Of progress.
-        error (Exception, optional): Why it failed.
-        over (bool): Whether it is finished or failed.
+        line (str): A line of progress.
+        error (Exception, optional): Why the run failed.
+        over (bool): Whether the run has finished or failed.
     """
 
     run: Run
@@ -39,16 +39,16 @@ def visible_gpus() -> list[str]:
 
 
 def device_slots(jobs: int, processes: int) -> list[dict[str, str]]:
-    """Divide this machine among runs.
+    """Divide GPUs and cores among parallel runs.
 
     Args:
-        jobs (int): Runs at a time. One alone keeps the environment as it is.
-        processes (int): Of each run: GPUs or, where there is none, cores.
+        jobs (int): Number of runs at a time. With 1 the environment stays as it is.
+        processes (int): Processes of each run, one a GPU or, without GPUs, one a core.
 
     Returns:
-        list[dict[str, str]]: What the environment of each has in addition:
-        OMP_NUM_THREADS, an equal share of the cores or less if it is set so, and
-        CUDA_VISIBLE_DEVICES where there are GPUs.
+        list[dict[str, str]]: Environment variables of each slot: OMP_NUM_THREADS, an
+        equal share of the cores or its current value if lower, and, with GPUs,
+        CUDA_VISIBLE_DEVICES.
 
     Raises:
         ValueError: If the machine has too few.
@@ -79,19 +79,19 @@ def run_here(
     slots: Sequence[Mapping[str, str]] = ({},),
     children: Children | None = None,
 ) -> Generator[Event, None, None]:
-    """Train and test runs, as many at a time as there are slots.
+    """Train and test runs in parallel, one in each slot.
 
-    A run that fails does not stop the others. Closed in the middle, as by ctrl-C or
-    SIGTERM, it ends the processes of all runs and waits for them.
+    A run that fails does not stop the others. Closing the generator, as after ctrl-C
+    or SIGTERM, ends the subprocesses of all runs and waits for them.
 
     Args:
         planned (Sequence[Run]): The runs, started in this order.
         launch (Launch): How the processes of each are started.
-        slots (Sequence[Mapping[str, str]]): What :func:`device_slots` found.
-        children (Children, optional): Where all of their processes can be killed.
+        slots (Sequence[Mapping[str, str]]): From :func:`device_slots`.
+        children (Children, optional): Keeps the subprocesses of all runs.
 
     Yields:
-        Event: As it happens; the last of each run is ``over``.
+        Event: Progress; the last event of each run is ``over``.
     """
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     free: queue.SimpleQueue[Mapping[str, str]] = queue.SimpleQueue()

@@ -1,4 +1,4 @@
-"""Settings by which the runs of a comparison would write over each other."""
+"""Detect settings that would make runs overwrite each other's files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WITHIN |= {'filename_tmpl'}
 
 
 def _is_output(key: str, value: object) -> bool:
-    """Whether a setting names a place that its run writes to, outside of its own."""
+    """Whether a setting names an output path outside the run's own folder."""
     if not (isinstance(value, (str, os.PathLike)) and os.fspath(value)):
         return False
     name, path = key.split('.')[-1], Path(value)
@@ -47,7 +47,7 @@ def _is_output(key: str, value: object) -> bool:
 
 
 def check_outputs(config: str | Path, cfg: Config) -> None:
-    """Refuse settings by which one run would overwrite what another one wrote."""
+    """Refuse settings that would make runs overwrite each other's files."""
     for key, value in leaves(cfg, _PARTS).items():
         if _is_output(key, value):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Runs trained and tested, in processes of their own."""
+"""Train and test runs in subprocesses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ GRACE = 60
 
 
 def _started_at(pid: int) -> str:
-    """When a process was started, which tells it from a later one of its number."""
+    """Start time of a process, which identifies it if its id is reused."""
     with contextlib.suppress(OSError):
         return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]
     return ''
@@ -47,9 +47,9 @@ def _family(pid: int) -> dict[int, str]:
 
 
 class Children:
-    """The processes that runs have started, so that another thread can end them.
+    """The subprocesses of runs, so that another thread can end them.
 
-    With those that they have started: torchrun's, and workers of data loaders.
+    Their own children are ended too: those of torchrun and workers of data loaders.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Children:
         self._ended = False
 
     def start(self, command: list[str], **how: Any) -> subprocess.Popen:
-        """Start a process, as :class:`subprocess.Popen` does.
+        """Start a process with the arguments of :class:`subprocess.Popen`.
 
         Raises:
             RuntimeError: If all were ended before.
@@ -150,27 +150,27 @@ def execute(
     environment: Mapping[str, str] | None = None,
     children: Children | None = None,
 ) -> Iterator[str]:
-    """Train and test one run, in processes of their own.
+    """Train and test one run in subprocesses.
 
-    A finished run, or one that diverged, is left as it is, a half-finished one goes on
-    from its last checkpoint.
+    A finished or diverged run is left as it is. A half-finished one resumes from its
+    last checkpoint.
 
     Args:
         run (Run): The run.
         launch (Launch): How its processes are started.
-        environment (Mapping[str, str], optional): What their environment has in
-            addition to this process's.
-        children (Children, optional): Where they can be ended from another thread.
+        environment (Mapping[str, str], optional): Additional environment variables.
+        children (Children, optional): Keeps the subprocesses, so that another thread
+            can end them.
 
     Yields:
         str: Lines of progress.
 
     Raises:
         OSError: If there is no space left.
-        RuntimeError: If a process fails, with the end of its log, or another one
-            works in the folder.
-        ValueError: If the file system of the folder has no locks, or files to train
-            or test on have changed since this run or another one began.
+        RuntimeError: If a subprocess fails (the message has the end of its log), or
+            another process works in the folder.
+        ValueError: If the file system has no locks, or files that the run reads have
+            changed since the comparison began.
     """
     if run.is_over:
         yield over(run)
@@ -206,7 +206,7 @@ def execute(
 
 
 def over(run: Run) -> str:
-    """How a run ended that is over, in a sentence."""
+    """One sentence on how a run ended."""
     if (result := run.result) and result.diverged:
         return (
             f'diverged at iteration {result.diverged.iteration}, and is left out: '
@@ -216,7 +216,7 @@ def over(run: Run) -> str:
 
 
 def _note_inputs(run: Run) -> dict[str, str]:
-    """Keep what a run is going to read, unless others of its comparison read else."""
+    """Store the fingerprint of a run; refuse one that differs from other runs'."""
     comparison = run.work_dir.parents[1]
     others = [
         replace(run, stem=folder.parent.name, work_dir=folder)

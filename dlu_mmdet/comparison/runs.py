@@ -1,4 +1,4 @@
-"""The runs of a comparison: a config with an upsampler and a seed, and its folder."""
+"""A run of a comparison: one config, upsampler and seed, with its own folder."""
 
 from __future__ import annotations
 
@@ -135,12 +135,12 @@ class Run:
     """One config, trained and tested with one seed.
 
     Args:
-        name (str): Of the config within the comparison.
-        source (str): The config file or name as it was given.
-        stem (str): What its files are called by.
-        cfg (Config): Complete, with the seed and every option in it.
-        seed (int): Of weights and data order.
-        work_dir (Path): Folder of this run alone.
+        name (str): Name of the config in the comparison.
+        source (str): The config file or name, as the user gave it.
+        stem (str): Stem of its file names.
+        cfg (Config): The complete config, with the seed and all options.
+        seed (int): Seed of weights and data order.
+        work_dir (Path): Folder of this run.
     """
 
     name: str
@@ -152,36 +152,36 @@ class Run:
 
     @property
     def config(self) -> Path:
-        """The complete config of the run, next to its work directory.
+        """File of the complete config, next to the work directory.
 
-        Inside, mmengine leaves its own dump under the same file name.
+        Inside, mmengine writes its own dump under the same name.
         """
         return self.work_dir.with_suffix('.py')
 
     @property
     def result_file(self) -> Path:
-        """Written last: a run that has it is finished."""
+        """The result; written last, so a run that has it is over."""
         return self.work_dir / 'result.json'
 
     @property
     def matches_file(self) -> Path:
-        """The matches of its detections, see
+        """File of the matched detections, see
         :class:`~dlu_mmdet.evaluation.average_precision.Evaluation`."""
         return self.work_dir / 'matches.npz'
 
     @property
     def predictions(self) -> Path:
-        """What the test of the last checkpoint found, by ``dlu_mmdet test --out``."""
+        """Detections of the last checkpoint, from ``dlu_mmdet test --out``."""
         return self.work_dir / 'predictions.pkl'
 
     @property
     def checkpoint(self) -> Path | None:
-        """The last whole checkpoint, if there is one."""
+        """The last complete checkpoint, if any."""
         return latest_checkpoint(self.work_dir)
 
     @property
     def result(self) -> RunResult | None:
-        """What its result file holds, if there is one."""
+        """The content of the result file, if any."""
         if not self.result_file.exists():
             return None
         remedy = (
@@ -202,10 +202,10 @@ class Run:
 
     @property
     def existing_result(self) -> RunResult:
-        """What its result file holds, which must be there.
+        """The content of the result file.
 
         Raises:
-            FileNotFoundError: If it is not.
+            FileNotFoundError: If the file does not exist.
         """
         if (result := self.result) is None:
             raise FileNotFoundError(
@@ -223,14 +223,14 @@ class Run:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to do: it is finished, or it diverged."""
+        """Whether the run is finished or has diverged."""
         return self.result_file.exists()
 
     @property
     def inputs(self) -> dict[str, str] | None:
-        """What it was trained and tested on, a :func:`fingerprint`.
+        """The :func:`fingerprint` of the files it was trained and tested on.
 
-        None for a run that has nothing to go on from, or is of an earlier version.
+        None for a run without a checkpoint, or of an earlier version.
         """
         if (result := self.result) is not None:
             return result.inputs
@@ -243,12 +243,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a run's processes are started on the machine that it is on.
+    """How the processes of a run are started.
 
     Args:
         launcher (str): 'none', or 'pytorch' (torchrun on one machine).
-        processes (int): Number of processes, one a GPU.
-        train_flags (tuple[str, ...]): More flags for the training.
+        processes (int): Number of processes, one per GPU.
+        train_flags (tuple[str, ...]): Additional flags of the training command.
         commands (str, optional): Package of the modules ``train`` and ``test``.
             Defaults to :data:`COMMANDS`.
     """
@@ -277,7 +277,7 @@ class Launch:
         return [*start, *map(str, arguments), *end]
 
     def train(self, run: Run) -> list[str]:
-        """The command line that trains a run, from where it is."""
+        """The command line that trains or resumes a run."""
         return self.command(
             'train',
             run.config,
@@ -306,7 +306,7 @@ ALONE = Launch()
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file that is whole or not there at all."""
+    """Write a file atomically."""
     content = content.encode() if isinstance(content, str) else content
     with atomic_write(path) as partial:
         partial.write_bytes(content)
@@ -319,8 +319,8 @@ def write(path: Path, content: str | bytes) -> None:
 def directory_lock(work_dir: Path) -> Iterator[int]:
     """Lock a folder; yields a file descriptor that child processes inherit.
 
-    A child that outlives its parent, say after a kill -9 of the latter alone,
-    still holds the folder: nobody trains into it at the same time.
+    A child that outlives its parent, say after a kill -9 of the parent, keeps the lock,
+    so no other process trains in the folder at the same time.
     """
     with (work_dir / 'lock').open('w') as lock:
         try:

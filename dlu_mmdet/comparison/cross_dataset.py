@@ -1,4 +1,4 @@
-"""Results of several data sets side by side: does the order hold on all of them?"""
+"""Compare the results of upsamplers across data sets."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], RunResult]:
     """Read the results of one data set.
 
     Args:
-        folder (str | Path): With the ``result.json`` of runs of ``dlu_mmdet compare``
-            at any depth, under any names that end with .json.
+        folder (str | Path): Folder with ``result.json`` files of ``dlu_mmdet compare``
+            at any depth, under any name that ends with .json.
 
     Returns:
         dict[tuple[str, int], RunResult]: Results by upsampler and seed.
 
     Raises:
-        FileNotFoundError: If there is no folder, or no result in it.
-        ValueError: If two files hold the same upsampler and seed, or are of other data,
-            or one is damaged.
+        FileNotFoundError: If the folder does not exist or has no result.
+        ValueError: If two files have the same upsampler and seed or differ in data, or
+            a file is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -99,7 +99,7 @@ def _read_result(file: Path) -> RunResult | None:
 
 
 def _refuse_other_data(file: Path, hashes: Mapping[Path, dict[str, str]]) -> None:
-    """Refuse a result of other data than those that were read before it."""
+    """Refuse a result whose data differ from those of earlier results."""
     for other, known in hashes.items():
         # detectors may read other parts of it
         common = sorted(hashes[file].keys() & known.keys())
@@ -116,7 +116,7 @@ def _cells(
     metric: str,
     category: str | None = None,
 ) -> dict[tuple[str, int], float]:
-    """A metric by upsampler and seed, where there is an object to find."""
+    """A metric by upsampler and seed; without those that have no object."""
     values = {}
     for key, result in results.items():
         scores = result.scores if category is None else result.classes.get(category, {})
@@ -135,7 +135,7 @@ def _means(cells: Mapping[tuple[str, int], float]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class CrossDatasetResults:
-    """Results of several data sets, and what they have in common.
+    """Results of upsamplers on several data sets.
 
     Args:
         sets (Mapping[str, Mapping]): Results of :func:`read_results` by data set.
@@ -168,9 +168,9 @@ class CrossDatasetResults:
     ) -> dict[str, Difference]:
         """Differences to the baseline on one data set, by upsampler.
 
-        Over the seeds that both have; an upsampler without a common seed is left out.
-        The intervals are about other seeds on the same test images, see
-        :func:`~dlu_mmdet.evaluation.significance.seed_difference`.
+        Each is taken over the seeds that both upsamplers have; an upsampler without a
+        common seed is left out. The intervals cover other seeds on the same test
+        images, see :func:`~dlu_mmdet.evaluation.significance.seed_difference`.
         """
         cells = _cells(self.sets[name], metric, category)
         found = {}
@@ -187,14 +187,14 @@ class CrossDatasetResults:
         return found
 
     def _images(self, name: str, metric: str) -> float:
-        """Test images with objects of a metric; infinite if the results do not say."""
+        """Number of test images with objects of a metric; infinite if unknown."""
         counts = [
             r.images[metric] for r in self.sets[name].values() if metric in r.images
         ]
         return min(counts, default=np.inf)
 
     def categories(self, name: str) -> list[str]:
-        """Class names of a data set, of results that have them."""
+        """Class names of a data set, from its results."""
         return list(
             dict.fromkeys(
                 category
@@ -204,11 +204,10 @@ class CrossDatasetResults:
         )
 
     def common(self, metric: str = 'AP') -> dict[str, Difference]:
-        """Differences to the baseline over data sets: a paired t interval.
+        """Mean differences to the baseline over data sets, with paired t intervals.
 
-        Of the upsamplers that every data set has, each with its difference of the means
-        over seeds: the variance is how differently an upsampler fares from set to set,
-        so the interval is about data sets like these.
+        Of the upsamplers that all data sets have. The variance is that between data
+        sets, so the interval covers other data sets like these.
         """
         columns = [self.differences(name, metric) for name in self.sets]
         everywhere = [u for u in columns[0] if all(u in column for column in columns)]
@@ -224,9 +223,9 @@ class CrossDatasetResults:
 
     @property
     def upsamplers(self) -> list[str]:
-        """Names, the best mean difference in AP to the baseline first.
+        """Names by descending mean difference in AP to the baseline.
 
-        Those without a seed in common with it come last.
+        Upsamplers without a common seed come last.
         """
         gains: dict[str, list[float]] = {
             upsampler: [] for results in self.sets.values() for upsampler, _ in results
@@ -239,12 +238,11 @@ class CrossDatasetResults:
         return sorted(means, key=lambda upsampler: -means[upsampler])
 
     def rank_correlations(self) -> list[tuple[str, str, int, float, float]]:
-        """Kendall's tau between the orders on two data sets.
+        """Kendall's tau between the rankings on two data sets.
 
         Returns:
-            list[tuple]: Names of two sets, the number of upsamplers that both have,
-            tau of their mean AP, and the exact probability of one as far from 0 for
-            unrelated orders.
+            list[tuple]: Names of two data sets, number of common upsamplers, tau of
+            their mean AP, and its exact two-sided p-value.
         """
         values, found = self.values(), []
         for one, other in combinations(self.sets, 2):
@@ -274,7 +272,7 @@ class CrossDatasetResults:
         }
 
     def accuracy_table(self) -> list[list[str]]:
-        """Header and lines: AP on every data set, mean ± standard deviation (seeds)."""
+        """Header and rows: mean AP ± standard deviation (number of seeds)."""
         values = self.values()
         table = [['upsampler', *self.sets]]
         for upsampler in self.upsamplers:
@@ -290,7 +288,7 @@ class CrossDatasetResults:
         return table
 
     def difference_table(self, metric: str = 'AP') -> list[list[str]]:
-        """Header and lines: differences to the baseline, and over all data sets."""
+        """Header and rows: differences to the baseline, by data set and overall."""
         several = len(self.sets) > 1
         columns = {name: self.differences(name, metric) for name in self.sets}
         if several:
@@ -309,7 +307,7 @@ class CrossDatasetResults:
         return table
 
     def size_table(self) -> list[list[str]]:
-        """Header and lines: differences by IoU threshold and size of the objects."""
+        """Header and rows: differences by IoU threshold and object size."""
         table = [['data set', 'upsampler', *SIZES]]
         for name in self.sets:
             columns = [self.differences(name, metric) for metric in SIZES]
@@ -320,7 +318,7 @@ class CrossDatasetResults:
         return table
 
     def class_table(self) -> list[list[str]]:
-        """Header and lines: differences in AP by class, where there are several."""
+        """Header and rows: differences in AP by class, of sets with several."""
         upsamplers = [name for name in self.upsamplers if name != self.baseline]
         table = [['data set', 'class', *upsamplers]]
         for name in self.sets:
@@ -333,7 +331,7 @@ class CrossDatasetResults:
         return table
 
     def rank_table(self) -> list[list[str]]:
-        """Header and lines: agreement of the orders of two data sets."""
+        """Header and rows: rank correlations between data sets."""
         found = self.rank_correlations()
         adjusted = holm([line[-1] for line in found])
         return [['data sets', 'upsamplers', "Kendall's tau", 'p (Holm)']] + [
@@ -342,7 +340,7 @@ class CrossDatasetResults:
         ]
 
     def markdown(self) -> str:
-        """All tables, with what a reader has to know."""
+        """All tables with notes, as Markdown."""
         parts = []
         for table, texts in (
             (self.accuracy_table(), 1),
@@ -380,13 +378,13 @@ def _short(difference: Difference | None) -> str:
 
 
 def plot(across: CrossDatasetResults) -> Figure:
-    """Data sets in columns, upsamplers in rows, differences with their intervals.
+    """Plot differences with their intervals: a column a data set, a row an upsampler.
 
     Args:
         across (CrossDatasetResults): The results.
 
     Returns:
-        Figure: A small dot for each seed that the baseline has too.
+        Figure: Small dots are the seeds that the baseline has too.
     """
     names = [name for name in across.upsamplers if name != across.baseline]
     columns: Sequence[str] = [*across.sets]
@@ -417,7 +415,7 @@ def plot(across: CrossDatasetResults) -> Figure:
 
 
 def _panel(axis, names: Sequence[str], found: Mapping, color: str = '#0072b2') -> None:
-    """One data set's differences, the first name on top; filled where significant."""
+    """Draw one data set's differences; significant ones have filled markers."""
     starred = significant(found)
     for y, upsampler in enumerate(reversed(names)):
         if upsampler in found:

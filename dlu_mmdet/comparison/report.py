@@ -1,4 +1,4 @@
-"""A comparison as pictures and as one page."""
+"""Figures and HTML report of a comparison."""
 
 from __future__ import annotations
 
@@ -77,19 +77,19 @@ def new_figure(
 
 
 def _colors(rows: Sequence[Row]) -> dict[str, str]:
-    """One color for each upsampler, the same in every picture."""
+    """A color for each upsampler, the same in all figures."""
     names = sorted(row.name for row in rows)
     return {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
 
 
 def _markers(rows: Sequence[Row]) -> dict[str, str]:
-    """A marker for each upsampler: another where the colors begin anew."""
+    """A marker for each upsampler; it changes where the colors repeat."""
     names = sorted(row.name for row in rows)
     return {name: 'osD^v'[i // len(COLORS) % 5] for i, name in enumerate(names)}
 
 
 def plot_accuracy(rows: Sequence[Row]) -> Figure:
-    """AP against the upsamplers' parameters and against the neck's latency.
+    """Plot AP against the upsamplers' parameters and the neck's latency.
 
     Args:
         rows (Sequence[Row]): One for each upsampler.
@@ -125,7 +125,7 @@ def plot_accuracy(rows: Sequence[Row]) -> Figure:
 
 
 def plot_differences(summary: Summary) -> Figure:
-    """Differences to the baseline with their 95 % intervals.
+    """Plot differences to the baseline with 95 % intervals.
 
     Args:
         summary (Summary): With differences.
@@ -172,7 +172,7 @@ def plot_differences(summary: Summary) -> Figure:
 
 
 def plot_learning(summary: Summary) -> Figure:
-    """Loss against iterations and, where runs were validated on the way, AP.
+    """Plot the loss and, with several validations, the AP during training.
 
     Args:
         summary (Summary): The comparison.
@@ -214,14 +214,14 @@ def plot_learning(summary: Summary) -> Figure:
 
 
 def save(summary: Summary, work_dir: str | Path) -> Path:
-    """Write the pictures and report.html, which holds them all.
+    """Write the figures and ``report.html``, which contains them.
 
     Args:
         summary (Summary): The comparison.
-        work_dir (str | Path): Folder, which exists.
+        work_dir (str | Path): Existing folder.
 
     Returns:
-        Path: The page.
+        Path: The HTML page.
     """
     work_dir = Path(work_dir)
     figure = plot_accuracy(summary.rows)

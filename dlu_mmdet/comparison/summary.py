@@ -1,4 +1,4 @@
-"""The summary of a comparison: accuracy, costs, and significant differences."""
+"""Summary of a comparison: accuracy, cost and significant differences."""
 
 from __future__ import annotations
 
@@ -249,14 +249,14 @@ class Summary:
 
 
 def image_size(cfg: Config) -> tuple[int, int]:
-    """Height and width of a test image of 3:2 or so, padded as the config pads.
+    """Size of a typical test image after resizing and padding.
 
     Args:
-        cfg (Config): With a ``Resize`` to a scale (long, short) in the test
-            pipeline; without one it is taken to be 800 x 1333.
+        cfg (Config): The config. Without a ``Resize`` to (long, short) in its test
+            pipeline, 800 x 1333 is assumed.
 
     Returns:
-        tuple[int, int]: Pixels, height first.
+        tuple[int, int]: Height and width in pixels.
     """
     found = iter_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
     pipeline = next((s.cfg.get('pipeline') for s in found), None) or []
@@ -302,12 +302,12 @@ def published(cfg: Config, num_images: int | None = None) -> tuple[float | None,
     """Published AP of a config's detector and upsampler, and by whom.
 
     Args:
-        cfg (Config): Complete.
-        num_images (int, optional): How many images it was tested on.
+        cfg (Config): The complete config.
+        num_images (int, optional): Number of test images.
 
     Returns:
-        tuple[float | None, str]: None and nothing, unless detector, backbone, neck,
-        schedule and data are those of the publication.
+        tuple[float | None, str]: Box AP in percent and its source; None and '' unless
+        detector, backbone, neck, schedule and data match the publication.
     """
     neck = cfg.model.neck
     none: tuple[float | None, str] = None, ''
@@ -347,12 +347,12 @@ def _published_config(detector: str) -> Config:
 
 
 def _is_within(given: Mapping, usual: Mapping) -> bool:
-    """Whether all that is given is as usual."""
+    """Whether all given values equal the usual ones."""
     return all(key in usual and usual[key] == value for key, value in given.items())
 
 
 def _is_coco_2017(cfg: Config) -> bool:
-    """Whether a config's data are all of COCO 2017, as far as they are there."""
+    """Whether a config's data are COCO 2017; missing files are not checked."""
     for split, (name, number) in _COCO_2017.items():
         key = f'{split}_dataloader.dataset'
         found = list(iter_datasets(cfg[f'{split}_dataloader'].dataset, key))
@@ -372,16 +372,16 @@ def _is_coco_2017(cfg: Config) -> bool:
 def measure_costs(
     runs: Sequence[Run], device: str | None = None, rounds: int = 10
 ) -> dict[str, Costs]:
-    """Parameters, FLOPs, and time and memory of the necks, measured now.
+    """Count parameters and FLOPs; measure latency and memory of the necks.
 
-    Latency is that of the neck alone in inference, for one image of the size
-    that the config tests at; the necks take turns, so that a busy machine slows all
-    alike. Weights play no part: the detectors are new.
+    Latency is the inference time of the neck alone for one image of the config's test
+    size. The necks are timed in turns, so that other load affects all alike. The
+    detectors have random weights.
 
     Args:
-        runs (Sequence[Run]): Runs of a comparison; each config counts once.
-        device (str, optional): Defaults to the GPU if there is one.
-        rounds (int): Timed runs of each neck.
+        runs (Sequence[Run]): Runs of a comparison; each config is measured once.
+        device (str, optional): Defaults to the GPU, if any.
+        rounds (int): Number of timed runs of each neck.
 
     Returns:
         dict[str, Costs]: By name of the run.
@@ -417,18 +417,18 @@ def measure_costs(
 
 
 def check_before_training(runs: Sequence[Run]) -> None:
-    """Run the steps that follow a training on untrained detectors, to fail early.
+    """Try the steps after training on untrained detectors, to fail early.
 
-    Data, evaluators and heads are checked, nothing is scored against the test set,
-    and every neck is timed once.
+    Checks data, evaluators and heads, evaluates without any detection, and times every
+    neck once.
 
     Args:
-        runs (Sequence[Run]): Runs of a comparison; each config counts once.
+        runs (Sequence[Run]): Runs of a comparison; each config is checked once.
 
     Raises:
         FileNotFoundError: If data are missing.
-        ValueError: If data, evaluators and heads do not belong together, or there is
-            nothing to find.
+        ValueError: If data, evaluators and heads do not match, a model cannot run, or
+            the test set has no objects.
     """
     each = {run.name: run for run in runs}.values()
     check_data(next(iter(each)).cfg, ('train', 'val', 'test'), hold=False)
@@ -459,20 +459,21 @@ def summarize(
     """Summarize the finished runs of a comparison.
 
     Args:
-        runs (Sequence[Run]): What :func:`~dlu_mmdet.comparison.plan.plan` listed.
+        runs (Sequence[Run]): From :func:`~dlu_mmdet.comparison.plan.plan`.
         baseline (str, optional): Name of the run that others are compared with.
             Defaults to 'bilinear', or else the first.
-        groups (int): Of test images, which are left out in turn, at most.
-        rounds (int): Timed runs of each neck.
-        progress (Callable): Called with evaluations scored and their number.
+        groups (int): Number of groups of test images, at most; one is left out at a
+            time.
+        rounds (int): Number of timed runs of each neck.
+        progress (Callable): Called with the number of scored evaluations and of all.
 
     Returns:
         Summary: Accuracy, costs and differences. Runs that diverged are left out and
         listed.
 
     Raises:
-        FileNotFoundError: If the matches of a finished run are gone.
-        ValueError: If no run is finished, or the baseline is none of them.
+        FileNotFoundError: If the matches of a finished run are missing.
+        ValueError: If no run is finished, or none of them is the baseline.
     """
     finished = [run for run in runs if run.state == 'finished']
     if not finished:
@@ -545,7 +546,7 @@ def _giga(flops: int | None) -> str:
 
 
 def divergences(summary: Summary) -> list[str]:
-    """Which runs diverged and are left out, a sentence for each upsampler."""
+    """One sentence for each upsampler with diverged runs, which are left out."""
     found: dict[str, list[tuple[int, Divergence]]] = {}
     for run in summary.diverged:
         if run.diverged:
@@ -564,7 +565,7 @@ def divergences(summary: Summary) -> list[str]:
 
 
 def accuracy_table(summary: Summary) -> list[list[str]]:
-    """Header and lines: accuracy, size and training time of every upsampler."""
+    """Header and rows: accuracy, parameters and training time."""
     lost = Counter(run.name for run in summary.diverged)
     known = [row for row in summary.rows if row.published_ap is not None]
     table = [
@@ -596,7 +597,7 @@ def accuracy_table(summary: Summary) -> list[list[str]]:
 
 
 def cost_table(rows: Sequence[Row]) -> list[list[str]]:
-    """Header and lines: FLOPs, latency and memory of every upsampler."""
+    """Header and rows: FLOPs, latency and memory."""
     table = [
         ['upsampler', 'upsamplers GFLOPs', 'detector GFLOPs', 'neck ms', 'neck MB']
     ]
@@ -614,7 +615,7 @@ def cost_table(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def difference_table(summary: Summary) -> list[list[str]]:
-    """Header and lines: differences to the baseline, with their intervals."""
+    """Header and rows: differences to the baseline with their intervals."""
     table = [
         ['upsampler', 'metric', f'minus {summary.baseline}', '95 % interval']
         + ['significant at 5 %', 'p (Holm)', 'each seed', 'objects', 'images']
@@ -656,7 +657,7 @@ def _verdict(found: MetricDifference) -> str:
 
 
 def notes(summary: Summary) -> list[str]:
-    """What a reader of the tables has to know, a sentence or two each."""
+    """Notes on how to read the tables."""
     environment = summary.environment
     height, width = summary.rows[0].costs.image_size
     found = [
@@ -678,7 +679,7 @@ def notes(summary: Summary) -> list[str]:
 
 
 def difference_note(summary: Summary) -> str:
-    """How the differences were made, and from how many seeds and images they hold."""
+    """Note on how the differences and their intervals are computed."""
     tested = [
         each[PRIMARY]
         for each in summary.differences.values()
@@ -709,7 +710,7 @@ def save(summary: Summary, work_dir: str | Path) -> None:
 
     Args:
         summary (Summary): From :func:`summarize`.
-        work_dir (str | Path): Folder, which exists.
+        work_dir (str | Path): Existing folder.
     """
     work_dir = Path(work_dir)
     write(work_dir / 'comparison.json', to_json(summary.to_json()))

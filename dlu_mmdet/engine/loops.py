@@ -1,4 +1,4 @@
-"""Loops, schedules and hooks that would do nothing, or would not end."""
+"""Refuse loops, schedules and hooks that have no effect or never end."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ _NO_IMAGES = (
 
 
 def check_loops(runner: Runner, mode: str) -> None:
-    """Build a runner's loops, and check that each has something to do.
+    """Build and check the loops of a runner.
 
     Args:
-        runner (Runner): Not yet run.
+        runner (Runner): The runner, before it runs.
         mode (str): 'train' or 'test'.
 
     Raises:
-        ValueError: If a dataloader gives no batch, leaves out images that are scored,
-            or never ends where a loop waits for its end; or if a hook has an option
-            that nothing takes, or follows a metric that nothing reports.
+        ValueError: If a dataloader has no batch, drops images of an evaluation or is
+            infinite in an epoch-based loop, or if a hook has an unknown option or
+            monitors a metric that no evaluator reports.
     """
     for split in ('train', 'val') if mode == 'train' else ('test',):
         key = f'{split}_dataloader'

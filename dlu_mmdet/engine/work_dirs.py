@@ -1,4 +1,4 @@
-"""Work directories: whose run is in one, and what can be done with it."""
+"""Check work directories, and suggest commands after a training."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ _LISTED = 3
 def check_unoccupied(cfg: Config) -> None:
     """Refuse to train in a folder that has checkpoints of another config.
 
-    A training that is resumed goes on with those that are there.
+    A resumed training may continue them.
 
     Args:
-        cfg (Config): Complete, with ``work_dir``.
+        cfg (Config): The complete config, with ``work_dir``.
 
     Raises:
-        ValueError: If the folder has checkpoints, and the config beside them is
-            another than this one.
+        ValueError: If the folder has checkpoints of a different config.
     """
     folder = Path(cfg.work_dir)
     if cfg.get('resume') or not any(folder.glob('*.pth')):
@@ -77,14 +76,14 @@ def _leaves(settings: Mapping) -> Iterator[tuple[str, object]]:
 
 
 def next_commands(runner: Runner) -> str:
-    """The commands that a finished training is followed by.
+    """Commands to run after a training.
 
     Args:
-        runner (Runner): After its training.
+        runner (Runner): The runner, after training.
 
     Returns:
-        str: A line for each, to be pasted; empty where there is no checkpoint, and in
-        other processes than the first.
+        str: One command per line; empty without a checkpoint and in processes other
+        than the first.
     """
     folder = _short(runner.work_dir)
     last = folder / 'last_checkpoint'

@@ -70,18 +70,18 @@ class MetricDifference:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What pycocotools' ``evaluate`` found for a detector on a data set.
+    """Matches of a detector on a data set, as pycocotools' ``evaluate`` finds them.
 
-    Detections come category after category, in the order that was asked for, and by
-    falling score in each. A areas (all, small, medium, large), T IoU thresholds (0.50
-    to 0.95), K categories, I images, D detections.
+    Detections are sorted by category, in the order requested, and then by descending
+    score. A areas (all, small, medium, large), T IoU thresholds (0.50 to 0.95), K
+    categories, I images, D detections.
 
     Attributes:
-        start (np.ndarray): (K + 1,) int64, where each category begins.
+        start (np.ndarray): (K + 1,) int64, index of each category's first detection.
         image (np.ndarray): (D,) int32, index of each detection's image.
         hit (np.ndarray): (A, T, D) bool, true positives.
         ignored (np.ndarray): (A, T, D) bool, detections that do not count.
-        objects (np.ndarray): (A, K, I) int32, objects to be found.
+        objects (np.ndarray): (A, K, I) int32, number of ground-truth objects.
     """
 
     start: np.ndarray
@@ -94,13 +94,13 @@ class Evaluation:
     def from_coco(
         cls, coco: COCO, detections: list[dict], category_ids: Sequence[int]
     ) -> Evaluation:
-        """Match detections with pycocotools, each image once.
+        """Match detections with pycocotools.
 
         Args:
-            coco (COCO): The annotations; every image of them counts.
+            coco (COCO): The annotations; all of their images are evaluated.
             detections (list[dict]): COCO results: ``image_id``,
                 ``category_id``, ``bbox`` (x, y, width, height), ``score``.
-            category_ids (Sequence[int]): Categories that count.
+            category_ids (Sequence[int]): Categories to evaluate.
 
         Returns:
             Evaluation: The matches of all images.
@@ -156,7 +156,7 @@ class Evaluation:
         )
 
     def save(self, path: str | Path | BinaryIO) -> None:
-        """Write it to an .npz file, by path or open."""
+        """Write an .npz file, to a path or an open file."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
         np.savez_compressed(path, **arrays)
 
@@ -165,8 +165,8 @@ class Evaluation:
         """Read what :meth:`save` wrote.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is damaged, or something else.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If it is damaged or of another kind.
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
@@ -196,7 +196,7 @@ class Evaluation:
         return self.objects.shape[2]
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Number of objects, and of images that have any, behind each metric."""
+        """Number of objects and of images with objects, by metric."""
         return {
             name: dict(
                 objects=int(self.objects[area].sum()),
@@ -206,7 +206,7 @@ class Evaluation:
         }
 
     def category(self, k: int) -> Evaluation:
-        """The evaluation of one category alone.
+        """The evaluation of one category.
 
         Args:
             k (int): Index of the category, below K.
@@ -224,10 +224,11 @@ class Evaluation:
         )
 
     def score(self) -> dict[str, float | None]:
-        """COCO's metrics of the data set itself.
+        """COCO's metrics of the data set.
 
         Returns:
-            dict: By name as in :data:`METRICS`; None where there is no object to find.
+            dict[str, float | None]: Fractions by :data:`METRICS`; None without an
+            object.
         """
         values = self.metrics(np.ones((1, self.num_images), dtype=int))[0]
         return {
@@ -238,17 +239,16 @@ class Evaluation:
     def metrics(
         self, weights: np.ndarray, names: Sequence[str] = tuple(METRICS)
     ) -> np.ndarray:
-        """COCO's metrics of data sets made of these images.
+        """COCO's metrics of B weighted copies of the data set.
 
-        Equal to running pycocotools on images left out or repeated as ``weights`` says.
-        Where images are repeated and several detections of an image have one score,
-        the result of pycocotools depends on the order of the copies; here all copies of
-        a detection come before the next one. Only a hit can raise the interpolated
-        precision, so precision and recall are needed at hits alone.
+        Equals pycocotools on data sets that repeat or leave out images. Where images
+        repeat and detections have equal scores, the result of pycocotools depends on
+        the order of the copies; here all copies of a detection come before the next
+        detection. Only true positives can raise the interpolated precision, so
+        precision and recall are computed at true positives alone.
 
         Args:
-            weights (np.ndarray): (B, I) int, how often each data set has each
-                image.
+            weights (np.ndarray): (B, I) int, multiplicity of each image.
             names (Sequence[str]): Metrics, keys of :data:`METRICS`.
 
         Returns:
@@ -318,14 +318,15 @@ def _average_precision(
 
 
 def leave_out(num_images: int, groups: int) -> np.ndarray:
-    """Data sets that lack one group of images each.
+    """Image weights that leave out one group of images at a time.
 
     Args:
-        num_images (int): I.
-        groups (int): Number of groups, at most; G is this or I. Images take turns.
+        num_images (int): Number of images I.
+        groups (int): Maximum number of groups; G = min(groups, I). Image i belongs to
+            group i mod G.
 
     Returns:
-        np.ndarray: (G, I) int64, 0 for the images that are left out, 1 for the others.
+        np.ndarray: (G, I) int64, 0 for images that are left out and 1 for the others.
     """
     groups = min(groups, num_images)
     group = np.arange(num_images) % groups
@@ -341,27 +342,26 @@ def differences_to_baseline(
 ) -> dict[str, dict[str, MetricDifference]]:
     """Difference of each upsampler to the baseline, with a 95 % interval.
 
-    The interval is about other training seeds and other test images together: Welch's
-    interval of the means over seeds, see
+    The interval covers other training seeds and other test images: Welch's interval of
+    the means over seeds, see
     :func:`~dlu_mmdet.evaluation.significance.seed_difference`, with the variance over
-    images as a third term: the jackknife's covariance of the differences of two seeds,
-    where every group of images is left out of all runs in turn. What a seed and an
-    image do together is in the variance over seeds. The interval is never narrower
-    than that for other images alone, which is what it is with one seed.
+    images as a third term. That is the jackknife's covariance of the differences of two
+    seeds, where one group of images is left out of all runs at a time. The interaction
+    of seeds and images is part of the variance over seeds. The interval is never
+    narrower than the one for other images alone, which is used with one seed.
 
-    Only the p-values of :data:`PRIMARY` are corrected, over all upsamplers, and
-    called significant or not.
+    Only the p-values of :data:`PRIMARY` are corrected, over all upsamplers, and tested.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11.
 
     Args:
-        evaluations (Mapping[str, Mapping[int, Evaluation]]): For each upsampler the
-            evaluation of each seed, all on the same images. A difference is taken over
-            the seeds that both upsamplers have.
+        evaluations (Mapping[str, Mapping[int, Evaluation]]): Evaluations by upsampler
+            and seed, all on the same images. A difference is taken over the seeds that
+            both upsamplers have.
         baseline (str): Key of the upsampler that others are compared with.
-        groups (int): Number of groups of images, at most.
+        groups (int): Maximum number of groups of images.
         names (Sequence[str]): Metrics, keys of :data:`METRICS`.
-        progress (Callable): Called with the evaluations done and their number.
+        progress (Callable): Called with the number of scored evaluations and of all.
 
     Returns:
         dict[str, dict[str, MetricDifference]]: By upsampler and metric. There is no
@@ -369,8 +369,8 @@ def differences_to_baseline(
         without an object and upsamplers without a common seed are left out.
 
     Raises:
-        ValueError: If the baseline is not there, an upsampler has no evaluation, or
-            they are not of the same images.
+        ValueError: If the baseline is missing, an upsampler has no evaluation, or the
+            evaluations differ in images or objects.
     """
     if baseline not in evaluations:
         raise ValueError(

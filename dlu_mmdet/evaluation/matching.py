@@ -1,4 +1,4 @@
-"""Matching of detections to ground truth, as COCO's evaluation does it."""
+"""Match detections to ground truth by the rules of COCO's evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_DETECTIONS = 100
 
 @dataclass(frozen=True)
 class Matches:
-    """Which detection found which object of one image, at one IoU.
+    """Matches of detections and objects in one image at one IoU threshold.
 
     Attributes:
         det_gt (np.ndarray): (D,) int64, index of the ground truth that each
@@ -131,17 +131,16 @@ def match_detections(
 
 
 def disagreement(matches: Sequence[Matches]) -> tuple[int, int]:
-    """Say how far two of several detectors disagree on one image.
+    """How far the two most different detectors disagree on one image.
 
     Args:
         matches (Sequence[Matches]): Matches of at least two detectors to the
             same ground truth.
 
     Returns:
-        tuple[int, int]: For the two that disagree most, the number of objects
-        that one found and the other did not, then the difference between
-        their numbers of false positives. Tuples of several images compare in
-        this order.
+        tuple[int, int]: Number of objects that one found and the other did not, then
+        the difference of their numbers of false positives. The order of these tuples
+        ranks images by disagreement.
 
     Raises:
         ValueError: If there are fewer than two.

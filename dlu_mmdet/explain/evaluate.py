@@ -1,4 +1,4 @@
-"""Class activation maps of detections, and measures of how far to trust them."""
+"""Class activation maps of detections, and measures of their quality."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ CONTROLS = ('uniform, random order', "the detection's box")
 
 
 def find_detections(model: nn.Module, image: str, score_thr: float):
-    """Run a detector; drop what is below the threshold, and note the best score."""
+    """Detect in an image; drop low scores, and keep the best score."""
     inputs, sample = detect(model, image)
     found = sample.pred_instances
     best = float(found.scores.max()) if len(found) else None
@@ -62,7 +62,7 @@ def find_detections(model: nn.Module, image: str, score_thr: float):
 
 
 def check_target(target: str, classes: Sequence[str]) -> None:
-    """Refuse a class that --target names and nobody detects."""
+    """Refuse a class of --target that the detectors do not have."""
     kind, _, value = target.partition(':')
     if kind == 'class' and value not in classes:
         nearest = difflib.get_close_matches(value, classes, n=5, cutoff=0.3)
@@ -75,7 +75,7 @@ def check_target(target: str, classes: Sequence[str]) -> None:
 def pick_target(
     sample: DetDataSample, target: str, classes: Sequence[str]
 ) -> int | None:
-    """Find the detection that --target names, if it is there."""
+    """Index of the detection that --target names, or None."""
     kind, _, value = target.partition(':')
     labels = sample.pred_instances.labels.tolist()
     if kind == 'det':
@@ -85,13 +85,13 @@ def pick_target(
 
 
 def name_target(target: str) -> str:
-    """How a caption calls what --target names."""
+    """Caption of the detection that --target names."""
     kind, _, value = target.partition(':')
     return value if kind == 'class' else f'detection {value}'
 
 
 def same_object(sample: DetDataSample, box: torch.Tensor, label: int) -> int | None:
-    """Find another detector's detection of an object: the highest IoU."""
+    """Index of another detector's detection of an object, by the highest IoU."""
     found = sample.pred_instances
     ious = bbox_overlaps(box[None], found.bboxes)[0] * (found.labels == label)
     return int(ious.argmax()) if len(ious) and ious.max() >= 0.5 else None
@@ -104,7 +104,7 @@ def find_score(
     index: int,
     layer: str | None,
 ) -> tuple[Callable[[int], torch.Tensor], str]:
-    """A detection's score, for LayerScore, and the name of the layer to explain."""
+    """Score function of a detection, for LayerScore, and the layer's name."""
     run, level = detection_score(model, inputs, sample, index)
     layer = (layer or default_layer(model, level)).replace('{level}', str(level))
     find_layer(model, layer)  # there is such a layer
@@ -113,18 +113,18 @@ def find_score(
 
 @dataclass
 class Subject:
-    """What a row of the picture is to explain.
+    """The detection that a row of the picture explains.
 
     Attributes:
         name (str): The detector's.
         model (nn.Module): The detector.
         image (str): The image file.
-        inputs (torch.Tensor): As the network takes the image.
-        sample (DetDataSample): With all detections.
+        inputs (torch.Tensor): (1, C, H, W), the network's input.
+        sample (DetDataSample): All detections in the image.
         caption (str): Class and score, or why there is no detection.
-        index (int, optional): Which detection; None if there is none.
-        run (Callable, optional): Its score, for LayerScore.
-        layer (str): Name of the layer.
+        index (int, optional): Index of the detection; None if there is none.
+        run (Callable, optional): Its score function, for LayerScore.
+        layer (str): Name of the layer to explain.
     """
 
     name: str
@@ -145,10 +145,10 @@ def find_subjects(
     layer: str | None,
     score_thr: float,
 ) -> list[Subject]:
-    """Detect in all images, and find the same object in those of one image.
+    """Detect in all images; find the same object with every detector.
 
     Raises:
-        ValueError: If there is a single image and --target is not in it.
+        ValueError: If --target is not found in a single image.
     """
     classes = list(next(iter(models.values())).dataset_meta['classes'])
     subjects = []
@@ -251,7 +251,7 @@ def explain_images(
 
 
 def print_empty(samples: dict[str, DetDataSample], score_thr: float) -> None:
-    """Say what would show detections in images, by name, that have none."""
+    """Print how to see detections in images that have none."""
     if samples:
         best = {name: sample.get('best_score') for name, sample in samples.items()}
         print(explain_empty(best, score_thr, '--score-thr '))
@@ -278,8 +278,8 @@ def explain_subject(
     """Explain one detection and print the axioms.
 
     Raises:
-        ValueError: If the score does not depend on the layer; with several images
-            the row says so.
+        ValueError: If the score does not depend on the layer, with a single image; with
+            several the row has a caption about it.
     """
     pixels = subject.sample.image
     if subject.index is None or subject.run is None:
@@ -311,7 +311,7 @@ def explain_subject(
 def covered(
     layer: str, inputs: torch.Tensor, sample: DetDataSample, box: np.ndarray
 ) -> np.ndarray:
-    """x1 y1 x2 y2, in pixels of the image, of what the maps of a layer cover."""
+    """x1 y1 x2 y2 of the area that a layer's maps cover, in pixels of the image."""
     # a RoI head's maps are of the box, all others of the padded input
     if layer.startswith('roi_head.'):
         return box
@@ -321,14 +321,14 @@ def covered(
 
 @dataclass
 class View:
-    """An image of the test set as a detector sees it.
+    """An image of the test set with its detections.
 
     Attributes:
-        number (int): Which image of the test set.
-        inputs (torch.Tensor): As the network takes the image.
-        sample (DetDataSample): With the detections.
-        objects (list[dict, optional]): For each detection the instance of the data
-            set that it found, None if it found none.
+        number (int): Index of the image in the test set.
+        inputs (torch.Tensor): (1, C, H, W), the network's input.
+        sample (DetDataSample): The detections.
+        objects (list[dict | None]): The matched instance of each detection; None
+            without a match.
     """
 
     number: int
@@ -338,12 +338,12 @@ class View:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width, in the input's pixels, of what is not padding."""
+        """Height and width of the input without padding, in pixels."""
         return tuple(self.sample.img_shape[:2])
 
     @property
     def scale(self) -> np.ndarray:
-        """(4,), from a box in pixels of the image to one in the input's."""
+        """(4,) factors from boxes in the image to boxes in the network's input."""
         return np.tile(self.sample.scale_factor, 2)
 
     def box(self, index: int) -> np.ndarray:
@@ -351,11 +351,11 @@ class View:
         return self.sample.pred_instances.bboxes[index].cpu().numpy()
 
     def regions(self, index: int) -> dict[str, torch.Tensor]:
-        """What a detection is to point at, as (h, w) shares of pixels.
+        """Regions of the object that a detection matches.
 
         Returns:
-            dict[str, torch.Tensor]: 'box' and, if the data set has it, 'mask' of the
-            object that it found; empty if it found none.
+            dict[str, torch.Tensor]: (h, w) pixel coverages in [0, 1]: 'box' and, if
+            annotated, 'mask'; empty without a match.
         """
         instance = self.objects[index]
         if instance is None:
@@ -376,7 +376,7 @@ class View:
 def look(
     model: nn.Module, dataset, number: int, score_thr: float, matched: bool
 ) -> View:
-    """Detect in an image of the test set, and match what was found if asked to."""
+    """Detect in an image of the test set; optionally match the detections."""
     info = dataset.get_data_info(number)
     inputs, sample = find_detections(model, info['img_path'], score_thr)
     found = sample.pred_instances.cpu().numpy()
@@ -406,11 +406,11 @@ def measure(
     steps: int,
     batch_size: int,
 ) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """Measure the maps of one detection, and the controls beside them.
+    """Measure the maps of one detection and of the controls.
 
     Returns:
-        tuple[list[dict], dict[str, np.ndarray]]: A row for each method, and for each
-        its curves (2, T), by deletion and by insertion.
+        tuple[list[dict], dict[str, np.ndarray]]: A row for each method, and its
+        deletion and insertion curves (2, T) by title.
     """
     box = view.box(index)
     area = covered(layer, view.inputs, view.sample, box) * view.scale
@@ -540,7 +540,7 @@ def explain_dataset(
 def show_curves(
     curves: dict[str, dict[str, list[np.ndarray]]], steps: int, out: str | Path
 ) -> None:
-    """Draw the mean curves; print where they begin and end."""
+    """Draw the mean curves; print their first and last values."""
     stacked = {
         name: {title: np.stack(pairs) for title, pairs in each.items()}
         for name, each in curves.items()
@@ -567,7 +567,7 @@ def show_curves(
 
 
 def cells(values: np.ndarray, second: str, digits: int) -> list[str]:
-    """The mean, and the median or the standard error; '–' where there is none."""
+    """Mean, and median or standard error; '–' where there is none."""
     found = [values.mean()] if len(values) else []
     if second == 'median' and len(values):
         found.append(np.median(values))
@@ -594,10 +594,9 @@ def _average(
 def print_table(
     rows: Sequence[dict], measures: Sequence[str], out: str | Path | None
 ) -> None:
-    """Print averages as a Markdown table; write them where --out says.
+    """Print averages as a Markdown table; write them to --out.
 
-    Beside the mean stands the median of what has no upper bound, and the standard
-    error of what has.
+    Unbounded measures have a median beside the mean, bounded ones a standard error.
     """
     if not rows:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The settings of explanations, which the command line reads before torch is there."""
+"""Settings of explanations; imports nothing, as the command line needs them first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CURVES_OUT = 'work_dirs/curves.png'
 
 @dataclass(frozen=True)
 class Options:
-    """What explanations of images and of a test set have in common.
+    """Settings that explanations of images and of a test set share.
 
     Attributes:
         methods (Sequence[str]): Names out of :data:`METHODS`.

@@ -1,4 +1,4 @@
-"""A figure of detections beside ground truth, one column per detector."""
+"""Figure of detections and ground truth, one column per detector."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def draw_detections(
     totals: Mapping[str, Sequence[int]] | None = None,
     totals_of: str = '',
 ) -> Figure:
-    """Draw what several detectors found in several images.
+    """Draw the detections of several detectors in several images.
 
     Each row is an image: the ground truth first, then one panel per detector
     with true positives in green, false positives in blue, and false negatives,
@@ -65,20 +65,20 @@ def draw_detections(
         images (Sequence[np.ndarray]): N images, each (H, W, 3) uint8, RGB.
         ground_truths (Sequence[InstanceData], optional): N sets of objects,
             with ``bboxes`` (G, 4) float x1 y1 x2 y2 in pixels of the image,
-            ``labels`` (G,) int and ``crowd`` (G,) bool, all NumPy. None if
-            nobody has marked the objects.
-        detections (Mapping[str, Sequence[InstanceData]]): For each detector's
-            name N sets of detections, with ``bboxes`` (D, 4), ``labels`` (D,)
-            and ``scores`` (D,), all NumPy.
-        matches (Mapping[str, Sequence[Matches]]): For each detector's name the
-            N results of :func:`dlu_mmdet.evaluation.matching.match_detections`;
-            not read without ground truth.
+            ``labels`` (G,) int and ``crowd`` (G,) bool, all NumPy. None without
+            annotations.
+        detections (Mapping[str, Sequence[InstanceData]]): N sets of detections by
+            detector, with ``bboxes`` (D, 4), ``labels`` (D,) and ``scores`` (D,), all
+            NumPy.
+        matches (Mapping[str, Sequence[Matches]]): N results of
+            :func:`dlu_mmdet.evaluation.matching.match_detections` by detector; unused
+            without ground truth.
         classes (Sequence[str]): Class names, in the order of the labels.
         image_names (Sequence[str], optional): N names to write beside the rows.
         note (str): Title of the legend, e.g. the thresholds.
-        totals (Mapping[str, Sequence[int]], optional): For each detector's
-            name its TP, FP and FN, to write under its column.
-        totals_of (str): What they are the totals of, e.g. 'these 4 images'.
+        totals (Mapping[str, Sequence[int]], optional): TP, FP and FN by detector, to
+            write under its column.
+        totals_of (str): Title of the totals, e.g. 'these 4 images'.
 
     Returns:
         Figure: Hand it to :func:`dlu_mmdet.visualization.figures.save_figure`,

@@ -1,4 +1,4 @@
-"""A figure of how upsamplers come by their kernels."""
+"""Figure of the kernels of upsamplers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def draw_kernels(
     level: str = '',
     image_name: str = 'image',
 ) -> Figure:
-    """Draw how upsamplers come by their kernels at some output positions.
+    """Draw the kernels of upsamplers at some output positions.
 
     Above, the whole image: arrows from a source pixel to the points where
     the kernels of its output pixels are sampled (DySample: the map itself), of its

@@ -1,4 +1,4 @@
-"""Detections drawn into images and videos, by MMDetection's inferencer."""
+"""Draw detections into images and videos with MMDetection's inferencer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of what detectors do: detections, reassembly kernels, feature maps."""
+"""Draw detections, reassembly kernels and feature maps of detectors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Options:
 def pick_images(
     dataset: BaseDataset, num_images: int, image_ids: Sequence[str] | None
 ) -> list[dict]:
-    """Find the images to show: those asked for, or an even spread."""
+    """Pick images by id, or evenly spaced ones."""
     infos = [dataset.get_data_info(index) for index in range(len(dataset))]
     if image_ids is not None:
         return find_images(infos, image_ids)
@@ -76,7 +76,7 @@ def pick_images(
 
 
 def find_images(infos: Sequence[dict], image_ids: Sequence[str]) -> list[dict]:
-    """Find images by their ids as text, whatever type the data set gives them."""
+    """Find images by id; ids are compared as text."""
     by_id = {}
     for info in infos:
         by_id.setdefault(str(info['img_id']), []).append(info)
@@ -129,7 +129,7 @@ def load_dataset(models: dict) -> BaseDataset:
 
 
 def ground_truth(info: dict) -> InstanceData:
-    """Gather an image's objects: bboxes, labels and whether each is a crowd."""
+    """The objects of an image: ``bboxes``, ``labels`` and ``crowd``."""
     instances = info.get('instances', [])
     return InstanceData(
         bboxes=np.array([i['bbox'] for i in instances], dtype=float).reshape(-1, 4),
@@ -182,7 +182,7 @@ def show_detections(
 
     Raises:
         FileNotFoundError: If a config, checkpoint or image does not exist.
-        ValueError: If arguments do not go together, or the detectors have other
+        ValueError: If arguments contradict each other, or the detectors differ in
             classes.
     """
     given = Options(**options)
@@ -260,7 +260,7 @@ def explain_empty_images(
     infos: Sequence[dict],
     score_thr: float,
 ) -> list[str]:
-    """For each detector that finds nothing in some images with objects, why."""
+    """Explain, by detector, why images with objects have no detection."""
     reasons = []
     for name, each in found.items():
         empty = {}
@@ -308,10 +308,10 @@ def _check_out(out: str | Path) -> Path:
 def detect_in_all(
     detectors: Mapping, infos: Sequence[dict]
 ) -> dict[str, list[InstanceData]]:
-    """What every detector finds in every image, of any score.
+    """Detections of all detectors in all images, at any score.
 
     Raises:
-        ValueError: If two detectors load an image in different sizes.
+        ValueError: If two detectors load an image at different sizes.
     """
     found = {name: [] for name in detectors}
     shapes = {}
@@ -345,7 +345,7 @@ def match(boxes: InstanceData, truth: InstanceData, iou_thr: float):
 def pick_differences(
     matches: dict, number: int
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """The images on which two detectors disagree most, and how far."""
+    """Indices of the images on which two detectors disagree most, and by how much."""
     extents = [disagreement(of_image) for of_image in zip(*matches.values())]
     order = sorted(range(len(extents)), key=lambda i: extents[i], reverse=True)
     order = [index for index in order[:number] if any(extents[index])]
@@ -360,7 +360,7 @@ def pick_differences(
 def record_images(
     models: Sequence[tuple[str, str]], out: Path, options: Options
 ) -> list[tuple]:
-    """Run every detector on every image; the image, then recordings by detector."""
+    """Pairs of an image and its recordings by detector."""
     detectors = options.load(models)
     images, number = options.images, options.num_images
     dataset = None if images else load_dataset(detectors)
@@ -397,7 +397,7 @@ def show_kernels(
     group: int = 0,
     **options: Any,
 ) -> None:
-    """Draw how upsamplers come by their kernels.
+    """Draw the kernels of upsamplers.
 
     ``dlu_mmdet visualize kernels`` from Python.
 
@@ -406,7 +406,7 @@ def show_kernels(
         out (str | Path): See :func:`show_detections`.
         level (str, optional): The level that is upsampled to. Defaults to the finest.
         positions (Sequence[tuple[int, int]], optional): Columns and rows of its map.
-        num_positions (int): How many, without ``positions``.
+        num_positions (int): Number of positions, without ``positions``.
         group (int): Channel group, where the upsampler has several.
         **options: See :class:`Options`; ``num_images`` defaults to 1.
 

@@ -56,6 +56,7 @@ test-aarch64: $(READY)
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 clean:
 	rm -rf .venv .venv-* build *.egg-info

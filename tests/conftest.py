@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / 'configs'
-#: upsamplers that a place without a guide takes
+#: upsamplers that a site without a guide takes
 UNGUIDED = sorted(k for k, v in UPSAMPLERS.module_dict.items() if not is_guided(v))
 _WRITTEN = tempfile.TemporaryDirectory()
 SHAPES_DLU = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-dlu_shapes.py'

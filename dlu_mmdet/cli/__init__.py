@@ -26,7 +26,7 @@ def commands() -> dict[str, str]:
     for path in sorted(Path(__file__).parent.glob('*.py')):
         if path.stem not in _SHARED:
             text = ast.get_docstring(ast.parse(path.read_text(encoding='utf-8')))
-            found[path.stem] = text.splitlines()[0].rstrip('.')
+            found[path.stem] = (text or '').partition('\n')[0].rstrip('.')
     return found
 
 
@@ -79,9 +79,10 @@ def _is_of_the_user(error: Exception) -> bool:
     read configs and look up what they name.
     """
     frame = error.__traceback__
-    while frame.tb_next:
+    module = ''
+    while frame:
+        module = frame.tb_frame.f_globals.get('__name__', '')
         frame = frame.tb_next
-    module = frame.tb_frame.f_globals.get('__name__', '')
     if isinstance(error, ImportError):
         # of an optional package, which the text names
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from typing import Any
 
 from .. import register_all_modules
 
@@ -117,7 +117,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def config_values(args: argparse.Namespace) -> dict[str, object]:
+def config_values(args: argparse.Namespace) -> dict[str, Any]:
     """What :func:`add_config_arguments` added, as ``config.load_config`` takes it.
 
     The rank that torch.distributed.launch passes becomes an environment variable.
@@ -127,7 +127,7 @@ def config_values(args: argparse.Namespace) -> dict[str, object]:
     return {**{name: getattr(args, name) for name in names}, **data_values(args)}
 
 
-def data_values(args: argparse.Namespace) -> dict[str, object]:
+def data_values(args: argparse.Namespace) -> dict[str, Any]:
     """What :func:`add_data` added, as arguments of :func:`prepare_data`."""
     names = ('data', 'train_json', 'val_json', 'val_fraction', 'split_seed')
     return {name: getattr(args, name) for name in names}
@@ -154,7 +154,7 @@ class OptionsAction(argparse.Action):
         self,
         parser: argparse.ArgumentParser,
         namespace: argparse.Namespace,
-        values: Sequence[str],
+        values: Any,
         option_string: str | None = None,
     ) -> None:
         """Add what was given to what was given before."""

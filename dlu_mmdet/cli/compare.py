@@ -101,11 +101,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add_training_arguments(parser)
     parser.add_argument(
-        '--resamples',
+        '--image-groups',
+        '--resamples',  # the name of earlier versions
         type=int,
         default=200,
-        help='groups of test images that are left out in turn, at most, for the '
-        'intervals',
+        help='number of groups of test images, at most: the intervals leave out one at '
+        'a time (default: 200)',
     )
     parser.add_argument(
         '--report-only',
@@ -140,7 +141,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error('--trust is for --join; leave it out')
     if args.join:
         # the folders say what they hold
-        taken = {'join', 'work_dir', 'baseline', 'resamples', 'report_only', 'trust'}
+        taken = {'join', 'work_dir', 'baseline', 'image_groups', 'report_only', 'trust'}
         taken |= {'traceback'}
         unused = [
             f'--{key.replace("_", "-")}'
@@ -163,9 +164,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ..comparison.compare import compare, join
 
     if args.join:
-        return join(args.join, args.work_dir, args.baseline, args.resamples, args.trust)
-    names = ('configs', 'upsamplers', 'seeds', 'work_dir', 'baseline', 'cfg_options')
-    names += ('launcher', 'processes', 'jobs', 'amp', 'auto_scale_lr', 'resamples')
+        return join(
+            args.join, args.work_dir, args.baseline, args.image_groups, args.trust
+        )
+    names = ['configs', 'upsamplers', 'seeds', 'work_dir', 'baseline', 'cfg_options']
+    names += ('launcher', 'processes', 'jobs', 'amp', 'auto_scale_lr', 'image_groups')
     names += ('report_only', 'dry_run')
     return compare(
         **{name: getattr(args, name) for name in names},

@@ -8,13 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import register_all_modules
+from ..explain.options import (
+    CURVES_OUT,
+    MEASURES,
+    METHODS,
+    NUM_DETECTIONS,
+    OUT,
+    STEPS,
+    Options,
+)
 from . import run
 from .arguments import add_cfg_options, add_upsampler, new_parser
 
-# dlu_mmdet.explain.cam.METHODS
-METHODS = ('xgradcam', 'gradcam', 'gradcam++', 'ablationcam', 'ablationcam-slope')
-# dlu_mmdet.explain.evaluate.MEASURES
-MEASURES = ('axioms', 'pointing', 'curves')
+# as every function has them
+DEFAULTS = Options()
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -45,7 +52,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--method',
         nargs='+',
         choices=METHODS,
-        default=['xgradcam', 'gradcam', 'gradcam++', 'ablationcam'],
+        default=DEFAULTS.methods,
         help='one column each',
     )
     parser.add_argument(
@@ -62,13 +69,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--score-thr',
         type=float,
-        default=0.3,
+        default=DEFAULTS.score_thr,
         help='leave out detections with a lower score',
     )
     parser.add_argument(
         '--num-detections',
         type=int,
-        help='how many detections of the test set to average over (default: 50)',
+        help='how many detections of the test set to average over (default: '
+        f'{NUM_DETECTIONS})',
     )
     parser.add_argument(
         '--measures',
@@ -81,24 +89,24 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--steps',
         type=int,
-        help='how many altered images make a curve, at least 2 (default: 20)',
+        help=f'how many altered images make a curve, at least 2 (default: {STEPS})',
     )
     parser.add_argument(
         '--curves-out',
-        help='the picture of the curves, a .png file (default: work_dirs/curves.png)',
+        help=f'the picture of the curves, a .png file (default: {CURVES_OUT})',
     )
     parser.add_argument(
         '--out',
-        help='the picture, a .png file (default: work_dirs/explain.png), or without '
+        help=f'the picture, a .png file (default: {OUT}), or without '
         'an IMAGE the table, a .md or .csv file (default: printed only)',
     )
     parser.add_argument(
         '--batch-size',
         type=int,
-        default=32,
+        default=DEFAULTS.batch_size,
         help='channels to remove, or altered images to run, at once',
     )
-    parser.add_argument('--device', default='cpu', help='e.g. cuda:0')
+    parser.add_argument('--device', default=DEFAULTS.device, help='e.g. cuda:0')
     add_cfg_options(parser)
     add_upsampler(parser)
     # so that an IMAGE may come after an option
@@ -128,14 +136,15 @@ def check_choices(args: argparse.Namespace) -> None:
             raise ValueError(
                 f'--target must be det:N or class:NAME, got {args.target!r}'
             )
-        args.out = args.out or 'work_dirs/explain.png'
+        args.out = args.out or OUT
     else:
         if args.target is not None:
             raise ValueError(
                 f'--target {args.target} chooses a detection of an IMAGE; give one, or '
                 'leave it out for the average over the test set'
             )
-        args.num_detections = 50 if args.num_detections is None else args.num_detections
+        if args.num_detections is None:
+            args.num_detections = NUM_DETECTIONS
         if args.num_detections < 1:
             raise ValueError(
                 f'--num-detections must be at least 1, got {args.num_detections}'
@@ -159,10 +168,10 @@ def check_curves(args: argparse.Namespace) -> None:
                 'add them with --measures curves'
             )
     if 'curves' in args.measures:
-        args.steps = 20 if args.steps is None else args.steps
+        args.steps = STEPS if args.steps is None else args.steps
         if args.steps < 2:
             raise ValueError(f'--steps must be at least 2, got {args.steps}')
-        args.curves_out = args.curves_out or 'work_dirs/curves.png'
+        args.curves_out = args.curves_out or CURVES_OUT
         if Path(args.curves_out).suffix != '.png' or Path(args.curves_out).is_dir():
             raise ValueError(
                 f'--curves-out: the picture is a .png file, got {args.curves_out}'

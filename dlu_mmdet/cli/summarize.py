@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..comparison.cross_dataset import CrossDatasetResults
+    from ..comparison.summary import Row
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -60,30 +61,33 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure(across: CrossDatasetResults, config: str, trust: bool = False) -> dict:
-    """Accuracy and costs of one data set, as plot_accuracy and cost_table take them."""
+def measure(across: CrossDatasetResults, config: str, trust: bool = False) -> list[Row]:
+    """Accuracy and costs on one data set, highest AP first."""
     from ..comparison.runs import Run
-    from ..comparison.summary import measure_costs
+    from ..comparison.summary import Row, measure_costs
     from ..config import check_foreign, read_config, set_upsampler
 
     (name,) = across.sets
-    rows = across.rows(name)
+    accuracy = across.accuracy(name)
     planned = []
-    for row in rows:
+    for upsampler, (_, upsample_cfg) in accuracy.items():
         cfg = read_config(config)
         # what the config imports is registered now, and nothing else may run
         if not trust:
             try:
-                source = f'result of {row["name"]}'
-                check_foreign(row['upsample_cfg'], 'upsample_cfg', source)
+                source = f'result of {upsampler}'
+                check_foreign(upsample_cfg, 'upsample_cfg', source)
             except ValueError as error:
                 raise ValueError(
                     f'{error}; where it is your own, --trust runs it'
                 ) from error
-        set_upsampler(cfg, row['upsample_cfg'])
-        planned.append(Run(row['name'], config, row['name'], cfg, 0, Path()))
+        set_upsampler(cfg, upsample_cfg)
+        planned.append(Run(upsampler, config, upsampler, cfg, 0, Path()))
     costs = measure_costs(planned)
-    return dict(rows=[dict(row, **costs[row['name']]) for row in rows])
+    return [
+        Row(upsampler, dict(AP=ap), costs[upsampler])
+        for upsampler, (ap, _) in accuracy.items()
+    ]
 
 
 def picture(figure: Figure, path: Path) -> None:

@@ -77,7 +77,7 @@ def enable_tta(cfg: Config) -> None:
     key = 'test_dataloader.dataset'
     parts = list(iter_datasets(cfg.test_dataloader.dataset, key))
     if 'tta_pipeline' not in cfg:
-        cfg.tta_pipeline = deepcopy(parts[0].cfg.pipeline)
+        cfg.tta_pipeline = deepcopy(parts[0].cfg['pipeline'])
         cfg.tta_pipeline[-1] = dict(
             type='TestTimeAug',
             transforms=[
@@ -100,7 +100,7 @@ def enable_tta(cfg: Config) -> None:
         )
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     for part in parts:
-        part.cfg.pipeline = cfg.tta_pipeline
+        part.cfg['pipeline'] = cfg.tta_pipeline
 
 
 def main(argv: Sequence[str] | None = None) -> None:

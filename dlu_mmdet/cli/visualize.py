@@ -91,13 +91,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'detections',
         parents=[shared, judged],
         formatter_class=HelpFormatter,
-        help='hits, false alarms and misses, one column per detector',
+        help='true positives, false positives and false negatives, a column a detector',
     )
     command.add_argument(
         '--only-differences',
         action='store_true',
         help='show the images of the whole data set on which two detectors disagree '
-        'most: one finds objects that the other misses',
+        'most: one finds objects that the other does not',
     )
     command = commands.add_parser(
         'kernels',

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +14,26 @@ from mmengine.config import Config
 
 from ..datasets.coco_io import COCO
 from ..engine import read_divergence
-from ..evaluation.jackknife import METRICS, Evaluation
+from ..evaluation.average_precision import METRICS, Evaluation
 from ..necks import upsampler_cfg
 from ..utils.files import read_json
 from ..utils.tables import to_json
 from ..utils.torch_compat import load_pickle
 from .inputs import differing, fingerprint
 from .plan import box_evaluator, classes_of
-from .runs import Run, directory_lock, write
+from .runs import Run, RunResult, directory_lock, write
 
 
 def reevaluate(run: Run) -> bool:
-    """Evaluate a run that was tested and lacks its result or its matches.
+    """Evaluate the predictions of a run whose result or matches are missing.
+
+    Nothing is trained, and no GPU is needed.
 
     Args:
-        run (Run): The run; nothing is trained, and no GPU is needed.
+        run (Run): The run.
 
     Returns:
-        bool: Whether there was anything to do.
+        bool: Whether anything was missing.
 
     Raises:
         RuntimeError: If the predictions are damaged or could run code, the annotations
@@ -54,7 +57,7 @@ def reevaluate(run: Run) -> bool:
 
 
 def _scalars(run: Run) -> Iterator[dict]:
-    """What mmengine logged while training and validating, over all starts."""
+    """Scalars that mmengine logged, over all starts of the run."""
     for file in sorted(run.work_dir.glob('*/vis_data/scalars.json')):
         text = file.read_text(encoding='utf-8', errors='replace')
         for line in text.splitlines():
@@ -66,7 +69,7 @@ def _scalars(run: Run) -> Iterator[dict]:
 
 
 def _mask_metrics(run: Run) -> dict[str, float | None]:
-    """What the test found for masks: ``mask_AP`` and so on; empty without masks."""
+    """Mask metrics of the test, ``mask_AP`` and so on; empty without masks."""
     keys = [f'coco/segm_mAP{end}' for end in ('', '_50', '_75', '_s', '_m', '_l')]
     metrics = {}
     for file in sorted(run.work_dir.glob('*/*.json')):
@@ -78,7 +81,7 @@ def _mask_metrics(run: Run) -> dict[str, float | None]:
 
 
 def _read_predictions(path: Path, num_classes: int) -> list[dict]:
-    """What ``dlu_mmdet test --out`` wrote, as data: no code of the file runs."""
+    """Read the output of ``dlu_mmdet test --out`` as data: no code in it runs."""
     try:
         with path.open('rb') as file:
             samples = load_pickle(file)
@@ -103,12 +106,12 @@ def _read_predictions(path: Path, num_classes: int) -> list[dict]:
 
 
 def _ap(value: float) -> float | None:
-    """An AP of pycocotools, which is -1 where there is no object to find."""
+    """An AP of pycocotools; None for its -1, where there is no object."""
     return value if value >= 0 else None
 
 
 def collect_result(run: Run) -> dict:
-    """Gather what a run's processes left behind."""
+    """Collect the content of a run's ``result.json``."""
     training, validation = {}, {}
     for entry in _scalars(run):
         if 'loss' in entry:
@@ -153,15 +156,24 @@ def evaluate(cfg: Config, samples: Sequence[Mapping]) -> Evaluation:
     """Match detections with pycocotools.
 
     Args:
-        cfg (Config): Complete; its test evaluator names the annotations.
-        samples (Sequence[Mapping]): What ``dlu_mmdet test --out`` writes: ``img_id``
-            and ``pred_instances`` with ``bboxes`` (D, 4) x1 y1 x2 y2 in pixels,
-            ``scores`` (D,) and ``labels`` (D,).
+        cfg (Config): The complete config; its test evaluator names the annotations.
+        samples (Sequence[Mapping]): Output of ``dlu_mmdet test --out``: ``img_id`` and
+            ``pred_instances`` with ``bboxes`` (D, 4) x1 y1 x2 y2 in pixels, ``scores``
+            (D,) and ``labels`` (D,).
 
     Returns:
         Evaluation: On all images of the annotations.
+
+    Raises:
+        ValueError: If no test evaluator scores boxes.
     """
-    coco = COCO(box_evaluator(cfg)['ann_file'])
+    evaluator = box_evaluator(cfg)
+    if evaluator is None:
+        raise ValueError(
+            'test_evaluator scores no boxes with an ann_file; add a CocoMetric with '
+            "metric='bbox'"
+        )
+    coco = COCO(evaluator['ann_file'])
     category_ids = coco.get_cat_ids(classes_of(cfg))
     detections = []
     for sample in samples:
@@ -182,7 +194,11 @@ def evaluate(cfg: Config, samples: Sequence[Mapping]) -> Evaluation:
     return Evaluation.from_coco(coco, detections, category_ids)
 
 
-def results(runs: Sequence[Run]) -> list[dict]:
+def results(runs: Sequence[Run]) -> list[RunResult]:
     """Results of the finished runs among these."""
     # what a config is called depends on what it is compared with
-    return [dict(run.result, name=run.name) for run in runs if run.state == 'finished']
+    return [
+        replace(run.existing_result, name=run.name)
+        for run in runs
+        if run.state == 'finished'
+    ]

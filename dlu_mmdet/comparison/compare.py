@@ -1,4 +1,4 @@
-"""Train, test and compare, and say what happens meanwhile."""
+"""Train, test and compare, and report progress."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,10 +30,10 @@ from .runs import Launch, Run
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal that asks to end.
+    """A termination signal arrived.
 
     Args:
-        number (int): Of the signal.
+        number (int): The signal's number.
     """
 
     def __init__(self, number: int) -> None:
@@ -42,7 +43,7 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stopped_by_signals(children: Children) -> Iterator[None]:
-    """Raise :class:`Stopped` at a signal to end.
+    """Raise :class:`Stopped` on SIGINT, SIGTERM and SIGHUP.
 
     A second signal kills the runs, a third one this process.
     """
@@ -76,7 +77,7 @@ def title(run: Run) -> str:
 
 
 def time_runs(planned: list[Run], launch: Launch, number: int) -> None:
-    """Print the runs, how long they should take here, and their commands."""
+    """Print the runs, their estimated time on this machine, and their commands."""
     estimates = {}
     total = 0.0
     for run in planned:
@@ -133,18 +134,18 @@ def start(
     jobs_at_a_time: int,
     slurm_options: Mapping[str, str],
     children: Children,
-) -> Iterator[scheduling.Event]:
-    """Check how the runs are to be run; they start when this is iterated over."""
+) -> Generator[scheduling.Event, None, None]:
+    """Check the launcher; the runs start when the iteration starts."""
     if launcher == 'slurm':
         cluster.check_available()
         cluster.sbatch_options(slurm_options, launch.processes, planned[0])
         return cluster.run_in_slurm(planned, launch, jobs_at_a_time, slurm_options)
-    places = scheduling.places(jobs_at_a_time, launch.processes)
-    return scheduling.run_here(planned, launch, places, children)
+    slots = scheduling.device_slots(jobs_at_a_time, launch.processes)
+    return scheduling.run_here(planned, launch, slots, children)
 
 
 def eta(line: str) -> float | None:
-    """Seconds that mmengine says a training has left."""
+    """Remaining seconds of a training, from a line of mmengine's log."""
     found = re.search(r'eta: (?:(\d+) days?, )?(\d+):(\d+):(\d+)', line)
     if not found:
         return None
@@ -158,14 +159,17 @@ def time_left(
     waiting: int,
     at_a_time: int = 1,
 ) -> str:
-    """How long all runs that are left should take, from those that are done.
+    """Estimate the remaining time of all runs.
 
     Args:
-        active (list[tuple]): Of every run at work: seconds since its start, and its
-            :func:`eta`.
-        took (list[float]): Seconds of those that are done.
-        waiting (int): Number of those that have not begun.
+        active (list[tuple]): Seconds since the start and :func:`eta` of each active
+            run.
+        took (list[float]): Seconds of each finished run.
+        waiting (int): Number of runs that have not started.
         at_a_time (int): Number of runs at a time.
+
+    Returns:
+        str: The time as text; empty where it is unknown.
     """
     totals = took or [passed + left for passed, left in active if left is not None]
     if not totals:
@@ -180,13 +184,13 @@ def time_left(
 
 
 class ProgressLine:
-    """A line of progress: on a terminal the next takes its place, in a file not."""
+    """A progress line; on a terminal the next line overwrites it."""
 
     def __init__(self) -> None:
         self._updates = sys.stdout.isatty()
 
     def update(self, text: str, in_file: bool = True) -> None:
-        """Show a text; ``in_file`` says whether it is worth a line of a file."""
+        """Show a text; ``in_file`` is whether to write it to a file too."""
         if self._updates:
             width = shutil.get_terminal_size().columns - 1
             print(f'\r{text[:width]}\x1b[K', end='', flush=True)
@@ -194,15 +198,17 @@ class ProgressLine:
             print(text, flush=True)
 
     def clear(self) -> None:
-        """Make room for a line that stays."""
+        """Clear the line, so that another one can be printed."""
         if self._updates:
             print('\r\x1b[K', end='', flush=True)
 
 
 def run_all(
-    planned: list[Run], events: Iterator[scheduling.Event], at_a_time: int
+    planned: list[Run],
+    events: Generator[scheduling.Event, None, None],
+    at_a_time: int,
 ) -> list[Run]:
-    """Say what happens to the runs; returns those that failed."""
+    """Print the progress of the runs; return those that failed."""
     numbers = {run.work_dir: number for number, run in enumerate(planned, 1)}
     waiting = {run.work_dir for run in planned if not run.is_over}
     active: dict[Path, tuple[float, float | None]] = {}
@@ -249,12 +255,12 @@ def report_all(
     planned: list[Run],
     work_dir: str | Path,
     baseline: str | None,
-    resamples: int,
+    image_groups: int,
 ) -> bool:
-    """Bring the finished runs together, on disk and on the screen.
+    """Summarize the finished runs, on disk and on the screen.
 
     Returns:
-        bool: Whether there is one.
+        bool: Whether any run is finished.
     """
     finished = {run.name for run in planned if run.state == 'finished'}
     diverged = [run for run in planned if run.state == 'diverged']
@@ -280,19 +286,19 @@ def report_all(
     found = summary.summarize(
         planned,
         baseline,
-        resamples,
+        image_groups,
         progress=lambda done, total: progress.update(
             f'scored {done}/{total}', in_file=False
         ),
     )
     summary.save(found, work_dir)
     page = report.save(found, work_dir)
-    best = found['rows'][0]
+    best = found.rows[0]
     head, *body = summary.accuracy_table(found)
     progress.clear()
     print(f'\n{to_markdown(head, body)}')
-    name = printable(best['name'])
-    print(f'\nbest AP: {name}, {best["AP"]:.3f} (mean over seeds)')
+    name = printable(best.name)
+    print(f'\nbest AP: {name}, {best.ap.mean:.3f} (mean over seeds)')
     for sentence in summary.divergences(found):
         print(sentence)
     print(f'costs, differences, pictures: {page} and comparison.md beside it')
@@ -303,9 +309,9 @@ def report_again(
     planned: list[Run],
     work_dir: str | Path,
     baseline: str | None,
-    resamples: int,
+    image_groups: int,
 ) -> int:
-    """Evaluate what was tested and not evaluated, and report what is finished."""
+    """Evaluate runs that were only tested, and report the finished ones."""
     failed = False
     for run in planned:
         try:
@@ -319,7 +325,7 @@ def report_again(
             f'--report-only: no run in {work_dir} is finished; the same command '
             f'without it trains them'
         )
-    return int(not report_all(planned, work_dir, baseline, resamples) or failed)
+    return int(not report_all(planned, work_dir, baseline, image_groups) or failed)
 
 
 def check_baseline(planned: list[Run], baseline: str | None) -> None:
@@ -334,29 +340,29 @@ def join(
     folders: Sequence[str | Path],
     work_dir: str | Path = 'work_dirs/comparison',
     baseline: str | None = None,
-    resamples: int = 200,
+    image_groups: int = 200,
     trust: bool = False,
 ) -> int:
-    """One report of the finished runs of several comparisons.
+    """Report the finished runs of several comparisons together.
 
     Args:
-        folders (Sequence[str | Path]): Work directories of comparisons with equal data
-            and flags.
-        work_dir (str | Path): Where the report goes.
+        folders (Sequence[str | Path]): Work directories of comparisons with the same
+            data and flags.
+        work_dir (str | Path): Folder of the report.
         baseline (str, optional): See :func:`compare`.
-        resamples (int): See :func:`compare`.
-        trust (bool): Whether the configs of the folders may run, as any config does.
-            Defaults to False: they are read as data.
+        image_groups (int): See :func:`compare`.
+        trust (bool): Whether the configs of the folders may execute code. Defaults to
+            False: they are read as data.
 
     Returns:
-        int: 0, or 1 where there is nothing to report.
+        int: Exit status: 0, or 1 without a finished run.
 
     Raises:
-        ValueError: If the folders do not fit together, or ``work_dir`` already holds
-            a comparison.
+        ValueError: If the comparisons differ in data or flags, or ``work_dir`` already
+            holds a comparison.
     """
     use_safe_loaders()
-    _check_least(resamples=(resamples, 100))
+    _check_least(image_groups=(image_groups, 100))
     if Path(work_dir, 'plan.json').exists():
         raise ValueError(
             f'--work-dir {work_dir} already holds a comparison, whose report '
@@ -366,14 +372,15 @@ def join(
     check_baseline(planned, baseline)
     for sentence in check_inputs(planned):
         print(sentence, file=sys.stderr)
-    return 0 if report_all(planned, work_dir, baseline, resamples) else 1
+    return 0 if report_all(planned, work_dir, baseline, image_groups) else 1
 
 
 def _check_least(**values: tuple[int, int]) -> None:
-    """Refuse numbers below the least that is allowed."""
+    """Refuse numbers below their minimum."""
     for name, (value, least) in values.items():
         if value < least:
-            raise ValueError(f'--{name} must be at least {least}, got {value}')
+            flag = name.replace('_', '-')
+            raise ValueError(f'--{flag} must be at least {least}, got {value}')
 
 
 def compare(
@@ -390,32 +397,34 @@ def compare(
     slurm: Mapping[str, str] | None = None,
     amp: bool = False,
     auto_scale_lr: bool = False,
-    resamples: int = 200,
+    image_groups: int = 200,
     report_only: bool = False,
     dry_run: bool = False,
-    **data: object,
+    **data: Any,
 ) -> int:
     """Train and test every config with every upsampler and seed, and report.
 
-    ``dlu_mmdet compare`` from Python. Interrupted, the same call goes on.
+    ``dlu_mmdet compare`` from Python. The same call resumes an interrupted comparison.
 
     Args:
         configs (Sequence[str | Path]): Files, or names of MMDetection's configs.
-        upsamplers (Sequence[dict | None]): An ``upsample_cfg`` each; None is the
-            config's own neck. Defaults to that alone.
-        seeds (Sequence[int]): Defaults to 0 alone.
+        upsamplers (Sequence[dict | None]): An ``upsample_cfg`` for each; None keeps the
+            config's own neck. Defaults to (None,).
+        seeds (Sequence[int]): Training seeds. Defaults to (0,).
         work_dir (str | Path): Folder of the runs and of the report.
-        baseline (str, optional): What others are compared with. Defaults to bilinear,
-            or the first.
+        baseline (str, optional): Name of the run that others are compared with.
+            Defaults to 'bilinear', or else the first.
         cfg_options (Mapping, optional): Settings to override in every config.
         launcher (str): 'none', 'pytorch' (torchrun) or 'slurm'.
-        processes (int, optional): Of each run with a launcher. Defaults to 8, with
-            Slurm to 1.
-        jobs (int, optional): Runs at a time. Defaults to 1, with Slurm to all.
+        processes (int, optional): Processes of each run with a launcher, one a GPU.
+            Defaults to 8, with Slurm to 1.
+        jobs (int, optional): Number of runs at a time. Defaults to 1, with Slurm to
+            all.
         slurm (Mapping[str, str], optional): Options of sbatch.
         amp (bool): Mixed precision.
         auto_scale_lr (bool): Scale the learning rate with the batch size.
-        resamples (int): Groups of test images that are left out in turn, at most.
+        image_groups (int): Number of groups of test images, at most; the intervals
+            leave out one group at a time.
         report_only (bool): Train and test nothing.
         dry_run (bool): Time a few iterations, and print what would run.
         **data: See :func:`~dlu_mmdet.config.custom_data.prepare_data`.
@@ -430,15 +439,17 @@ def compare(
     """
     use_safe_loaders()
     in_slurm = launcher == 'slurm'
-    processes = (1 if in_slurm else 8) if processes is None else processes
-    jobs = (sys.maxsize if in_slurm else 1) if jobs is None else jobs
-    _check_least(processes=(processes, 1), jobs=(jobs, 1), resamples=(resamples, 100))
+    number = (1 if in_slurm else 8) if processes is None else processes
+    at_a_time = (sys.maxsize if in_slurm else 1) if jobs is None else jobs
+    _check_least(
+        processes=(number, 1), jobs=(at_a_time, 1), image_groups=(image_groups, 100)
+    )
     if slurm and not in_slurm:
         raise ValueError('--slurm is for jobs of --launcher slurm; give both, or none')
     flags = ['--amp'] * amp + ['--auto-scale-lr'] * auto_scale_lr
     launch = Launch(train_flags=tuple(flags))
-    if launcher == 'pytorch' or (in_slurm and processes > 1):
-        launch = Launch('pytorch', processes, tuple(flags))
+    if launcher == 'pytorch' or (in_slurm and number > 1):
+        launch = Launch('pytorch', number, tuple(flags))
 
     def work(children: Children) -> int:
         planned = plan.plan(
@@ -452,17 +463,17 @@ def compare(
         )
         check_baseline(planned, baseline)
         if report_only:
-            return report_again(planned, work_dir, baseline, resamples)
+            return report_again(planned, work_dir, baseline, image_groups)
         if dry_run and in_slurm:
-            dry_run_in_slurm(planned, launch, slurm or {}, jobs)
+            dry_run_in_slurm(planned, launch, slurm or {}, at_a_time)
             return 0
         if dry_run:
-            time_runs(planned, launch, processes)
+            time_runs(planned, launch, number)
             return 0
-        events = start(planned, launch, launcher, jobs, slurm or {}, children)
+        events = start(planned, launch, launcher, at_a_time, slurm or {}, children)
         prepare(planned, work_dir, launch, cfg_options)
-        failed = run_all(planned, events, min(jobs, len(planned)))
-        reported = report_all(planned, work_dir, baseline, resamples)
+        failed = run_all(planned, events, min(at_a_time, len(planned)))
+        reported = report_all(planned, work_dir, baseline, image_groups)
         if failed:
             print(f'failed: {", ".join(map(title, failed))}', file=sys.stderr)
         return 0 if reported and not failed else 1
@@ -486,20 +497,20 @@ def prepare(
     for sentence in check_inputs(planned, now):
         print(sentence, file=sys.stderr)
     if left:
-        summary.rehearse(planned)
+        summary.check_before_training(planned)
     plan.begin(work_dir, planned, launch, cfg_options)
 
 
 def interruptible(work: Callable[[Children], int], in_slurm: bool) -> int:
-    """Do the work of a comparison; say how it goes on when it is stopped.
+    """Run a comparison; on a signal, print how to resume it.
 
     Args:
-        work (Callable): Takes the processes that a signal is to end, and returns an
+        work (Callable): Takes the :class:`Children` that a signal ends; returns an
             exit status.
         in_slurm (bool): Whether jobs stay in the queue.
 
     Returns:
-        int: That status, 128 and the number of the signal, or 1 on a full disk.
+        int: That status, 128 plus the number of the signal, or 1 on a full disk.
     """
     children = Children()
     try:

@@ -1,4 +1,4 @@
-"""Results of several data sets side by side: does the order hold on all of them?"""
+"""Compare the results of upsamplers across data sets."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ..evaluation.jackknife import MIN_IMAGES
+from ..evaluation.average_precision import MIN_IMAGES
 from ..evaluation.significance import LEVEL, Difference, holm, seed_difference
 from ..utils.tables import to_markdown
 from .inputs import data_hashes, differing
 from .report import new_figure
-from .runs import divergence
+from .runs import RunResult
+from .summary import Spread
 
 #: Metrics in the table of object sizes.
 SIZES = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
 
 
-def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
+def read_results(folder: str | Path) -> dict[tuple[str, int], RunResult]:
     """Read the results of one data set.
 
     Args:
-        folder (str | Path): With the ``result.json`` of runs of ``dlu_mmdet compare``
-            at any depth, under any names that end with .json.
+        folder (str | Path): Folder with ``result.json`` files of ``dlu_mmdet compare``
+            at any depth, under any name that ends with .json.
 
     Returns:
-        dict: Results by upsampler and seed.
+        dict[tuple[str, int], RunResult]: Results by upsampler and seed.
 
     Raises:
-        FileNotFoundError: If there is no folder, or no result in it.
-        ValueError: If two files hold the same upsampler and seed, or are of other data,
-            or one is damaged.
+        FileNotFoundError: If the folder does not exist or has no result.
+        ValueError: If two files have the same upsampler and seed or differ in data, or
+            a file is damaged.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -45,20 +46,20 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
             f'{folder} is no folder; name those of dlu_mmdet compare, or copies of the '
             f'result.json files in them'
         )
-    found: dict[tuple[str, int], dict] = {}
+    found: dict[tuple[str, int], RunResult] = {}
     files: dict[tuple[str, int], Path] = {}
     hashes: dict[Path, dict[str, str]] = {}
     for file in sorted(folder.rglob('*.json')):
         content = _read_result(file)
         if content is None:
             continue
-        key = content['upsampler'], content['seed']
+        key = content.upsampler, content.seed
         if key in found:
             raise ValueError(
                 f'{files[key]} and {file} both hold {key[0]} with seed {key[1]}; keep '
                 f'the results of one data set and detector to a folder'
             )
-        hashes[file] = data_hashes(content.get('inputs') or {})
+        hashes[file] = data_hashes(content.inputs or {})
         _refuse_other_data(file, hashes)
         found[key], files[key] = content, file
     if not found:
@@ -69,7 +70,7 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], dict]:
     return found
 
 
-def _read_result(file: Path) -> dict | None:
+def _read_result(file: Path) -> RunResult | None:
     """The result of a finished run; None if the file is something else.
 
     Raises:
@@ -87,14 +88,18 @@ def _read_result(file: Path) -> dict | None:
         return None
     if not isinstance(content, dict) or not {'upsampler', 'seed'} <= {*content}:
         return None
-    if divergence(content):
+    try:
+        result = RunResult.from_json(content)
+    except ValueError as error:
+        raise ValueError(f'{file} is damaged ({error}); copy it again') from error
+    if result.diverged:
         warnings.warn(f'{file} is of a run that diverged: left out', stacklevel=3)
         return None
-    return content if 'AP' in content else None
+    return result if 'AP' in result.scores else None
 
 
 def _refuse_other_data(file: Path, hashes: Mapping[Path, dict[str, str]]) -> None:
-    """Refuse a result of other data than those that were read before it."""
+    """Refuse a result whose data differ from those of earlier results."""
     for other, known in hashes.items():
         # detectors may read other parts of it
         common = sorted(hashes[file].keys() & known.keys())
@@ -107,14 +112,15 @@ def _refuse_other_data(file: Path, hashes: Mapping[Path, dict[str, str]]) -> Non
 
 
 def _cells(
-    results: Mapping[tuple[str, int], dict], metric: str, category: str | None = None
+    results: Mapping[tuple[str, int], RunResult],
+    metric: str,
+    category: str | None = None,
 ) -> dict[tuple[str, int], float]:
-    """A metric by upsampler and seed, where there is an object to find."""
+    """A metric by upsampler and seed; without those that have no object."""
     values = {}
     for key, result in results.items():
-        value = result if category is None else result.get('classes', {}).get(category)
-        value = (value or {}).get(metric)
-        if value is not None:
+        scores = result.scores if category is None else result.classes.get(category, {})
+        if (value := scores.get(metric)) is not None:
             values[key] = value
     return values
 
@@ -129,11 +135,10 @@ def _means(cells: Mapping[tuple[str, int], float]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class CrossDatasetResults:
-    """Results of several data sets, and what they have in common.
+    """Results of upsamplers on several data sets.
 
     Args:
-        sets (Mapping[str, Mapping]): What :func:`read_results` found, by the data
-            sets' names.
+        sets (Mapping[str, Mapping]): Results of :func:`read_results` by data set.
         baseline (str): The upsampler that others are compared with. Defaults to
             'bilinear'.
 
@@ -141,7 +146,7 @@ class CrossDatasetResults:
         ValueError: If a set has no result of the baseline.
     """
 
-    sets: Mapping[str, Mapping[tuple[str, int], dict]]
+    sets: Mapping[str, Mapping[tuple[str, int], RunResult]]
     baseline: str = 'bilinear'
 
     def __post_init__(self) -> None:
@@ -163,9 +168,9 @@ class CrossDatasetResults:
     ) -> dict[str, Difference]:
         """Differences to the baseline on one data set, by upsampler.
 
-        Over the seeds that both have; an upsampler without a common seed is left out.
-        The intervals are about other seeds on the same test images, see
-        :func:`~dlu_mmdet.evaluation.significance.seed_difference`.
+        Each is taken over the seeds that both upsamplers have; an upsampler without a
+        common seed is left out. The intervals cover other seeds on the same test
+        images, see :func:`~dlu_mmdet.evaluation.significance.seed_difference`.
         """
         cells = _cells(self.sets[name], metric, category)
         found = {}
@@ -173,35 +178,36 @@ class CrossDatasetResults:
             seeds = [s for u, s in cells if u == upsampler]
             common = [s for s in seeds if (self.baseline, s) in cells]
             if upsampler != self.baseline and common:
-                pair = [
-                    [cells[u, s] for s in common] for u in (upsampler, self.baseline)
-                ]
-                found[upsampler] = seed_difference(*pair)
+                found[upsampler] = seed_difference(
+                    [cells[upsampler, s] for s in common],
+                    [cells[self.baseline, s] for s in common],
+                )
                 if self._images(name, metric) < MIN_IMAGES:
                     found[upsampler] = Difference(found[upsampler].value)
         return found
 
     def _images(self, name: str, metric: str) -> float:
-        """Test images with objects of a metric; infinite if the results do not say."""
-        counts = [r.get('counts', {}).get(metric) for r in self.sets[name].values()]
-        return min((c['images'] for c in counts if c), default=np.inf)
+        """Number of test images with objects of a metric; infinite if unknown."""
+        counts = [
+            r.images[metric] for r in self.sets[name].values() if metric in r.images
+        ]
+        return min(counts, default=np.inf)
 
     def categories(self, name: str) -> list[str]:
-        """Class names of a data set, of results that have them."""
+        """Class names of a data set, from its results."""
         return list(
             dict.fromkeys(
                 category
                 for result in self.sets[name].values()
-                for category in result.get('classes', {})
+                for category in result.classes
             )
         )
 
     def common(self, metric: str = 'AP') -> dict[str, Difference]:
-        """Differences to the baseline over data sets: a paired t interval.
+        """Mean differences to the baseline over data sets, with paired t intervals.
 
-        Of the upsamplers that every data set has, each with its difference of the means
-        over seeds: the variance is how differently an upsampler fares from set to set,
-        so the interval is about data sets like these.
+        Of the upsamplers that all data sets have. The variance is that between data
+        sets, so the interval covers other data sets like these.
         """
         columns = [self.differences(name, metric) for name in self.sets]
         everywhere = [u for u in columns[0] if all(u in column for column in columns)]
@@ -217,9 +223,9 @@ class CrossDatasetResults:
 
     @property
     def upsamplers(self) -> list[str]:
-        """Names, the best mean difference in AP to the baseline first.
+        """Names by descending mean difference in AP to the baseline.
 
-        Those without a seed in common with it come last.
+        Upsamplers without a common seed come last.
         """
         gains: dict[str, list[float]] = {
             upsampler: [] for results in self.sets.values() for upsampler, _ in results
@@ -232,12 +238,11 @@ class CrossDatasetResults:
         return sorted(means, key=lambda upsampler: -means[upsampler])
 
     def rank_correlations(self) -> list[tuple[str, str, int, float, float]]:
-        """Kendall's tau between the orders on two data sets.
+        """Kendall's tau between the rankings on two data sets.
 
         Returns:
-            list[tuple]: Names of two sets, the number of upsamplers that both have,
-            tau of their mean AP, and the exact probability of one as far from 0 for
-            unrelated orders.
+            list[tuple]: Names of two data sets, number of common upsamplers, tau of
+            their mean AP, and its exact two-sided p-value.
         """
         values, found = self.values(), []
         for one, other in combinations(self.sets, 2):
@@ -249,30 +254,25 @@ class CrossDatasetResults:
                 found.append((one, other, len(shared), *line))
         return found
 
-    def rows(self, name: str) -> list[dict]:
-        """What :func:`~dlu_mmdet.comparison.report.plot_accuracy` takes, without costs.
+    def accuracy(self, name: str) -> dict[str, tuple[Spread, dict]]:
+        """AP and ``upsample_cfg`` of every upsampler on one data set.
 
         Args:
-            name (str): Of a data set.
+            name (str): The data set.
 
         Returns:
-            list[dict]: ``name``, ``AP``, ``AP_std`` (None for one seed) and
-            ``upsample_cfg`` of every upsampler, best first.
+            dict[str, tuple[Spread, dict]]: By upsampler, highest mean AP first.
         """
-        built = {key[0]: each['upsample_cfg'] for key, each in self.sets[name].items()}
-        rows = [
-            dict(
-                name=upsampler,
-                AP=float(found.mean()),
-                AP_std=float(found.std(ddof=1)) if len(found) > 1 else None,
-                upsample_cfg=built[upsampler],
-            )
-            for upsampler, found in self.values()[name].items()
-        ]
-        return sorted(rows, key=lambda row: -row['AP'])
+        built = {key[0]: each.upsample_cfg for key, each in self.sets[name].items()}
+        means = self.values()[name]
+        order = sorted(means, key=lambda upsampler: -means[upsampler].mean())
+        return {
+            upsampler: (Spread.over(list(means[upsampler])), built[upsampler])
+            for upsampler in order
+        }
 
     def accuracy_table(self) -> list[list[str]]:
-        """Header and lines: AP on every data set, mean ± standard deviation (seeds)."""
+        """Header and rows: mean AP ± standard deviation (number of seeds)."""
         values = self.values()
         table = [['upsampler', *self.sets]]
         for upsampler in self.upsamplers:
@@ -288,7 +288,7 @@ class CrossDatasetResults:
         return table
 
     def difference_table(self, metric: str = 'AP') -> list[list[str]]:
-        """Header and lines: differences to the baseline, and over all data sets."""
+        """Header and rows: differences to the baseline, by data set and overall."""
         several = len(self.sets) > 1
         columns = {name: self.differences(name, metric) for name in self.sets}
         if several:
@@ -307,7 +307,7 @@ class CrossDatasetResults:
         return table
 
     def size_table(self) -> list[list[str]]:
-        """Header and lines: differences by IoU threshold and size of the objects."""
+        """Header and rows: differences by IoU threshold and object size."""
         table = [['data set', 'upsampler', *SIZES]]
         for name in self.sets:
             columns = [self.differences(name, metric) for metric in SIZES]
@@ -318,7 +318,7 @@ class CrossDatasetResults:
         return table
 
     def class_table(self) -> list[list[str]]:
-        """Header and lines: differences in AP by class, where there are several."""
+        """Header and rows: differences in AP by class, of sets with several."""
         upsamplers = [name for name in self.upsamplers if name != self.baseline]
         table = [['data set', 'class', *upsamplers]]
         for name in self.sets:
@@ -331,7 +331,7 @@ class CrossDatasetResults:
         return table
 
     def rank_table(self) -> list[list[str]]:
-        """Header and lines: agreement of the orders of two data sets."""
+        """Header and rows: rank correlations between data sets."""
         found = self.rank_correlations()
         adjusted = holm([line[-1] for line in found])
         return [['data sets', 'upsamplers', "Kendall's tau", 'p (Holm)']] + [
@@ -340,7 +340,7 @@ class CrossDatasetResults:
         ]
 
     def markdown(self) -> str:
-        """All tables, with what a reader has to know."""
+        """All tables with notes, as Markdown."""
         parts = []
         for table, texts in (
             (self.accuracy_table(), 1),
@@ -378,13 +378,13 @@ def _short(difference: Difference | None) -> str:
 
 
 def plot(across: CrossDatasetResults) -> Figure:
-    """Data sets in columns, upsamplers in rows, differences with their intervals.
+    """Plot differences with their intervals: a column a data set, a row an upsampler.
 
     Args:
         across (CrossDatasetResults): The results.
 
     Returns:
-        Figure: A small dot for each seed that the baseline has too.
+        Figure: Small dots are the seeds that the baseline has too.
     """
     names = [name for name in across.upsamplers if name != across.baseline]
     columns: Sequence[str] = [*across.sets]
@@ -393,15 +393,15 @@ def plot(across: CrossDatasetResults) -> Figure:
         len(columns) + several, 1.4 + 0.36 * len(names), width=3.2, sharey=True
     )
     for axis, name in zip(axes, columns):
-        results = across.sets[name]
+        cells = _cells(across.sets[name], 'AP')
         _panel(axis, names, across.differences(name))
-        for place, upsampler in enumerate(reversed(names)):
+        for y, upsampler in enumerate(reversed(names)):
             seeds = [
-                result['AP'] - results[across.baseline, seed]['AP']
-                for (own, seed), result in results.items()
-                if own == upsampler and (across.baseline, seed) in results
+                value - cells[across.baseline, seed]
+                for (own, seed), value in cells.items()
+                if own == upsampler and (across.baseline, seed) in cells
             ]
-            axis.plot(seeds, [place - 0.25] * len(seeds), '.', ms=4, color='#777777')
+            axis.plot(seeds, [y - 0.25] * len(seeds), '.', ms=4, color='#777777')
         axis.set_title(name)
     if several:
         _panel(axes[-1], names, across.common(), color='black')
@@ -415,13 +415,13 @@ def plot(across: CrossDatasetResults) -> Figure:
 
 
 def _panel(axis, names: Sequence[str], found: Mapping, color: str = '#0072b2') -> None:
-    """One data set's differences, the first name on top; filled where significant."""
+    """Draw one data set's differences; significant ones have filled markers."""
     starred = significant(found)
-    for place, upsampler in enumerate(reversed(names)):
+    for y, upsampler in enumerate(reversed(names)):
         if upsampler in found:
             each = found[upsampler]
-            axis.plot([each.low, each.high], [place] * 2, color=color)
+            axis.plot([each.low, each.high], [y] * 2, color=color)
             face = color if upsampler in starred else 'white'
-            axis.plot(each.value, place, 'o', color=color, markerfacecolor=face)
+            axis.plot(each.value, y, 'o', color=color, markerfacecolor=face)
     axis.axvline(0, color='black', linewidth=0.8)
     axis.grid(axis='x', alpha=0.3)

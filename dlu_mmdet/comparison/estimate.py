@@ -1,4 +1,4 @@
-"""How long runs will take."""
+"""Estimate the time of runs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def estimate(run: Run, amp: bool = False, iterations: int = 5) -> dict[str, floa
     """Time a few iterations of a run on this machine, with its own data.
 
     Args:
-        run (Run): The run; nothing of it is kept.
-        amp (bool): Train in automatic mixed precision. Defaults to False.
-        iterations (int): Timed iterations of training and batches of testing,
-            each after two that warm up.
+        run (Run): The run; no file of it is changed.
+        amp (bool): Automatic mixed precision. Defaults to False.
+        iterations (int): Number of timed training iterations and test batches, after
+            two of warm-up.
 
     Returns:
-        dict: ``train`` and ``test``, seconds of the whole run, without
-        start-up and without COCO's evaluation.
+        dict[str, float]: ``train`` and ``test``: seconds of the whole run, without
+        start-up and COCO evaluation.
 
     Raises:
         FileNotFoundError: If data are missing.

@@ -1,8 +1,7 @@
-"""What a run reads, as hashes, so that runs on other data are told apart.
+"""Hashes of the files that a run reads, to detect runs on different data.
 
-Files that a config names are hashed by their content: annotations, class names,
-checkpoints to start from. Of images the names and the sizes in bytes are hashed, since
-reading them would take as long as an epoch.
+Annotations, class names and initial checkpoints are hashed by content. Images are
+hashed by name and size in bytes, since reading them would take as long as an epoch.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -52,18 +51,17 @@ _known: dict[tuple, object] = {}
 def fingerprint(
     cfg: Config, parts: Sequence[str] = _PARTS, cache: dict | None = None
 ) -> dict[str, str]:
-    """Hash what a run of a config reads on this machine.
+    """Hash the files that a config names.
 
     Args:
-        cfg (Config): Complete.
-        parts (Sequence[str]): The parts of it to look at, by dotted key. Defaults to
-            all that name something to read.
-        cache (dict, optional): Shared by calls between which no image changes, to
-            look at each folder once.
+        cfg (Config): The complete config.
+        parts (Sequence[str]): Dotted keys of the parts to hash. Defaults to all parts
+            that name files.
+        cache (dict, optional): Listings of folders, shared between calls while no image
+            changes.
 
     Returns:
-        dict[str, str]: By dotted key of the config, a path with its hash and size;
-        without what is not on this machine.
+        dict[str, str]: Path, hash and size by dotted key; missing files are left out.
     """
     cache = {} if cache is None else cache
     found: dict[str, str] = {}
@@ -82,8 +80,8 @@ def fingerprint(
     return found
 
 
-def _get(cfg: Config, key: str) -> object:
-    """A part of a config by its dotted key, None where there is none."""
+def _get(cfg: Config, key: str) -> Any:
+    """A part of a config by its dotted key; None if it is missing."""
     value = cfg.to_dict()
     for name in key.split('.'):
         value = (value or {}).get(name)
@@ -96,21 +94,21 @@ def data_hashes(found: Mapping[str, str]) -> dict[str, str]:
 
 
 def image_names(ann_file: str | os.PathLike) -> list[str]:
-    """The file names in a COCO annotation file.
+    """The image file names in a COCO annotation file.
 
-    They are searched for in the text: to parse that of COCO's training set takes 17
-    seconds and gigabytes.
+    A search of the text: parsing the file of COCO's training set takes 17 seconds and
+    gigabytes.
 
     Args:
-        ann_file (str | PathLike): The file.
+        ann_file (str | PathLike): The annotation file.
 
     Returns:
-        list[str]: Each name once, sorted.
+        list[str]: Sorted names without duplicates.
     """
     return _once(_read_names, ann_file)
 
 
-def _once(make: Callable[[str], object], path: str | os.PathLike) -> object:
+def _once(make: Callable[[Any], Any], path: str | os.PathLike) -> Any:
     """Compute a value from a file once, and cache it."""
     stat = os.stat(path)
     key = make, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
@@ -156,16 +154,16 @@ def _files(value: object, key: str, root: str = '') -> Iterator[tuple[str, str]]
 
 
 def _images(source: Source, cache: dict) -> Iterator[tuple[str, str]]:
-    """Names and sizes of a data set's images, and of other files in its folders."""
+    """Hashes of the names and sizes of a data set's images and other files."""
     folders = {k: v for k, v in source.files.items() if k.startswith('data_prefix.')}
     if source.is_coco and os.path.isfile(source.ann_file):
         folder = folders.pop('data_prefix.img', source.cfg.get('data_root') or '')
         names = image_names(source.ann_file)
         # the same list is the same object
-        place = folder, id(names)
-        if place not in cache:
-            cache[place] = _listing(folder, names)
-        yield f'{source.key} images', f'{folder} ({cache[place]})'
+        listed = folder, id(names)
+        if listed not in cache:
+            cache[listed] = _listing(folder, names)
+        yield f'{source.key} images', f'{folder} ({cache[listed]})'
     for key, folder in folders.items():
         if folder not in cache:
             cache[folder] = _listing(folder, _walk(folder))
@@ -196,8 +194,8 @@ def _listing(folder: str, names: Iterable[str]) -> str:
     return f'sha256 {digest.hexdigest()[:32]}, {number:,} files, {total:,} bytes'
 
 
-def _code(imports: object) -> Iterator[tuple[str, str]]:
-    """The modules of ``custom_imports``, without installed packages and this one."""
+def _code(imports: Mapping | None) -> Iterator[tuple[str, str]]:
+    """The modules of ``custom_imports`` that are not installed packages."""
     names = (imports or {}).get('imports') or []
     installed = tuple(map(sysconfig.get_path, ('purelib', 'platlib')))
     for name in [names] if isinstance(names, str) else names:
@@ -220,7 +218,7 @@ def _hash_module(file: str) -> str:
 
 
 def _upsampler_files(model: object) -> Iterator[tuple[str, str]]:
-    """The files of upsamplers that a model names, as the modules of _code."""
+    """The files that define the upsamplers of a model."""
     for key, value in flatten(model).items():
         if key.endswith('upsample_cfg.type') and (found := split_file(value)):
             if os.path.isfile(found[0]):
@@ -230,7 +228,7 @@ def _upsampler_files(model: object) -> Iterator[tuple[str, str]]:
 def flatten(value: object, prefix: str = '') -> dict[str, object]:
     """Nested dicts and lists as one dict of dotted keys."""
     if isinstance(value, dict):
-        items = value.items()
+        items: Iterable[tuple] = value.items()
     elif isinstance(value, (list, tuple)) and any(
         isinstance(v, (dict, list, tuple)) for v in value
     ):
@@ -250,7 +248,7 @@ def leaves(cfg: Config, keys: Iterable[str]) -> dict[str, object]:
 
 
 def differing(first: Mapping, second: Mapping) -> str:
-    """The first settings that differ, a line each; empty if none does."""
+    """The first settings that differ, one per line; empty if none differs."""
     missing = 'not set'
     lines = [
         f'  {key}: {first.get(key, missing)!r} and {second.get(key, missing)!r}'
@@ -262,13 +260,13 @@ def differing(first: Mapping, second: Mapping) -> str:
 
 @dataclass(frozen=True)
 class _Record:
-    """What was read for a config.
+    """The fingerprint of a config's files.
 
     Args:
-        stem (str): What the config's files are called by.
-        where (str): By which run.
-        found (Mapping[str, str]): A :func:`fingerprint`.
-        is_partial (bool): Whether files may be missing, which is said elsewhere.
+        stem (str): Stem of the config's file names.
+        where (str): The run that read them.
+        found (Mapping[str, str]): The :func:`fingerprint`.
+        is_partial (bool): Whether files may be missing.
     """
 
     stem: str
@@ -280,20 +278,19 @@ class _Record:
 def check_inputs(
     runs: Sequence[Run], now: Mapping[str, Mapping[str, str]] | None = None
 ) -> list[str]:
-    """See that runs were trained and tested on the same files.
+    """Check that runs were trained and tested on the same files.
 
     Args:
-        runs (Sequence[Run]): Runs of a comparison; those that have not begun do not
-            count.
-        now (Mapping[str, Mapping[str, str]], optional): By stem of a config, the
-            :func:`fingerprint` of the files that are there now, where runs are to be
-            added or to go on.
+        runs (Sequence[Run]): Runs of a comparison; runs that have not started are
+            ignored.
+        now (Mapping[str, Mapping[str, str]], optional): Current :func:`fingerprint` by
+            stem of the config, for runs to be started or resumed.
 
     Returns:
-        list[str]: What should be said, in sentences.
+        list[str]: Warnings, one sentence each.
 
     Raises:
-        ValueError: If a file has changed, with its name.
+        ValueError: If a file has changed; the message names it.
     """
     records = [
         _Record(run.stem, str(run.work_dir), found)
@@ -319,7 +316,7 @@ def check_inputs(
 
 
 def _check_same(one: _Record, other: _Record) -> Iterator[str]:
-    """Refuse other files; yields a sentence where only code differs."""
+    """Refuse different files; yield a warning where only code differs."""
     pair = [one.found, other.found]
     if one.stem != other.stem:
         # what another config starts from, and a module that it alone has, is its own

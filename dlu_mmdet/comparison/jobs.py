@@ -1,10 +1,10 @@
-"""Several runs of a comparison at a time, on this machine."""
+"""Run several trainings of a comparison in parallel on this machine."""
 
 from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,13 +16,13 @@ from .runs import Launch, Run
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a run.
+    """Progress of a run.
 
     Args:
         run (Run): The run.
-        line (str): Of progress.
-        error (Exception, optional): Why it failed.
-        over (bool): Whether it is finished or failed.
+        line (str): A line of progress.
+        error (Exception, optional): Why the run failed.
+        over (bool): Whether the run has finished or failed.
     """
 
     run: Run
@@ -38,17 +38,17 @@ def visible_gpus() -> list[str]:
     return named.split(',')[:number] if named else [str(i) for i in range(number)]
 
 
-def places(jobs: int, processes: int) -> list[dict[str, str]]:
-    """Divide this machine among runs.
+def device_slots(jobs: int, processes: int) -> list[dict[str, str]]:
+    """Divide GPUs and cores among parallel runs.
 
     Args:
-        jobs (int): Runs at a time. One alone keeps the environment as it is.
-        processes (int): Of each run: GPUs or, where there is none, cores.
+        jobs (int): Number of runs at a time. With 1 the environment stays as it is.
+        processes (int): Processes of each run, one a GPU or, without GPUs, one a core.
 
     Returns:
-        list[dict[str, str]]: What the environment of each has in addition:
-        OMP_NUM_THREADS, an equal share of the cores or less if it is set so, and
-        CUDA_VISIBLE_DEVICES where there are GPUs.
+        list[dict[str, str]]: Environment variables of each slot: OMP_NUM_THREADS, an
+        equal share of the cores or its current value if lower, and, with GPUs,
+        CUDA_VISIBLE_DEVICES.
 
     Raises:
         ValueError: If the machine has too few.
@@ -67,50 +67,50 @@ def places(jobs: int, processes: int) -> list[dict[str, str]]:
     if given.isdigit():
         threads = min(threads, int(given))
     found = [dict(OMP_NUM_THREADS=str(threads)) for _ in range(jobs)]
-    for number, place in enumerate(found if gpus else []):
+    for number, slot in enumerate(found if gpus else []):
         own = gpus[number * processes : (number + 1) * processes]
-        place['CUDA_VISIBLE_DEVICES'] = ','.join(own)
+        slot['CUDA_VISIBLE_DEVICES'] = ','.join(own)
     return found
 
 
 def run_here(
     planned: Sequence[Run],
     launch: Launch,
-    places: Sequence[Mapping[str, str]] = ({},),
+    slots: Sequence[Mapping[str, str]] = ({},),
     children: Children | None = None,
-) -> Iterator[Event]:
-    """Train and test runs, as many at a time as there are places.
+) -> Generator[Event, None, None]:
+    """Train and test runs in parallel, one in each slot.
 
-    A run that fails does not stop the others. Closed in the middle, as by ctrl-C or
-    SIGTERM, it ends the processes of all runs and waits for them.
+    A run that fails does not stop the others. Closing the generator, as after ctrl-C
+    or SIGTERM, ends the subprocesses of all runs and waits for them.
 
     Args:
         planned (Sequence[Run]): The runs, started in this order.
         launch (Launch): How the processes of each are started.
-        places (Sequence[Mapping[str, str]]): What :func:`places` found.
-        children (Children, optional): Where all of their processes can be killed.
+        slots (Sequence[Mapping[str, str]]): From :func:`device_slots`.
+        children (Children, optional): Keeps the subprocesses of all runs.
 
     Yields:
-        Event: As it happens; the last of each run is ``over``.
+        Event: Progress; the last event of each run is ``over``.
     """
     events: queue.SimpleQueue[Event] = queue.SimpleQueue()
     free: queue.SimpleQueue[Mapping[str, str]] = queue.SimpleQueue()
-    for place in places:
-        free.put(place)
+    for slot in slots:
+        free.put(slot)
     children = children or Children()
 
     def work(run: Run) -> None:
-        place = free.get()
+        slot = free.get()
         try:
-            for line in execute(run, launch, place, children):
+            for line in execute(run, launch, slot, children):
                 events.put(Event(run, line))
             events.put(Event(run, over=True))
         except Exception as error:
             events.put(Event(run, error=error, over=True))
         finally:
-            free.put(place)
+            free.put(slot)
 
-    with ThreadPoolExecutor(len(places)) as pool:
+    with ThreadPoolExecutor(len(slots)) as pool:
         for run in planned:
             pool.submit(work, run)
         left = len(planned)

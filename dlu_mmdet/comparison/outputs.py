@@ -1,4 +1,4 @@
-"""Settings by which the runs of a comparison would write over each other."""
+"""Detect settings that would make runs overwrite each other's files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from mmengine.config import Config
 from .inputs import leaves
 
 # parts of a config in which a key may say where to write
-_PARTS = ('model', 'default_hooks', 'custom_hooks', 'visualizer', 'log_processor')
-_PARTS += tuple(
-    f'{split}_{part}'
-    for split in ('train', 'val', 'test')
-    for part in ('dataloader', 'evaluator', 'cfg')
+_PARTS = (
+    *('model', 'default_hooks', 'custom_hooks', 'visualizer', 'log_processor'),
+    *(
+        f'{split}_{part}'
+        for split in ('train', 'val', 'test')
+        for part in ('dataloader', 'evaluator', 'cfg')
+    ),
 )
 # words of such a key: that it names a place, and that it is written to
 _PLACE = {'dir', 'folder', 'path', 'file', 'outfile'}
@@ -30,7 +32,7 @@ _WITHIN |= {'filename_tmpl'}
 
 
 def _is_output(key: str, value: object) -> bool:
-    """Whether a setting names a place that its run writes to, outside of its own."""
+    """Whether a setting names an output path outside the run's own folder."""
     if not (isinstance(value, (str, os.PathLike)) and os.fspath(value)):
         return False
     name, path = key.split('.')[-1], Path(value)
@@ -45,7 +47,7 @@ def _is_output(key: str, value: object) -> bool:
 
 
 def check_outputs(config: str | Path, cfg: Config) -> None:
-    """Refuse settings by which one run would overwrite what another one wrote."""
+    """Refuse settings that would make runs overwrite each other's files."""
     for key, value in leaves(cfg, _PARTS).items():
         if _is_output(key, value):
             raise ValueError(

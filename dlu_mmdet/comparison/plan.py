@@ -1,4 +1,4 @@
-"""Which runs a comparison has, and whether they can be compared."""
+"""List the runs of a comparison and check that they are comparable."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ class Entry:
     """A config of a comparison.
 
     Args:
-        source (str): The config file or name as it was given.
-        stem (str): What its files are called by.
-        upsampler (str, optional): What its neck upsamples with.
-        cfg (Config): Complete.
+        source (str): The config file or name, as the user gave it.
+        stem (str): Stem of its file names.
+        upsampler (str, optional): Name of the neck's upsampler.
+        cfg (Config): The complete config.
     """
 
     source: str
@@ -69,9 +69,8 @@ def plan(
             seeds may be added to the comparison that it holds.
         options (Mapping, optional): Settings to override in every config.
         launch (Launch): How they will be run.
-        upsamplers (Sequence[dict | None]): What every config's neck upsamples with
-            in turn, as ``upsample_cfg``; None leaves a config as it is. Defaults to
-            that alone.
+        upsamplers (Sequence[dict | None]): An ``upsample_cfg`` for each; None keeps
+            the config's own neck. Defaults to (None,).
         data (Mapping, optional): Arguments of
             :func:`~dlu_mmdet.config.use_dataset_folder`, to use a folder instead of
             every config's data.
@@ -140,18 +139,17 @@ def plan(
 
 
 def join(folders: Sequence[str | Path], trust: bool = False) -> list[Run]:
-    """List the finished runs of several comparisons, as if they were one.
+    """List the finished runs of several comparisons as one.
 
-    Their files are read as data, and nothing in them is run or imported.
+    Their files are read as data: no code in them runs.
 
     Args:
-        folders (Sequence[str | Path]): Of comparisons, from wherever they ran.
-        trust (bool): Whether their configs may run, as any config does, for what they
-            import. Defaults to False.
+        folders (Sequence[str | Path]): Work directories of comparisons.
+        trust (bool): Whether their configs may execute code, for example for
+            ``custom_imports``. Defaults to False.
 
     Returns:
-        list[Run]: The runs that have a result, also those that diverged, seed by
-        seed.
+        list[Run]: The runs with a result, diverged ones included, seed by seed.
 
     Raises:
         FileNotFoundError: If a folder holds no comparison or no finished run.
@@ -196,7 +194,7 @@ def join(folders: Sequence[str | Path], trust: bool = False) -> list[Run]:
 
 
 def _read_plan(folder: Path) -> dict:
-    """What :func:`begin` noted."""
+    """Read what :func:`begin` wrote."""
     file = folder / 'plan.json'
     if not file.exists():
         raise FileNotFoundError(
@@ -227,11 +225,11 @@ def _read_finished(folder: Path, plan: Mapping, trust: bool) -> Iterator[Run]:
             if (work_dir / 'result.json').exists():
                 cfg = read_config(written) if trust else _read_unrun(written)
                 run = Run(stem, str(written), stem, cfg, seed, work_dir)
-                yield replace(run, name=run.result['upsampler'])
+                yield replace(run, name=run.existing_result.upsampler)
 
 
 def _read_unrun(written: Path) -> Config:
-    """Read a config without running it, of which a report can build the model."""
+    """Read a config without running it, and check that its model can be built."""
     try:
         cfg = read_dumped_config(written)
         dataset = cfg.test_dataloader.dataset
@@ -243,7 +241,7 @@ def _read_unrun(written: Path) -> Config:
 
 
 def _names(upsamplers: Mapping[str, str | None]) -> dict[str, str]:
-    """What configs are called: by their upsampler where no other config has it."""
+    """Names of configs: the upsampler, where no other config has the same."""
     names = list(upsamplers.values())
     return {
         stem: name if name is not None and names.count(name) == 1 else stem
@@ -259,7 +257,7 @@ def _refuse_repeated(values: Sequence, what: str) -> None:
 
 
 def _refuse_one_label(upsamplers: Sequence[dict | None]) -> None:
-    """Refuse two upsamplers that a comparison would call the same, as of two files."""
+    """Refuse two upsamplers with the same name."""
     labels: dict[str, dict] = {}
     for each in filter(None, upsamplers):
         other = labels.setdefault(upsampler_label(each), each)
@@ -272,7 +270,7 @@ def _refuse_one_label(upsamplers: Sequence[dict | None]) -> None:
 
 
 def _check_config(config: str | Path, cfg: Config) -> None:
-    """Refuse before training what could not be compared after it."""
+    """Refuse a config whose results could not be compared."""
     if not cfg.model.get('neck'):
         raise ValueError(
             f'{config} has no model.neck, so there is no upsampler to compare'
@@ -344,7 +342,7 @@ def _check_work_dir(
 ) -> None:
     """Refuse a folder of another comparison."""
     file = work_dir / 'plan.json'
-    own = dict(configs=list(stems), seeds=list(seeds))
+    own: dict[str, list] = dict(configs=list(stems), seeds=list(seeds))
     if file.exists():
         noted = _read_plan(work_dir)
         training = noted.pop('training', launch.training)
@@ -374,16 +372,16 @@ def begin(
     launch: Launch = ALONE,
     options: Mapping | None = None,
 ) -> None:
-    """Note in its folder which configs and seeds a comparison has, and how it runs.
+    """Write ``plan.json``: configs, seeds and flags of a comparison.
 
     Args:
-        work_dir (str | Path): Folder of the comparison; made if it is not there.
-        runs (Sequence[Run]): What :func:`plan` listed.
-        launch (Launch): How they will be run.
-        options (Mapping, optional): The settings that were overridden.
+        work_dir (str | Path): Folder of the comparison; created if missing.
+        runs (Sequence[Run]): The runs, from :func:`plan`.
+        launch (Launch): How the runs are started.
+        options (Mapping, optional): Settings that were overridden.
 
     Raises:
-        ValueError: If its file system has no locks.
+        ValueError: If the file system has no locks.
     """
     noted = dict(
         configs=list(dict.fromkeys(run.stem for run in runs)),

@@ -1,4 +1,4 @@
-"""Runs trained and tested, in processes of their own."""
+"""Train and test runs in subprocesses."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ..engine import read_divergence
 from ..utils.tables import to_json
 from .collect import collect_result
 from .inputs import check_inputs, differing, fingerprint
-from .runs import ALONE, Launch, Run, directory_lock, divergence, write
+from .runs import ALONE, Launch, Run, directory_lock, write
 
 #: What mmengine logs of training and tests, from where it is in them.
 PROGRESS = re.compile(r'(Epoch|Iter)\((train|val|test)\).*')
@@ -29,7 +30,7 @@ GRACE = 60
 
 
 def _started_at(pid: int) -> str:
-    """When a process was started, which tells it from a later one of its number."""
+    """Start time of a process, which identifies it if its id is reused."""
     with contextlib.suppress(OSError):
         return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]
     return ''
@@ -46,9 +47,9 @@ def _family(pid: int) -> dict[int, str]:
 
 
 class Children:
-    """The processes that runs have started, so that another thread can end them.
+    """The subprocesses of runs, so that another thread can end them.
 
-    With those that they have started: torchrun's, and workers of data loaders.
+    Their own children are ended too: those of torchrun and workers of data loaders.
     """
 
     def __init__(self) -> None:
@@ -58,8 +59,8 @@ class Children:
         self._known: dict[int, str] = {}
         self._ended = False
 
-    def start(self, command: list[str], **how: object) -> subprocess.Popen:
-        """Start a process, as :class:`subprocess.Popen` does.
+    def start(self, command: list[str], **how: Any) -> subprocess.Popen:
+        """Start a process with the arguments of :class:`subprocess.Popen`.
 
         Raises:
             RuntimeError: If all were ended before.
@@ -116,8 +117,9 @@ def _follow(
             errors='replace',
             pass_fds=[lock],
         )
+        output: Any = process.stdout  # a pipe
         try:
-            for line in process.stdout:
+            for line in output:
                 file.write(line)
                 file.flush()
                 if found := PROGRESS.search(line):
@@ -130,7 +132,7 @@ def _follow(
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGTERM)
                 process.wait()
-            process.stdout.close()
+            output.close()
     if process.returncode:
         tail = ''.join(log.read_text(encoding='utf-8').splitlines(keepends=True)[-20:])
         for number in FULL:
@@ -148,27 +150,27 @@ def execute(
     environment: Mapping[str, str] | None = None,
     children: Children | None = None,
 ) -> Iterator[str]:
-    """Train and test one run, in processes of their own.
+    """Train and test one run in subprocesses.
 
-    A finished run, or one that diverged, is left as it is, a half-finished one goes on
-    from its last checkpoint.
+    A finished or diverged run is left as it is. A half-finished one resumes from its
+    last checkpoint.
 
     Args:
         run (Run): The run.
         launch (Launch): How its processes are started.
-        environment (Mapping[str, str], optional): What their environment has in
-            addition to this process's.
-        children (Children, optional): Where they can be ended from another thread.
+        environment (Mapping[str, str], optional): Additional environment variables.
+        children (Children, optional): Keeps the subprocesses, so that another thread
+            can end them.
 
     Yields:
         str: Lines of progress.
 
     Raises:
         OSError: If there is no space left.
-        RuntimeError: If a process fails, with the end of its log, or another one
-            works in the folder.
-        ValueError: If the file system of the folder has no locks, or files to train
-            or test on have changed since this run or another one began.
+        RuntimeError: If a subprocess fails (the message has the end of its log), or
+            another process works in the folder.
+        ValueError: If the file system has no locks, or files that the run reads have
+            changed since the comparison began.
     """
     if run.is_over:
         yield over(run)
@@ -204,17 +206,17 @@ def execute(
 
 
 def over(run: Run) -> str:
-    """How a run ended that is over, in a sentence."""
-    if found := divergence(run.result):
+    """One sentence on how a run ended."""
+    if (result := run.result) and result.diverged:
         return (
-            f'diverged at iteration {found["iteration"]}, and is left out: '
-            f'{found["reason"]}; remove {run.work_dir} to train it again'
+            f'diverged at iteration {result.diverged.iteration}, and is left out: '
+            f'{result.diverged.reason}; remove {run.work_dir} to train it again'
         )
     return f'finished already: {run.result_file}'
 
 
 def _note_inputs(run: Run) -> dict[str, str]:
-    """Keep what a run is going to read, unless others of its comparison read else."""
+    """Store the fingerprint of a run; refuse one that differs from other runs'."""
     comparison = run.work_dir.parents[1]
     others = [
         replace(run, stem=folder.parent.name, work_dir=folder)

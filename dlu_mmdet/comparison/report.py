@@ -1,9 +1,10 @@
-"""A comparison as pictures and as one page."""
+"""Figures and HTML report of a comparison."""
 
 from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,14 @@ from matplotlib.figure import Figure
 from ..evaluation.complexity import COLORS
 from ..utils.tables import printable
 from .runs import write
-from .summary import accuracy_table, cost_table, difference_table, notes
+from .summary import (
+    Row,
+    Summary,
+    accuracy_table,
+    cost_table,
+    difference_table,
+    notes,
+)
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -29,7 +37,7 @@ img { max-width: 100% }
 .wide { overflow-x: auto }
 </style>
 <h1>{{ title }}</h1>
-<p>Best mean AP: <b>{{ best.name }}</b>, {{ '%.3f' | format(best.AP) }}.</p>
+<p>Best mean AP: <b>{{ best.name }}</b>, {{ '%.3f' | format(best.ap.mean) }}.</p>
 {% for heading, picture, table in parts %}
 <h2>{{ heading }}</h2>
 {% if picture %}<img alt="{{ heading }}" src="data:image/png;base64,{{ picture }}">
@@ -68,43 +76,42 @@ def new_figure(
     return figure, figure.subplots(1, columns, squeeze=False, sharey=sharey)[0]
 
 
-def _colors(summary: dict) -> dict[str, str]:
-    """One color for each upsampler, the same in every picture."""
-    names = sorted(row['name'] for row in summary['rows'])
+def _colors(rows: Sequence[Row]) -> dict[str, str]:
+    """A color for each upsampler, the same in all figures."""
+    names = sorted(row.name for row in rows)
     return {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
 
 
-def _markers(summary: dict) -> dict[str, str]:
-    """A marker for each upsampler: another where the colors begin anew."""
-    names = sorted(row['name'] for row in summary['rows'])
+def _markers(rows: Sequence[Row]) -> dict[str, str]:
+    """A marker for each upsampler; it changes where the colors repeat."""
+    names = sorted(row.name for row in rows)
     return {name: 'osD^v'[i // len(COLORS) % 5] for i, name in enumerate(names)}
 
 
-def plot_accuracy(summary: dict) -> Figure:
-    """AP against the upsamplers' parameters and against the neck's latency.
+def plot_accuracy(rows: Sequence[Row]) -> Figure:
+    """Plot AP against the upsamplers' parameters and the neck's latency.
 
     Args:
-        summary (dict): What :func:`~dlu_mmdet.comparison.summary.summarize`
-            returned.
+        rows (Sequence[Row]): One for each upsampler.
 
     Returns:
         Figure: Bars are one standard deviation over seeds.
     """
     figure, axes = new_figure(2)
-    colors, markers = _colors(summary), _markers(summary)
+    colors, markers = _colors(rows), _markers(rows)
     for axis, key, label in (
         (axes[0], 'upsampler_parameters', 'parameters of the upsamplers'),
         (axes[1], 'neck_ms', 'latency of the neck, ms'),
     ):
-        for row in summary['rows']:
+        for row in rows:
             axis.errorbar(
-                row[key],
-                row['AP'],
-                yerr=row['AP_std'],
-                fmt=markers[row['name']],
+                getattr(row.costs, key),
+                row.ap.mean,
+                yerr=row.ap.std,
+                fmt=markers[row.name],
                 capsize=3,
-                color=colors[row['name']],
-                label=row['name'],
+                color=colors[row.name],
+                label=row.name,
             )
         axis.set_xlabel(label)
         axis.set_ylabel('AP')
@@ -117,42 +124,39 @@ def plot_accuracy(summary: dict) -> Figure:
     return figure
 
 
-def plot_differences(summary: dict) -> Figure:
-    """Differences to the baseline with their 95 % intervals.
+def plot_differences(summary: Summary) -> Figure:
+    """Plot differences to the baseline with 95 % intervals.
 
     Args:
-        summary (dict): As for :func:`plot_accuracy`, with differences.
+        summary (Summary): With differences.
 
     Returns:
         Figure: A panel for each of AP, AP50 and AP75. Filled: significant at 5 % after
             correction. Small dots: the seeds.
     """
-    figure, axes = new_figure(3, 1.6 + 0.4 * len(summary['differences']))
-    colors = _colors(summary)
+    figure, axes = new_figure(3, 1.6 + 0.4 * len(summary.differences))
+    colors = _colors(summary.rows)
     names = [
-        row['name']
-        for row in reversed(summary['rows'])
-        if row['name'] in summary['differences']
+        row.name for row in reversed(summary.rows) if row.name in summary.differences
     ]
     for axis, metric in zip(axes, ('AP', 'AP50', 'AP75')):
-        for place, name in enumerate(names):
-            found = summary['differences'][name].get(metric)
+        for y, name in enumerate(names):
+            found = summary.differences[name].get(metric)
             if found is None:
                 continue
-            if found['low'] is not None:
-                ends = [found['low'], found['high']]
-                axis.plot(ends, [place] * 2, color=colors[name])
-            face = colors[name] if found['significant'] else 'white'
+            if found.low is not None:
+                axis.plot([found.low, found.high], [y] * 2, color=colors[name])
+            face = colors[name] if found.significant else 'white'
             axis.plot(
-                found['difference'],
-                place,
+                found.difference,
+                y,
                 'o',
                 color=colors[name],
                 markerfacecolor=face,
             )
             axis.plot(
-                found['seeds'],
-                [place - 0.22] * len(found['seeds']),
+                found.seeds,
+                [y - 0.22] * len(found.seeds),
                 '.',
                 markersize=4,
                 color='#777777',
@@ -161,26 +165,28 @@ def plot_differences(summary: dict) -> Figure:
         axis.set_yticks(
             range(len(names)), names if axis is axes[0] else [''] * len(names)
         )
-        axis.set_xlabel(f'{metric} minus that of {summary["baseline"]}')
+        axis.set_xlabel(f'{metric} minus that of {summary.baseline}')
         axis.set_ylim(-0.6, len(names) - 0.4)
         axis.grid(axis='x', alpha=0.3)
     return figure
 
 
-def plot_learning(summary: dict) -> Figure:
-    """Loss against iterations and, where runs were validated on the way, AP.
+def plot_learning(summary: Summary) -> Figure:
+    """Plot the loss and, with several validations, the AP during training.
 
     Args:
-        summary (dict): As for :func:`plot_accuracy`.
+        summary (Summary): The comparison.
 
     Returns:
         Figure: Means over seeds; a band of one standard deviation around the loss.
     """
-    colors = _colors(summary)
-    curves = {row['name']: {'loss': [], 'validation': []} for row in summary['rows']}
-    for run in summary['runs']:
+    colors = _colors(summary.rows)
+    curves: dict[str, dict[str, list[dict]]] = {
+        row.name: {'loss': [], 'validation': []} for row in summary.rows
+    }
+    for run in summary.runs:
         for key in ('loss', 'validation'):
-            curves[run['name']][key].append(dict(map(tuple, run[key])))
+            curves[run.name][key].append(dict(map(tuple, getattr(run, key))))
     validated = any(
         len(curve) > 1 for each in curves.values() for curve in each['validation']
     )
@@ -207,41 +213,40 @@ def plot_learning(summary: dict) -> Figure:
     return figure
 
 
-def save(summary: dict, work_dir: str | Path) -> Path:
-    """Write the pictures and report.html, which holds them all.
+def save(summary: Summary, work_dir: str | Path) -> Path:
+    """Write the figures and ``report.html``, which contains them.
 
     Args:
-        summary (dict): As for :func:`plot_accuracy`.
-        work_dir (str | Path): Folder, which exists.
+        summary (Summary): The comparison.
+        work_dir (str | Path): Existing folder.
 
     Returns:
-        Path: The page.
+        Path: The HTML page.
     """
     work_dir = Path(work_dir)
-    parts = [
-        ('Accuracy', 'accuracy', plot_accuracy, accuracy_table(summary)),
-        ('Cost', None, None, cost_table(summary)),
-        ('Learning curves', 'learning', plot_learning, None),
+    figure = plot_accuracy(summary.rows)
+    parts: list[tuple[str, str, Figure | None, list[list[str]] | None]] = [
+        ('Accuracy', 'accuracy', figure, accuracy_table(summary)),
+        ('Cost', 'cost', None, cost_table(summary.rows)),
+        ('Learning curves', 'learning', plot_learning(summary), None),
     ]
-    if summary['differences']:
-        title = f'Differences to {summary["baseline"]}'
-        parts.insert(
-            1, (title, 'differences', plot_differences, difference_table(summary))
-        )
+    if summary.differences:
+        title, figure = f'Differences to {summary.baseline}', plot_differences(summary)
+        parts.insert(1, (title, 'differences', figure, difference_table(summary)))
     shown = []
-    for heading, name, plot, table in parts:
+    for heading, name, figure, table in parts:
         picture = None
-        if plot:
+        if figure:
             buffer = io.BytesIO()
-            plot(summary).savefig(buffer, format='png')
+            figure.savefig(buffer, format='png')
             write(work_dir / f'comparison_{name}.png', buffer.getvalue())
             picture = base64.b64encode(buffer.getvalue()).decode()
         cells = table and [[printable(cell) for cell in line] for line in table]
         shown.append((heading, picture, cells))
     page = Environment(autoescape=True).from_string(_PAGE)
     text = page.render(
-        title=f'{len(summary["rows"])} detectors compared',
-        best=summary['rows'][0],
+        title=f'{len(summary.rows)} detectors compared',
+        best=summary.rows[0],
         parts=shown,
         notes=notes(summary),
     )

@@ -1,4 +1,4 @@
-"""The runs of a comparison: a config with an upsampler and a seed, and its folder."""
+"""A run of a comparison: one config, upsampler and seed, with its own folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ..engine import latest_checkpoint
-from ..evaluation.jackknife import METRICS
+from ..evaluation.average_precision import METRICS
 from ..utils.files import atomic_write, read_json
 
 #: Package of the commands that train and test a run.
@@ -30,16 +30,122 @@ _REMEDY = (
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """Where a training diverged.
+
+    Attributes:
+        iteration (int): The iteration, from 1.
+        reason (str): What was not finite.
+    """
+
+    iteration: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The ``result.json`` of a run.
+
+    Attributes:
+        name (str): What a comparison calls the run.
+        upsampler (str): Name of the upsampler.
+        seed (int): Seed of the training.
+        config (str): The config, as the user named it.
+        upsample_cfg (dict): The upsampler's config.
+        loss (list): ``[iteration, loss]`` pairs; a loss that is not finite is None.
+        validation (list): ``[epoch, AP]`` pairs.
+        scores (dict): Metrics by name, fractions; None without an object.
+        classes (dict): Scores of each class.
+        images (dict): Number of images with objects behind each metric.
+        training_seconds (float, optional): Time of the training.
+        seconds_per_iteration (float, optional): Median over iterations.
+        inputs (dict, optional): What the run read, a
+            :func:`~dlu_mmdet.comparison.inputs.fingerprint`.
+        diverged (Divergence, optional): None for a finished run.
+        content (Mapping): All that the file holds.
+    """
+
+    name: str
+    upsampler: str
+    seed: int
+    config: str
+    upsample_cfg: dict
+    loss: list
+    validation: list
+    scores: dict[str, float | None]
+    classes: dict[str, dict[str, float | None]]
+    images: dict[str, int]
+    training_seconds: float | None
+    seconds_per_iteration: float | None
+    inputs: dict[str, str] | None
+    diverged: Divergence | None
+    content: Mapping
+
+    @classmethod
+    def from_json(cls, content: Mapping) -> RunResult:
+        """Read the parsed file.
+
+        Raises:
+            ValueError: If it is no result of a run.
+        """
+        try:
+            return cls._from_json(content)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f'not the result of a run: {type(error).__name__} {error}'
+            ) from error
+
+    @classmethod
+    def _from_json(cls, content: Mapping) -> RunResult:
+        return cls(
+            name=content['upsampler'],
+            upsampler=content['upsampler'],
+            seed=content['seed'],
+            config=content.get('config', ''),
+            upsample_cfg=content.get('upsample_cfg', {}),
+            loss=content.get('loss', []),
+            validation=content.get('validation', []),
+            scores={key: content[key] for key in METRICS if key in content},
+            classes=content.get('classes', {}),
+            images={
+                key: count['images']
+                for key, count in content.get('counts', {}).items()
+                if count
+            },
+            training_seconds=content.get('training_seconds'),
+            seconds_per_iteration=content.get('seconds_per_iteration'),
+            inputs=content.get('inputs'),
+            diverged=_divergence(content),
+            content=content,
+        )
+
+    def to_json(self) -> dict:
+        """The file's content with the name, as ``comparison.json`` lists it."""
+        return dict(self.content, name=self.name)
+
+
+def _divergence(content: Mapping) -> Divergence | None:
+    """Where a run diverged; None if it did not."""
+    if 'diverged' in content:
+        return Divergence(**content['diverged'])
+    # earlier versions went on with such a run, to an AP of 0
+    step, loss = (content.get('loss') or [(0, 0.0)])[-1]
+    if content.get('AP') or (loss is not None and math.isfinite(loss)):
+        return None
+    return Divergence(step, 'the loss is not finite')
+
+
+@dataclass(frozen=True)
 class Run:
     """One config, trained and tested with one seed.
 
     Args:
-        name (str): Of the config within the comparison.
-        source (str): The config file or name as it was given.
-        stem (str): What its files are called by.
-        cfg (Config): Complete, with the seed and every option in it.
-        seed (int): Of weights and data order.
-        work_dir (Path): Folder of this run alone.
+        name (str): Name of the config in the comparison.
+        source (str): The config file or name, as the user gave it.
+        stem (str): Stem of its file names.
+        cfg (Config): The complete config, with the seed and all options.
+        seed (int): Seed of weights and data order.
+        work_dir (Path): Folder of this run.
     """
 
     name: str
@@ -51,86 +157,89 @@ class Run:
 
     @property
     def config(self) -> Path:
-        """The complete config of the run, next to its work directory.
+        """File of the complete config, next to the work directory.
 
-        Inside, mmengine leaves its own dump under the same file name.
+        Inside, mmengine writes its own dump under the same name.
         """
         return self.work_dir.with_suffix('.py')
 
     @property
     def result_file(self) -> Path:
-        """Written last: a run that has it is finished."""
+        """The result; written last, so a run that has it is over."""
         return self.work_dir / 'result.json'
 
     @property
     def matches_file(self) -> Path:
-        """The matches of its detections, see
-        :class:`~dlu_mmdet.evaluation.jackknife.Evaluation`."""
+        """File of the matched detections, see
+        :class:`~dlu_mmdet.evaluation.average_precision.Evaluation`."""
         return self.work_dir / 'matches.npz'
 
     @property
     def predictions(self) -> Path:
-        """What the test of the last checkpoint found, by ``dlu_mmdet test --out``."""
+        """Detections of the last checkpoint, from ``dlu_mmdet test --out``."""
         return self.work_dir / 'predictions.pkl'
 
     @property
     def checkpoint(self) -> Path | None:
-        """The last whole checkpoint, if there is one."""
+        """The last complete checkpoint, if any."""
         return latest_checkpoint(self.work_dir)
 
     @property
-    def result(self) -> dict | None:
-        """What its result file holds, if there is one."""
+    def result(self) -> RunResult | None:
+        """The content of the result file, if any."""
         if not self.result_file.exists():
             return None
-        found = read_json(self.result_file, ('config', 'upsampler', 'seed'), _REMEDY)
-        if not divergence(found):
+        keys = 'config', 'upsampler', 'seed'
+        content = read_json(self.result_file, keys, _REMEDY)
+        try:
+            found = RunResult.from_json(content)
+        except ValueError as error:
+            raise ValueError(
+                f'{self.result_file} is damaged ({error}); {_REMEDY}'
+            ) from error
+        if not found.diverged:
             read_json(self.result_file, ('loss', 'validation', *METRICS), _REMEDY)
         return found
+
+    @property
+    def existing_result(self) -> RunResult:
+        """The content of the result file.
+
+        Raises:
+            FileNotFoundError: If the file does not exist.
+        """
+        if (result := self.result) is None:
+            raise FileNotFoundError(
+                f'{self.result_file} does not exist; give the command of its '
+                f'comparison again, which finishes the run'
+            )
+        return result
 
     @property
     def state(self) -> str:
         """'finished', 'diverged', 'half-finished' or 'not started'."""
         if (result := self.result) is not None:
-            return 'diverged' if divergence(result) else 'finished'
+            return 'diverged' if result.diverged else 'finished'
         return 'half-finished' if self.checkpoint else 'not started'
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to do: it is finished, or it diverged."""
+        """Whether the run is finished or has diverged."""
         return self.result_file.exists()
 
     @property
     def inputs(self) -> dict[str, str] | None:
-        """What it was trained and tested on, a :func:`fingerprint`.
+        """The :func:`fingerprint` of the files it was trained and tested on.
 
-        None for a run that has nothing to go on from, or is of an earlier version.
+        None for a run without a checkpoint, or of an earlier version.
         """
         if (result := self.result) is not None:
-            return result.get('inputs')
+            return result.inputs
         file = self.work_dir / 'inputs.json'
         begun = self.predictions.exists() or self.checkpoint
         if not (file.exists() and begun):
             return None
         return read_json(file, (), 'remove it, and the data are hashed anew')
-
-
-def divergence(result: Mapping) -> dict | None:
-    """Where a run diverged.
-
-    Args:
-        result (Mapping): What its ``result.json`` holds.
-
-    Returns:
-        dict | None: ``iteration`` and ``reason``, or None if it did not diverge.
-    """
-    if 'diverged' in result:
-        return result['diverged']
-    # earlier versions went on with such a run, to an AP of 0
-    step, loss = (result.get('loss') or [(0, 0.0)])[-1]
-    if result.get('AP') or (loss is not None and math.isfinite(loss)):
-        return None
-    return dict(iteration=step, reason='the loss is not finite')
 
 
 def trained_models(work_dir: str | os.PathLike) -> list[tuple[str, str]]:
@@ -150,7 +259,7 @@ def trained_models(work_dir: str | os.PathLike) -> list[tuple[str, str]]:
     for file in sorted(Path(work_dir).glob('*/seed*/result.json')):
         folder = file.parent
         checkpoint = latest_checkpoint(folder)
-        if checkpoint and not divergence(read_json(file, (), _REMEDY)):
+        if checkpoint and not _divergence(read_json(file, (), _REMEDY)):
             models.append((str(folder.with_suffix('.py')), str(checkpoint)))
     if not models:
         raise ValueError(f'{work_dir} has no finished run; finish its comparison first')
@@ -159,12 +268,12 @@ def trained_models(work_dir: str | os.PathLike) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a run's processes are started on the machine that it is on.
+    """How the processes of a run are started.
 
     Args:
         launcher (str): 'none', or 'pytorch' (torchrun on one machine).
-        processes (int): Number of processes, one a GPU.
-        train_flags (tuple[str, ...]): More flags for the training.
+        processes (int): Number of processes, one per GPU.
+        train_flags (tuple[str, ...]): Additional flags of the training command.
         commands (str, optional): Package of the modules ``train`` and ``test``.
             Defaults to :data:`COMMANDS`.
     """
@@ -193,7 +302,7 @@ class Launch:
         return [*start, *map(str, arguments), *end]
 
     def train(self, run: Run) -> list[str]:
-        """The command line that trains a run, from where it is."""
+        """The command line that trains or resumes a run."""
         return self.command(
             'train',
             run.config,
@@ -222,7 +331,7 @@ ALONE = Launch()
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file that is whole or not there at all."""
+    """Write a file atomically."""
     content = content.encode() if isinstance(content, str) else content
     with atomic_write(path) as partial:
         partial.write_bytes(content)
@@ -235,8 +344,8 @@ def write(path: Path, content: str | bytes) -> None:
 def directory_lock(work_dir: Path) -> Iterator[int]:
     """Lock a folder; yields a file descriptor that child processes inherit.
 
-    A child that outlives its parent, say after a kill -9 of the latter alone,
-    still holds the folder: nobody trains into it at the same time.
+    A child that outlives its parent, say after a kill -9 of the parent, keeps the lock,
+    so no other process trains in the folder at the same time.
     """
     with (work_dir / 'lock').open('w') as lock:
         try:

@@ -1,4 +1,4 @@
-"""Every run of a comparison as a job of Slurm, with submitit."""
+"""Runs of a comparison as Slurm jobs, submitted with submitit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import time
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +34,10 @@ _SIGNAL_SECONDS = 5
 
 @dataclass(frozen=True)
 class Job:
-    """What a job does: one run, from where it is.
+    """A Slurm job: trains and tests one run, or resumes it.
 
-    It is pickled by submitit, which calls :meth:`checkpoint` before the job's time is
-    up or it is preempted, and puts it back in the queue.
+    submitit pickles it. Before a timeout or preemption submitit calls
+    :meth:`checkpoint` and requeues the job.
 
     Args:
         run (Run): The run.
@@ -65,7 +65,7 @@ class Job:
 
 
 def check_available() -> None:
-    """Find out whether jobs can be submitted from here.
+    """Check that jobs can be submitted from this machine.
 
     Raises:
         ValueError: If a command of Slurm or submitit is missing.
@@ -87,14 +87,13 @@ def check_available() -> None:
 def sbatch_options(
     given: Mapping[str, str], processes: int, run: Run
 ) -> dict[str, str]:
-    """Options of a run's job, by sbatch's names with _ for -, as submitit has them.
+    """The sbatch options of a run's job, with underscores for hyphens.
 
     Args:
-        given (Mapping[str, str]): What the user says: any option of sbatch; time in
-            minutes.
-        processes (int): Of a run, which is also the default of gpus_per_node; 0 there
-            asks for none.
-        run (Run): The run, which gives the job its name.
+        given (Mapping[str, str]): Options of the user; ``time`` in minutes.
+        processes (int): Processes of a run; the default of ``gpus_per_node``, which is
+            left out where the user gives 0.
+        run (Run): The run; names the job.
 
     Raises:
         ValueError: If there is no time limit in minutes.
@@ -113,16 +112,16 @@ def sbatch_options(
 
 
 def job_name(run: Run) -> str:
-    """By which a run's job is found again: its name, seed and folder."""
-    place = zlib.crc32(str(run.work_dir.resolve()).encode())
-    return f'{re.sub("[^A-Za-z0-9_.-]", "-", run.name)}-seed{run.seed}-{place:08x}'
+    """Name of a run's job, from its name, seed and folder."""
+    folder = zlib.crc32(str(run.work_dir.resolve()).encode())
+    return f'{re.sub("[^A-Za-z0-9_.-]", "-", run.name)}-seed{run.seed}-{folder:08x}'
 
 
 def _ask(*command: str) -> str:
-    """Output of a command of Slurm.
+    """Output of a Slurm command.
 
     Raises:
-        RuntimeError: If it fails, with its words.
+        RuntimeError: If the command fails; the message has its output.
     """
     done = subprocess.run(command, text=True, capture_output=True)
     if done.returncode:
@@ -134,7 +133,7 @@ def queued() -> dict[str, tuple[str, str]]:
     """The user's jobs in the queue: id and state by name.
 
     Raises:
-        RuntimeError: If Slurm does not answer, with its words.
+        RuntimeError: If Slurm does not answer.
     """
     found = {}
     for line in _ask('squeue', '--me', '--noheader', '--format=%i|%j|%T|%r').split(
@@ -148,7 +147,7 @@ def queued() -> dict[str, tuple[str, str]]:
 
 
 def ended_as(number: str) -> str:
-    """How a job ended, as long as Slurm remembers it (MinJobAge)."""
+    """Final state of a job, while Slurm keeps its record (MinJobAge)."""
     with contextlib.suppress(RuntimeError):
         shown = _ask('scontrol', '--oneliner', 'show', 'job', number)
         if found := re.search(r'JobState=(\w+)', shown):
@@ -157,17 +156,17 @@ def ended_as(number: str) -> str:
 
 
 def submit(job: Job, options: Mapping[str, str]) -> str:
-    """Put a job in the queue.
+    """Submit a job.
 
     Args:
-        job (Job): What it does.
-        options (Mapping[str, str]): What :func:`sbatch_options` found.
+        job (Job): The job.
+        options (Mapping[str, str]): From :func:`sbatch_options`.
 
     Returns:
-        str: Its number.
+        str: The job id.
 
     Raises:
-        ValueError: If Slurm refuses it, with Slurm's words.
+        ValueError: If Slurm rejects the job; the message has its reason.
     """
     import submitit
     from submitit.core.utils import FailedJobError
@@ -219,14 +218,14 @@ def _end_of_log(run: Run, number: str) -> str:
 
 @dataclass
 class _Queued:
-    """A job that was seen in the queue.
+    """A job in the queue.
 
     Args:
         run (Run): Its run.
-        number (str): Its number.
-        began (Path | None): The checkpoint at that time.
-        said (str): What was last said of it.
-        missed (int): Looks in a row at which it was not in the queue.
+        number (str): The job id.
+        began (Path | None): The run's checkpoint when the job was submitted.
+        said (str): The last progress line.
+        missed (int): Consecutive polls in which the job was not in the queue.
     """
 
     run: Run
@@ -241,20 +240,20 @@ def run_in_slurm(
     launch: Launch,
     at_a_time: int,
     given: Mapping[str, str],
-) -> Iterator[Event]:
-    """Train and test runs as jobs of Slurm, so many in the queue at a time.
+) -> Generator[Event, None, None]:
+    """Train and test runs as Slurm jobs.
 
-    Jobs of the same runs that are in the queue already, of a command that was left or
-    killed, are followed. Closed in the middle it leaves the jobs where they are.
+    Jobs of these runs that are already in the queue, from an earlier command, are
+    followed. Closing the generator leaves all jobs in the queue.
 
     Args:
         planned (Sequence[Run]): The runs, submitted in this order.
         launch (Launch): How the processes of each are started on its node.
-        at_a_time (int): Jobs in the queue.
+        at_a_time (int): Maximum number of jobs in the queue.
         given (Mapping[str, str]): As for :func:`sbatch_options`.
 
     Yields:
-        Event: As it is seen; the last of each run is ``over``.
+        Event: Progress; the last event of each run is ``over``.
 
     Raises:
         RuntimeError: If Slurm does not answer, or another process follows these runs.
@@ -295,7 +294,7 @@ def run_in_slurm(
 
 def _find_again(
     planned: Sequence[Run], active: list[_Queued], waiting: deque[Run]
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Which runs are over, in the queue or to be submitted."""
     listed = queued()
     for run in planned:
@@ -309,7 +308,7 @@ def _find_again(
 
 
 def _end(job: _Queued) -> tuple[list[Event], bool]:
-    """What to say of a job that has left the queue, and whether it is put back."""
+    """Events of a job that has left the queue, and whether it is resubmitted."""
     run = job.run
     if run.is_over:
         said = [Event(run, over(run))] if run.state == 'diverged' else []
@@ -324,8 +323,10 @@ def _end(job: _Queued) -> tuple[list[Event], bool]:
     return [Event(run, error=error, over=True)], False
 
 
-def _look(job: _Queued, listed: Mapping[str, tuple[str, str]]) -> Iterator[Event]:
-    """What is new of a job; counts the looks at which it is not in the queue."""
+def _look(
+    job: _Queued, listed: Mapping[str, tuple[str, str]]
+) -> Generator[Event, None, None]:
+    """New progress of a job; counts the polls that do not find it."""
     name = job_name(job.run)
     if name not in listed:
         # the files of a node may be seen here later than its end

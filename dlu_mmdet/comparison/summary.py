@@ -1,4 +1,4 @@
-"""The summary of a comparison: accuracy, costs, and significant differences."""
+"""Summary of a comparison: accuracy, cost and significant differences."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import mmcv
 import mmdet
@@ -27,14 +29,15 @@ from mmengine.registry import init_default_scope
 from ..config import check_param_groups, read_config
 from ..datasets import check_data, check_num_classes
 from ..datasets.preflight import iter_datasets
-from ..evaluation.complexity import detector_complexity, input_channels
-from ..evaluation.jackknife import (
+from ..evaluation.average_precision import (
     METRICS,
     MIN_IMAGES,
     PRIMARY,
     Evaluation,
+    MetricDifference,
     differences_to_baseline,
 )
+from ..evaluation.complexity import detector_complexity, input_channels
 from ..necks import upsampler_cfg, upsampler_name
 from ..ops import library
 from ..upsamplers import split_file, upsampler_class
@@ -42,7 +45,7 @@ from ..utils.tables import printable, to_json, to_markdown
 from ..utils.timing import interleaved, peak_memory
 from .collect import evaluate, results
 from .inputs import image_names, leaves
-from .runs import Run, divergence, write
+from .runs import Divergence, Run, RunResult, write
 
 #: Box AP of R50 FPN 1x on COCO 2017 val, measured by others with these configs' data,
 #: backbone and schedule.
@@ -70,15 +73,190 @@ PUBLISHED_NOTE = (
 )
 
 
+@dataclass(frozen=True)
+class Spread:
+    """A value over training seeds.
+
+    Attributes:
+        mean (float, optional): None where no seed has one.
+        std (float, optional): Sample standard deviation; None below two seeds.
+    """
+
+    mean: float | None
+    std: float | None = None
+
+    @classmethod
+    def over(cls, values: Sequence[float | None]) -> Spread:
+        """Mean and standard deviation of the values that are known."""
+        known = [value for value in values if value is not None]
+        return cls(
+            float(np.mean(known)) if known else None,
+            float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        )
+
+    def text(self, digits: int) -> str:
+        """'mean ± standard deviation', without the latter for one seed."""
+        text = _digits(self.mean, digits)
+        return text if self.std is None else f'{text} ± {self.std:.{digits}f}'
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a detector and its upsamplers cost.
+
+    Attributes:
+        parameters (int): Of the detector.
+        flops (int, optional): Of the detector and one image; None where they cannot be
+            counted.
+        upsampler_parameters (int): Of all upsamplers.
+        upsampler_flops (int, optional): Of all upsamplers; None likewise.
+        image_size (list[int]): Height and width of the image, in pixels.
+        device (str): Where the neck was timed.
+        neck_mb (float): Peak of the memory that the neck's forward adds, in 1e6 bytes.
+        neck_ms (float): Median latency of the neck, in milliseconds.
+    """
+
+    parameters: int
+    flops: int | None
+    upsampler_parameters: int
+    upsampler_flops: int | None
+    image_size: list[int]
+    device: str
+    neck_mb: float
+    neck_ms: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One config in a comparison.
+
+    Attributes:
+        name (str): Its name, mostly that of the upsampler.
+        scores (dict[str, Spread]): Metrics as fractions, ``training_seconds`` and
+            ``seconds_per_iteration``.
+        costs (Costs): Parameters, FLOPs, latency and memory.
+        config (str): The config, as the user named it.
+        seeds (Sequence[int]): Seeds of the finished runs.
+        diverged (int): Number of runs that diverged and are left out.
+        published_ap (float, optional): Published box AP in percent.
+        published_by (str): Who published it.
+    """
+
+    name: str
+    scores: dict[str, Spread]
+    costs: Costs
+    config: str = ''
+    seeds: Sequence[int] = ()
+    diverged: int = 0
+    published_ap: float | None = None
+    published_by: str = ''
+
+    @property
+    def ap(self) -> Spread:
+        """AP over seeds."""
+        return self.scores['AP']
+
+    def to_json(self) -> dict:
+        """One flat object: a line of ``comparison.csv``."""
+        spreads = {}
+        for key, each in self.scores.items():
+            spreads[key], spreads[f'{key}_std'] = each.mean, each.std
+        return dict(
+            name=self.name,
+            config=self.config,
+            seeds=list(self.seeds),
+            **spreads,
+            diverged=self.diverged,
+            **asdict(self.costs),
+            published_ap=self.published_ap,
+            published_by=self.published_by,
+        )
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Date, machine and versions of a comparison."""
+
+    date: str
+    machine: str
+    device: str
+    python: str
+    torch: str
+    mmcv: str
+    mmdet: str
+    mmengine: str
+    fused_operators: bool
+
+    @classmethod
+    def here(cls, device: str) -> Environment:
+        """This machine; ``device`` is where necks were timed."""
+        return cls(
+            date=datetime.now(timezone.utc).strftime('%Y-%m-%d'),
+            machine=f'{platform.system()} {platform.machine()}',
+            device=device,
+            python=platform.python_version(),
+            torch=torch.__version__,
+            mmcv=mmcv.__version__,
+            mmdet=mmdet.__version__,
+            mmengine=mmengine.__version__,
+            fused_operators=library.is_available(
+                'cuda' if torch.cuda.is_available() else 'cpu'
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The result of a comparison.
+
+    Attributes:
+        baseline (str): Name of the row that others are compared with.
+        num_images (int): Number of test images.
+        rows (list[Row]): One for each config, highest AP first.
+        differences (dict): Differences to the baseline by name and metric, see
+            :func:`~dlu_mmdet.evaluation.average_precision.differences_to_baseline`.
+        runs (list[RunResult]): Every finished run.
+        diverged (list[RunResult]): Every run that diverged.
+        environment (Environment): Where it was made.
+    """
+
+    baseline: str
+    num_images: int
+    rows: list[Row]
+    differences: dict[str, dict[str, MetricDifference]]
+    runs: list[RunResult]
+    diverged: list[RunResult]
+    environment: Environment
+
+    def to_json(self) -> dict:
+        """The content of ``comparison.json``."""
+        return dict(
+            baseline=self.baseline,
+            num_images=self.num_images,
+            rows=[row.to_json() for row in self.rows],
+            differences={
+                name: {metric: asdict(found) for metric, found in column.items()}
+                for name, column in self.differences.items()
+            },
+            runs=[run.to_json() for run in self.runs],
+            diverged=[
+                dict(name=run.name, seed=run.seed, **asdict(run.diverged))
+                for run in self.diverged
+                if run.diverged
+            ],
+            environment=asdict(self.environment),
+        )
+
+
 def image_size(cfg: Config) -> tuple[int, int]:
-    """Height and width of a test image of 3:2 or so, padded as the config pads.
+    """Size of a typical test image after resizing and padding.
 
     Args:
-        cfg (Config): With a ``Resize`` to a scale (long, short) in the test
-            pipeline; without one it is taken to be 800 x 1333.
+        cfg (Config): The config. Without a ``Resize`` to (long, short) in its test
+            pipeline, 800 x 1333 is assumed.
 
     Returns:
-        tuple[int, int]: Pixels, height first.
+        tuple[int, int]: Height and width in pixels.
     """
     found = iter_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset')
     pipeline = next((s.cfg.get('pipeline') for s in found), None) or []
@@ -124,14 +302,15 @@ def published(cfg: Config, num_images: int | None = None) -> tuple[float | None,
     """Published AP of a config's detector and upsampler, and by whom.
 
     Args:
-        cfg (Config): Complete.
-        num_images (int, optional): How many images it was tested on.
+        cfg (Config): The complete config.
+        num_images (int, optional): Number of test images.
 
     Returns:
-        tuple[float | None, str]: None and nothing, unless detector, backbone, neck,
-        schedule and data are those of the publication.
+        tuple[float | None, str]: Box AP in percent and its source; None and '' unless
+        detector, backbone, neck, schedule and data match the publication.
     """
-    neck, none = cfg.model.neck, (None, '')
+    neck = cfg.model.neck
+    none: tuple[float | None, str] = None, ''
     detector = getattr(cfg.model.type, '__name__', cfg.model.type).rpartition('.')[2]
     # several necks in a row are another detector, Libra R-CNN's, and so are others
     if isinstance(neck, (list, tuple)) or neck_name(neck) not in PUBLISHED_NECKS:
@@ -140,8 +319,8 @@ def published(cfg: Config, num_images: int | None = None) -> tuple[float | None,
     if split_file(upsampler_cfg(neck).get('type')):
         return none
     name = upsampler_name(neck)
-    found = PUBLISHED.get((detector, name), none)
-    if found == none or num_images not in (None, _COCO_2017['test'][1]):
+    found = PUBLISHED.get((detector, name or ''))
+    if found is None or num_images not in (None, _COCO_2017['test'][1]):
         return none
     reference = _published_config(detector)
     # what a config inherits from another package names its scope
@@ -155,7 +334,7 @@ def published(cfg: Config, num_images: int | None = None) -> tuple[float | None,
     signature = inspect.signature(upsampler_class(given)).parameters
     usual = {key: parameter.default for key, parameter in signature.items()}
     given, usual = {**usual, **given}, {**usual, 'type': given['type']}
-    usual.update(_PUBLISHED_ARGUMENTS.get(name, {}))
+    usual.update(_PUBLISHED_ARGUMENTS.get(name or '', {}))
     shape = {**_PLAIN_NECK, **reference.model.neck}
     shape.update(type=neck['type'], upsample_cfg=neck['upsample_cfg'])
     alike = _is_within(given, usual) and _is_within(neck, shape)
@@ -168,12 +347,12 @@ def _published_config(detector: str) -> Config:
 
 
 def _is_within(given: Mapping, usual: Mapping) -> bool:
-    """Whether all that is given is as usual."""
+    """Whether all given values equal the usual ones."""
     return all(key in usual and usual[key] == value for key, value in given.items())
 
 
 def _is_coco_2017(cfg: Config) -> bool:
-    """Whether a config's data are all of COCO 2017, as far as they are there."""
+    """Whether a config's data are COCO 2017; missing files are not checked."""
     for split, (name, number) in _COCO_2017.items():
         key = f'{split}_dataloader.dataset'
         found = list(iter_datasets(cfg[f'{split}_dataloader'].dataset, key))
@@ -192,29 +371,27 @@ def _is_coco_2017(cfg: Config) -> bool:
 
 def measure_costs(
     runs: Sequence[Run], device: str | None = None, rounds: int = 10
-) -> dict[str, dict]:
-    """Parameters, FLOPs, and time and memory of the necks, measured now.
+) -> dict[str, Costs]:
+    """Count parameters and FLOPs; measure latency and memory of the necks.
 
-    Latency is that of the neck alone in inference, for one image of the size
-    that the config tests at; the necks take turns, so that a busy machine slows all
-    alike. Weights play no part: the detectors are new.
+    Latency is the inference time of the neck alone for one image of the config's test
+    size. The necks are timed in turns, so that other load affects all alike. The
+    detectors have random weights.
 
     Args:
-        runs (Sequence[Run]): Runs of a comparison; each config counts once.
-        device (str, optional): Defaults to the GPU if there is one.
-        rounds (int): Timed runs of each neck.
+        runs (Sequence[Run]): Runs of a comparison; each config is measured once.
+        device (str, optional): Defaults to the GPU, if any.
+        rounds (int): Number of timed runs of each neck.
 
     Returns:
-        dict[str, dict]: By name of the run: what
-        :func:`~dlu_mmdet.evaluation.complexity.detector_complexity` counts,
-        ``neck_ms`` (median), ``neck_mb`` (peak of what the neck's forward adds,
-        outputs included, in 1e6 bytes), ``image_size`` and ``device``.
+        dict[str, Costs]: By name of the run.
     """
     where = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    costs, actions = {}, []
+    counted: dict[str, dict[str, Any]] = {}
+    actions = []
     for run in {run.name: run for run in runs}.values():
         size = image_size(run.cfg)
-        costs[run.name] = dict(
+        counted[run.name] = dict(
             detector_complexity(run.cfg, size),
             image_size=list(size),
             device=torch.cuda.get_device_name(where)
@@ -227,29 +404,31 @@ def measure_costs(
             image = torch.zeros(1, input_channels(model), *size, device=where)
             inputs = model.backbone(image)
         actions.append(lambda neck=model.neck, inputs=inputs: neck(inputs))
+    memory = []
     with torch.no_grad():
-        for cost, action in zip(costs.values(), actions):
+        for action in actions:
             action()
-            cost['neck_mb'] = peak_memory(action, where) / 1e6
+            memory.append(peak_memory(action, where) / 1e6)
         times = interleaved(actions, rounds, where)
-    for cost, (median, _) in zip(costs.values(), times):
-        cost['neck_ms'] = median * 1e3
-    return costs
+    return {
+        name: Costs(**each, neck_mb=megabytes, neck_ms=median * 1e3)
+        for (name, each), megabytes, (median, _) in zip(counted.items(), memory, times)
+    }
 
 
-def rehearse(runs: Sequence[Run]) -> None:
-    """Run the steps that follow a training on untrained detectors, to fail early.
+def check_before_training(runs: Sequence[Run]) -> None:
+    """Try the steps after training on untrained detectors, to fail early.
 
-    Data, evaluators and heads are checked, nothing is scored against the test set,
-    and every neck is timed once.
+    Checks data, evaluators and heads, evaluates without any detection, and times every
+    neck once.
 
     Args:
-        runs (Sequence[Run]): Runs of a comparison; each config counts once.
+        runs (Sequence[Run]): Runs of a comparison; each config is checked once.
 
     Raises:
         FileNotFoundError: If data are missing.
-        ValueError: If data, evaluators and heads do not belong together, or there is
-            nothing to find.
+        ValueError: If data, evaluators and heads do not match, a model cannot run, or
+            the test set has no objects.
     """
     each = {run.name: run for run in runs}.values()
     check_data(next(iter(each)).cfg, ('train', 'val', 'test'), hold=False)
@@ -276,29 +455,25 @@ def summarize(
     groups: int = 200,
     rounds: int = 10,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict:
-    """Bring a comparison's finished runs together.
+) -> Summary:
+    """Summarize the finished runs of a comparison.
 
     Args:
-        runs (Sequence[Run]): What :func:`~dlu_mmdet.comparison.plan.plan` listed.
+        runs (Sequence[Run]): From :func:`~dlu_mmdet.comparison.plan.plan`.
         baseline (str, optional): Name of the run that others are compared with.
             Defaults to 'bilinear', or else the first.
-        groups (int): Of test images, which are left out in turn, at most.
-        rounds (int): Timed runs of each neck.
-        progress (Callable): Called with evaluations scored and their number.
+        groups (int): Number of groups of test images, at most; one is left out at a
+            time.
+        rounds (int): Number of timed runs of each neck.
+        progress (Callable): Called with the number of scored evaluations and of all.
 
     Returns:
-        dict: ``rows``, one for each config, best AP first: ``name``, ``seeds``, the
-        number of those that ``diverged`` and are left out, mean and ``_std`` over
-        seeds (None for one seed) of each metric, and the costs; ``differences`` to
-        ``baseline``, see
-        :func:`~dlu_mmdet.evaluation.jackknife.differences_to_baseline`; ``runs``, every
-        result; ``diverged``, every run that is left out, with ``name``, ``seed``,
-        ``iteration`` and ``reason``; ``environment``.
+        Summary: Accuracy, costs and differences. Runs that diverged are left out and
+        listed.
 
     Raises:
-        FileNotFoundError: If the matches of a finished run are gone.
-        ValueError: If no run is finished, or the baseline is none of them.
+        FileNotFoundError: If the matches of a finished run are missing.
+        ValueError: If no run is finished, or none of them is the baseline.
     """
     finished = [run for run in runs if run.state == 'finished']
     if not finished:
@@ -317,27 +492,31 @@ def summarize(
             f'baseline {baseline!r} is none of the finished: {", ".join(names)}'
         )
     listed = results(finished)
+    diverged = [
+        replace(result, name=run.name)
+        for run in runs
+        if (result := run.result) and result.diverged
+    ]
     num_images = Evaluation.load(finished[0].matches_file).num_images
     costs = measure_costs(finished, rounds=rounds)
     rows = []
     for name in names:
-        own = [result for result in listed if result['name'] == name]
+        own = [result for result in listed if result.name == name]
         cfg = next(run.cfg for run in finished if run.name == name)
-        row = dict(
-            name=name, config=own[0]['config'], seeds=[result['seed'] for result in own]
-        )
-        for key in (*METRICS, 'training_seconds', 'seconds_per_iteration'):
-            values = [result[key] for result in own if result[key] is not None]
-            row[key] = float(np.mean(values)) if values else None
-            row[f'{key}_std'] = (
-                float(np.std(values, ddof=1)) if len(values) > 1 else None
+        scores = {key: Spread.over([r.scores[key] for r in own]) for key in METRICS}
+        for key in ('training_seconds', 'seconds_per_iteration'):
+            scores[key] = Spread.over([getattr(result, key) for result in own])
+        rows.append(
+            Row(
+                name,
+                scores,
+                costs[name],
+                own[0].config,
+                [result.seed for result in own],
+                sum(result.name == name for result in diverged),
+                *published(cfg, num_images),
             )
-        row['diverged'] = sum(
-            run.name == name and run.state == 'diverged' for run in runs
         )
-        row.update(costs[name])
-        row['published_ap'], row['published_by'] = published(cfg, num_images)
-        rows.append(row)
 
     evaluations: dict[str, dict[int, Evaluation]] = {name: {} for name in names}
     for run in finished:
@@ -347,41 +526,15 @@ def summarize(
         differences = differences_to_baseline(
             evaluations, baseline, groups, progress=progress
         )
-    return dict(
+    return Summary(
         baseline=baseline,
         num_images=num_images,
-        rows=sorted(rows, key=lambda row: -(row['AP'] or 0)),
+        rows=sorted(rows, key=lambda row: -(row.ap.mean or 0)),
         differences=differences,
         runs=listed,
-        diverged=[
-            dict(name=run.name, seed=run.seed, **divergence(run.result))
-            for run in runs
-            if run.state == 'diverged'
-        ],
-        environment=dict(
-            date=datetime.now(timezone.utc).strftime('%Y-%m-%d'),
-            machine=f'{platform.system()} {platform.machine()}',
-            device=next(iter(costs.values()))['device'],
-            python=platform.python_version(),
-            torch=torch.__version__,
-            mmcv=mmcv.__version__,
-            mmdet=mmdet.__version__,
-            mmengine=mmengine.__version__,
-            fused_operators=library.is_available(
-                'cuda' if torch.cuda.is_available() else 'cpu'
-            ),
-        ),
+        diverged=diverged,
+        environment=Environment.here(next(iter(costs.values())).device),
     )
-
-
-def _spread(row: dict, key: str, digits: int) -> str:
-    """'mean ± standard deviation', without the latter for one seed."""
-    if row[key] is None:
-        return '-'
-    text = f'{row[key]:.{digits}f}'
-    if row[f'{key}_std'] is not None:
-        text += f' ± {row[f"{key}_std"]:.{digits}f}'
-    return text
 
 
 def _digits(value: float | None, digits: int) -> str:
@@ -392,46 +545,48 @@ def _giga(flops: int | None) -> str:
     return '-' if flops is None else f'{flops / 1e9:.2f}'
 
 
-def divergences(summary: dict) -> list[str]:
-    """Which runs diverged and are left out, a sentence for each upsampler."""
-    found: dict[str, list[dict]] = {}
-    for run in summary.get('diverged', ()):
-        found.setdefault(run['name'], []).append(run)
-    numbers = {row['name']: len(row['seeds']) for row in summary['rows']}
+def divergences(summary: Summary) -> list[str]:
+    """One sentence for each upsampler with diverged runs, which are left out."""
+    found: dict[str, list[tuple[int, Divergence]]] = {}
+    for run in summary.diverged:
+        if run.diverged:
+            found.setdefault(run.name, []).append((run.seed, run.diverged))
+    numbers = {row.name: len(row.seeds) for row in summary.rows}
     return [
         f'{printable(name)}: {len(own)} of {len(own) + numbers.get(name, 0)} seeds '
         f'diverged and are left out: '
         + '; '.join(
-            f'seed {run["seed"]} at iteration {run["iteration"]}, {run["reason"]}'
-            for run in own
+            f'seed {seed} at iteration {where.iteration}, {where.reason}'
+            for seed, where in own
         )
         + '.'
         for name, own in found.items()
     ]
 
 
-def accuracy_table(summary: dict) -> list[list[str]]:
-    """Header and lines: accuracy, size and training time of every upsampler."""
-    lost = Counter(run['name'] for run in summary.get('diverged', ()))
-    known = [row for row in summary['rows'] if row['published_ap'] is not None]
+def accuracy_table(summary: Summary) -> list[list[str]]:
+    """Header and rows: accuracy, parameters and training time."""
+    lost = Counter(run.name for run in summary.diverged)
+    known = [row for row in summary.rows if row.published_ap is not None]
     table = [
         ['upsampler', 'seeds', *METRICS, 'upsampler params', 'all params', 's/iter']
         + ['training s', *(['published AP'] if known else [])]
     ]
-    for row in summary['rows']:
-        published, number = row['published_ap'], len(row['seeds'])
-        if diverged := lost.pop(row['name'], 0):
-            number = f'{number} ({diverged} of {number + diverged} diverged)'
-        cell = '' if published is None else f'{published:.1f} ({row["published_by"]})'
+    for row in summary.rows:
+        published, number = row.published_ap, len(row.seeds)
+        seeds = str(number)
+        if diverged := lost.pop(row.name, 0):
+            seeds += f' ({diverged} of {number + diverged} diverged)'
+        cell = '' if published is None else f'{published:.1f} ({row.published_by})'
         table.append(
             [
-                row['name'],
-                str(number),
-                *(_spread(row, name, 3) for name in METRICS),
-                f'{row["upsampler_parameters"]:,}',
-                f'{row["parameters"]:,}',
-                _digits(row['seconds_per_iteration'], 2),
-                _digits(row['training_seconds'], 0),
+                row.name,
+                seeds,
+                *(row.scores[name].text(3) for name in METRICS),
+                f'{row.costs.upsampler_parameters:,}',
+                f'{row.costs.parameters:,}',
+                _digits(row.scores['seconds_per_iteration'].mean, 2),
+                _digits(row.scores['training_seconds'].mean, 0),
                 *([cell] if known else []),
             ]
         )
@@ -441,95 +596,94 @@ def accuracy_table(summary: dict) -> list[list[str]]:
     return table
 
 
-def cost_table(summary: dict) -> list[list[str]]:
-    """Header and lines: FLOPs, latency and memory of every upsampler."""
+def cost_table(rows: Sequence[Row]) -> list[list[str]]:
+    """Header and rows: FLOPs, latency and memory."""
     table = [
         ['upsampler', 'upsamplers GFLOPs', 'detector GFLOPs', 'neck ms', 'neck MB']
     ]
-    for row in summary['rows']:
+    for row in rows:
         table.append(
             [
-                row['name'],
-                _giga(row['upsampler_flops']),
-                _giga(row['flops']),
-                f'{row["neck_ms"]:.1f}',
-                f'{row["neck_mb"]:.1f}',
+                row.name,
+                _giga(row.costs.upsampler_flops),
+                _giga(row.costs.flops),
+                f'{row.costs.neck_ms:.1f}',
+                f'{row.costs.neck_mb:.1f}',
             ]
         )
     return table
 
 
-def difference_table(summary: dict) -> list[list[str]]:
-    """Header and lines: differences to the baseline, with their intervals."""
+def difference_table(summary: Summary) -> list[list[str]]:
+    """Header and rows: differences to the baseline with their intervals."""
     table = [
-        ['upsampler', 'metric', f'minus {summary["baseline"]}', '95 % interval']
+        ['upsampler', 'metric', f'minus {summary.baseline}', '95 % interval']
         + ['significant at 5 %', 'p (Holm)', 'each seed', 'objects', 'images']
     ]
-    for name, metrics in summary['differences'].items():
+    for name, metrics in summary.differences.items():
         for metric, found in metrics.items():
             interval = p = '-'
-            if found['low'] is not None:
-                interval = f'{found["low"]:+.3f} to {found["high"]:+.3f}'
-            if found['p_holm'] is not None:
-                p = f'{found["p_holm"]:.3f}'
+            if found.low is not None:
+                interval = f'{found.low:+.3f} to {found.high:+.3f}'
+            if found.p_holm is not None:
+                p = f'{found.p_holm:.3f}'
             table.append(
                 [
                     name,
                     metric,
-                    f'{found["difference"]:+.3f}',
+                    f'{found.difference:+.3f}',
                     interval,
                     _verdict(found),
                     p,
-                    ', '.join(f'{value:+.3f}' for value in found['seeds']),
-                    f'{found["objects"]:,}',
-                    f'{found["images"]:,}',
+                    ', '.join(f'{value:+.3f}' for value in found.seeds),
+                    f'{found.objects:,}',
+                    f'{found.images:,}',
                 ]
             )
     return table
 
 
-def _verdict(found: Mapping) -> str:
+def _verdict(found: MetricDifference) -> str:
     """'yes', 'no', or why a difference is not tested."""
-    if found['significant'] is not None:
-        return 'yes' if found['significant'] else 'no'
-    if found['images'] < MIN_IMAGES:
+    if found.significant is not None:
+        return 'yes' if found.significant else 'no'
+    if found.images < MIN_IMAGES:
         return 'too few images'
-    if len(found['seeds']) == 1:
+    if len(found.seeds) == 1:
         return 'one seed'
-    if found['low'] is None:
+    if found.low is None:
         return 'identical seeds'
     return 'exploratory'
 
 
-def notes(summary: dict) -> list[str]:
-    """What a reader of the tables has to know, a sentence or two each."""
-    environment, row = summary['environment'], summary['rows'][0]
-    height, width = row['image_size']
+def notes(summary: Summary) -> list[str]:
+    """Notes on how to read the tables."""
+    environment = summary.environment
+    height, width = summary.rows[0].costs.image_size
     found = [
         f'AP of pycocotools as a fraction, mean ± standard deviation over the seeds, '
-        f'{summary["num_images"]} test images.',
+        f'{summary.num_images} test images.',
         f'FLOPs of one image of {height} x {width}, 2 a multiply-add; neck: inference '
-        f'on {environment["device"]}, batch 1, median, and the most memory that its '
+        f'on {environment.device}, batch 1, median, and the most memory that its '
         f'forward holds at once.',
         *divergences(summary),
-        f'{environment["date"]}, {environment["machine"]}, Python '
-        f'{environment["python"]}, torch {environment["torch"]}, mmcv '
-        f'{environment["mmcv"]}, mmdet {environment["mmdet"]}, mmengine '
-        f'{environment["mmengine"]}.',
+        f'{environment.date}, {environment.machine}, Python {environment.python}, '
+        f'torch {environment.torch}, mmcv {environment.mmcv}, mmdet '
+        f'{environment.mmdet}, mmengine {environment.mmengine}.',
     ]
-    if any(row['published_ap'] for row in summary['rows']):
+    if any(row.published_ap for row in summary.rows):
         found.insert(2, PUBLISHED_NOTE)
-    if summary['differences']:
+    if summary.differences:
         found.insert(1, difference_note(summary))
     return found
 
 
-def difference_note(summary: dict) -> str:
-    """How the differences were made, and from how many seeds and images they hold."""
+def difference_note(summary: Summary) -> str:
+    """Note on how the differences and their intervals are computed."""
     tested = [
         each[PRIMARY]
-        for each in summary['differences'].values()
-        if PRIMARY in each and each[PRIMARY]['significant'] is not None
+        for each in summary.differences.values()
+        if PRIMARY in each and each[PRIMARY].significant is not None
     ]
     text = (
         'Differences are means over the seeds that both upsamplers have. Intervals are '
@@ -542,7 +696,7 @@ def difference_note(summary: dict) -> str:
         'set a metric is measured on; with fewer than '
         f'{MIN_IMAGES} images it has no interval.'
     )
-    seeds = min((len(each['seeds']) for each in tested), default=1)
+    seeds = min((len(each.seeds) for each in tested), default=1)
     if seeds < 5:
         text += (
             f' With {seeds} {"seed" if seeds == 1 else "seeds"} a difference of 0.05 '
@@ -551,26 +705,27 @@ def difference_note(summary: dict) -> str:
     return text
 
 
-def save(summary: dict, work_dir: str | Path) -> None:
+def save(summary: Summary, work_dir: str | Path) -> None:
     """Write comparison.json, .csv and .md.
 
     Args:
-        summary (dict): What :func:`summarize` returned.
-        work_dir (str | Path): Folder, which exists.
+        summary (Summary): From :func:`summarize`.
+        work_dir (str | Path): Existing folder.
     """
     work_dir = Path(work_dir)
-    write(work_dir / 'comparison.json', to_json(summary))
-    columns = [key for key in summary['rows'][0] if key != 'image_size']
+    write(work_dir / 'comparison.json', to_json(summary.to_json()))
+    rows = [row.to_json() for row in summary.rows]
+    columns = [key for key in rows[0] if key != 'image_size']
     lines = io.StringIO(newline='')
     writer = csv.DictWriter(lines, columns, extrasaction='ignore')
     writer.writeheader()
-    for row in summary['rows']:
+    for row in rows:
         writer.writerow({**row, 'seeds': ' '.join(map(str, row['seeds']))})
     write(work_dir / 'comparison.csv', lines.getvalue())
     parts = []
     for table, texts in (
         (accuracy_table(summary), 1),
-        (cost_table(summary), 1),
+        (cost_table(summary.rows), 1),
         (difference_table(summary), 2),
     ):
         head, *body = table

@@ -8,12 +8,12 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mmdet.datasets import CocoPanopticDataset
 from mmengine.config import Config
 
-from ..datasets import coco_io as annotations
-from ..datasets import formats
+from ..datasets import coco_io, formats
 from ..datasets.formats import words
 from ..datasets.preflight import coco_evaluators, iter_datasets
 from ..datasets.split import check_split, describe_parts, split_images
@@ -246,7 +246,7 @@ def _read(path: Path) -> dict:
     """A COCO file of objects; the error names another format."""
     kind = formats.json_kind(path)
     try:
-        content = annotations.read(path)
+        content = coco_io.read(path)
     except ValueError as error:
         if kind:
             raise ValueError(f'{path} is {kind}') from error
@@ -290,11 +290,11 @@ def _annotation_file(root: Path, split: str, named: Mapping[str, str]) -> str:
     if (has_other and split == 'val') or (len(usable) == 1 and not has_other):
         what = 'the file for training' if has_other else 'it'
         advice += [f'split {what}: --val-fraction 0.2']
-    advice = ', or '.join(advice) or 'name it: --train-json FILE, --val-json FILE'
+    remedy = ', or '.join(advice) or 'name it: --train-json FILE, --val-json FILE'
     raise (ValueError if found else FileNotFoundError)(
         f"--data {root} must have one annotation file in COCO's format with the word "
         f'{" or ".join(SPLITS[split])} in its path, in the folder or in a folder of '
-        f'it, and has {_names(found or files)}; {advice}'
+        f'it, and has {_names(found or files)}; {remedy}'
     )
 
 
@@ -371,7 +371,7 @@ def _other_folders(root: Path, own: list[str]) -> Iterator[Path]:
             yield folder
 
 
-def _counting(part: object, key: str = '') -> Iterator[dict]:
+def _counting(part: Any, key: str = '') -> Iterator[Any]:
     """The parts of a model that count the classes of the data."""
     if isinstance(part, Mapping):
         # objects and background are all that these tell apart, whatever the data

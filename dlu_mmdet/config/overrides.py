@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import mmdet.registry
 from mmengine.config import Config, DictAction
@@ -133,7 +134,7 @@ def merge_options(cfg: Config, options: Mapping, reach: bool = True) -> None:
             f'fit the config: {reason}'
         ) from error
     for key, part in _nodes(cfg._cfg_dict):
-        if key.endswith('.upsample_cfg') and isinstance(part, Mapping):
+        if key.endswith('.upsample_cfg') and isinstance(part, dict):
             if isinstance(part.get('type'), str):
                 part['type'] = resolve_name(part['type'])
     read = _READ
@@ -160,10 +161,10 @@ def merge_options(cfg: Config, options: Mapping, reach: bool = True) -> None:
         refuse_unreached([cfg], options)
 
 
-def _nodes(value: object, prefix: str = '') -> Iterator[tuple[str, object]]:
+def _nodes(value: object, prefix: str = '') -> Iterator[tuple[str, Any]]:
     """Every part of a config with its dotted key."""
     if isinstance(value, Mapping):
-        items = value.items()
+        items: Iterable[tuple] = value.items()
     elif isinstance(value, (list, tuple)):
         items = enumerate(value)
     else:
@@ -206,6 +207,7 @@ def _takes(parts: Sequence[str], after: Mapping) -> bool | None:
     part = after.get(where)
     if not isinstance(part, Mapping):
         return None
+    classes: Sequence
     if 'type' in part:
         classes = [_find(part['type'], inside[-1])]
         others = _UNTYPED.get(where, ((), ()))[1]
@@ -221,10 +223,10 @@ def _takes(parts: Sequence[str], after: Mapping) -> bool | None:
     else:
         return None
     accepted = [_arguments(cls) for cls in classes]
-    return None in accepted or name in {*others, *(n for a in accepted for n in a)}
+    return name in others or any(known is None or name in known for known in accepted)
 
 
-def _alike_arguments(cfg: Config, parts: Sequence[str], before: Mapping) -> list[str]:
+def _alike_arguments(parts: Sequence[str], before: Mapping) -> list[str]:
     """Arguments of the part that a new key is in, with a similar name."""
     where, _, name = '.'.join(parts).rpartition('.')
     part = before.get(where)
@@ -233,7 +235,7 @@ def _alike_arguments(cfg: Config, parts: Sequence[str], before: Mapping) -> list
     return [f'{where}.{n}' for n in difflib.get_close_matches(name, accepted, n=2)]
 
 
-def _find(type_: str | type, part: str) -> object:
+def _find(type_: str | type, part: str) -> Any:
     """What a type names, whatever its registry."""
     if part == 'upsample_cfg':
         try:
@@ -244,7 +246,7 @@ def _find(type_: str | type, part: str) -> object:
     return next((cls for cls in found if cls is not None), None)
 
 
-def _arguments(cls: object) -> set[str] | None:
+def _arguments(cls: Any) -> set[str] | None:
     """Names of the arguments, those handed on to base classes too; None: any."""
     names = set()
     owners = [c for c in cls.__mro__ if '__init__' in vars(c)] if _is(cls) else [cls]
@@ -265,7 +267,7 @@ def _is(cls: object) -> bool:
     return inspect.isclass(cls)
 
 
-def _nearest(cfg: Config, key: str, value: object, before: Mapping) -> str:
+def _nearest(cfg: Config, key: str, value: Any, before: Mapping) -> str:
     """Keys that were probably meant."""
     last = key.split('.')[-1]
     if last == 'data_root':
@@ -279,7 +281,7 @@ def _nearest(cfg: Config, key: str, value: object, before: Mapping) -> str:
         found = [k for k in keys if f'.{k}'.endswith(f'.{end}')]
         if found and not end.isdigit():
             return f'nearest: {", ".join(found[:4])}'
-    near = _alike_arguments(cfg, parts, before)
+    near = _alike_arguments(parts, before)
     near += difflib.get_close_matches(key, keys, n=2, cutoff=0.75)
     names = {k.split('.')[-1] for k in keys} - {'_scope_'}
     alike = difflib.get_close_matches(last, names, n=1, cutoff=0.6)

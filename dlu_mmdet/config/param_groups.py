@@ -163,9 +163,9 @@ def _hint(
     """What would work in the place of a setting."""
     setting, name = path[-1], '.'.join(path[1:-1])
     if path[0] != 'custom_keys':
-        known = ('custom_keys', *_KNOWN)
+        known = ['custom_keys', *_KNOWN]
     else:
-        known = (*_MULTIPLIERS, *options)
+        known = [*_MULTIPLIERS, *options]
     if setting not in known:
         near = difflib.get_close_matches(setting, known, n=2) or known[:5]
         return f'nearest: {", ".join(near)}'

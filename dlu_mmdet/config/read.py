@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import mmcv.ops
 import mmdet.registry
@@ -193,8 +194,10 @@ def read_settings(text: str) -> dict[str, object]:
     settings = {}
     for statement in ast.parse(text).body:
         if not isinstance(statement, ast.Assign):
-            raise ValueError(f'line {statement.lineno} is no setting')
-        (name,) = statement.targets
+            raise ValueError(f'line {statement.lineno} is not NAME = VALUE')
+        name, *others = statement.targets
+        if others or not isinstance(name, ast.Name):
+            raise ValueError(f'line {statement.lineno} is not NAME = VALUE')
         settings[name.id] = ast.literal_eval(_DictCalls().visit(statement.value))
     if not settings:
         raise ValueError('it has no settings')
@@ -281,8 +284,8 @@ def _refuse_version_2(name: str | os.PathLike, cfg: Config) -> None:
     old = [key for key in _OF_VERSION_2 if key in cfg and key not in _MAYBE_VARIABLES]
     data = cfg.get('data')
     if isinstance(data, dict):
-        only = ('samples_per_gpu', 'workers_per_gpu')
-        only = only if new else (*only, 'train', 'val', 'test')
+        only = ['samples_per_gpu', 'workers_per_gpu']
+        only += [] if new else ['train', 'val', 'test']
         old = ['data'] * any(key in data for key in only) + old
     if not new:
         # beside these the others are no variables
@@ -319,7 +322,7 @@ def load_config(
     upsampler: dict | None = None,
     launcher: str = 'none',
     train: bool = False,
-    **data: object,
+    **data: Any,
 ) -> Config:
     """Read the config of a training or a test, with what the command line says.
 
@@ -471,7 +474,7 @@ def set_upsampler(cfg: Config, upsample_cfg: dict) -> None:
             cfg.custom_imports = dict(imports, imports=names)
 
 
-def upsampler_label(upsample_cfg: dict) -> str:
+def upsampler_label(upsample_cfg: Mapping) -> str:
     """An upsampler in a file's name: 'dlu', 'carafe-up_kernel-3'."""
     parts = [registered_name(upsample_cfg['type'])]
     for key, value in upsample_cfg.items():

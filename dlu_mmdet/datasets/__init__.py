@@ -1,14 +1,13 @@
 """Data sets, their annotation files and their checks."""
 
-from . import coco_io as annotations
-from . import transforms
+from . import coco_io, transforms
 from .preflight import check_data, check_num_classes
 from .shapes import ShapesDataset
 
 __all__ = [
     'ShapesDataset',
-    'annotations',
     'check_data',
     'check_num_classes',
+    'coco_io',
     'transforms',
 ]

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from mmdet.datasets import CocoDataset, api_wrappers
@@ -40,7 +41,7 @@ _MAX_OBJECT_ID = 2**53
 _COCO = CocoDataset.METAINFO['classes']
 
 
-def _fail(path: object, what: str, index: int, entry: object, problem: str) -> None:
+def _fail(path: object, what: str, index: int, entry: object, problem: str) -> NoReturn:
     name = f'{what}[{index}]'
     if isinstance(entry, dict) and 'id' in entry:
         name += f' (id {entry["id"]!r})'
@@ -70,7 +71,7 @@ def class_names(names: Iterable[object], where: object) -> tuple[str, ...]:
     return tuple(class_name(name, f'{where}[{i}]') for i, name in enumerate(names))
 
 
-def normalize_annotations(content: object, path: object) -> dict:
+def normalize_annotations(content: Any, path: object) -> dict:
     """Check a COCO annotation file's content and fill in what is left out.
 
     Names of categories become text. A missing ``iscrowd`` is 0, an ``area`` that is
@@ -108,7 +109,7 @@ def normalize_annotations(content: object, path: object) -> dict:
     return content
 
 
-def _check_lists(content: object, path: object) -> None:
+def _check_lists(content: Any, path: object) -> None:
     """Refuse what is no COCO file at all."""
     lists = ('images', 'annotations', 'categories')
     if not isinstance(content, dict) or not all(
@@ -127,7 +128,7 @@ def _check_lists(content: object, path: object) -> None:
 
 
 def _check_entry(
-    path: object, what: str, index: int, entry: object, keys: Sequence[str]
+    path: object, what: str, index: int, entry: Any, keys: Sequence[str]
 ) -> None:
     """Check the keys of an image or a category; a name becomes text, in place."""
     for key in keys:
@@ -164,7 +165,7 @@ def normalize_objects(annotations: list[dict], path: object) -> None:
             _explain_annotation(path, index, ann)
         if not finite:
             _explain_annotation(path, index, ann)
-        area = ann.get('area')
+        area: Any = ann.get('area')
         # mmdet leaves out objects without an area, pycocotools files them by it
         if type(area) not in (int, float) or not 0 < area < math.inf:
             ann['area'] = w * h
@@ -204,7 +205,7 @@ _VALUES = {
 }
 
 
-def _explain_annotation(path: object, index: int, ann: object) -> None:
+def _explain_annotation(path: object, index: int, ann: Any) -> NoReturn:
     """Say what is wrong with an annotation that cannot be read."""
     for key in ('image_id', 'category_id', 'bbox'):
         if not isinstance(ann, dict) or key not in ann:
@@ -362,7 +363,10 @@ class COCO(api_wrappers.COCO):
         return super().annToRLE(ann)
 
 
-class _Evaluation:
+_Base: Any = api_wrappers.COCOeval if TYPE_CHECKING else object
+
+
+class _Evaluation(_Base):
     """What pycocotools' evaluation leaves to its caller.
 
     Ids are matched as they are: numpy turns those on both sides of 2**63 into floats.

@@ -23,9 +23,10 @@ import shutil
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
+from xml.etree.ElementTree import Element
 
 import numpy as np
 from PIL import Image
@@ -58,7 +59,7 @@ class Labels(NamedTuple):
     names: list
     boxes: np.ndarray
     outlines: list[list[np.ndarray]] | None = None
-    size: tuple[int, int] | None = None
+    size: tuple | None = None
 
 
 def convert(
@@ -96,14 +97,15 @@ def convert(
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f'--out {out} exists and is not empty; name a new folder')
     if format == 'auto':
-        format = formats.recognize(root)
-        if format is None:
+        found = formats.recognize(root)
+        if found is None:
             told = formats.advice(root) or (
                 'is not recognized as YOLO, Pascal VOC or labelme; if it is one, name '
                 'it with --format; COCO files need no conversion, give them to '
                 'dlu_mmdet train --data'
             )
             raise ValueError(f'{root} {told}')
+        format = found
     check_installed()
     layout = formats.find_layout(root, format)
     if val_fraction is not None and 'val' in layout.splits:
@@ -276,7 +278,7 @@ class _Voc(_Reader):
             found = self._nearest(PureWindowsPath(name).stem, path)
         return found
 
-    def _tree(self, path: Path) -> object:
+    def _tree(self, path: Path) -> Element:
         from defusedxml import ElementTree
 
         return ElementTree.parse(path).getroot()
@@ -292,8 +294,8 @@ class _Voc(_Reader):
         found, names = detections_from_xml_obj(tree, [], size)
         begins = found.xyxy[:, :2] if len(found) else np.zeros((0, 2))
         self.counts[_FROM_ZERO] += int((begins < 0).any(axis=1).sum())
-        told = [tree.findtext(f'size/{key}') for key in ('width', 'height')]
-        told = tuple(int(float(value)) for value in told if value)
+        width, height = (tree.findtext(f'size/{key}') for key in ('width', 'height'))
+        told = (int(float(width)), int(float(height))) if width and height else None
         return Labels([names[i] for i in found.class_id], found.xyxy, size=told)
 
 
@@ -344,12 +346,14 @@ class _Labelme(_Reader):
                 key = number if group is None else (shape['label'], group)
                 groups.setdefault(key, []).append(points)
             outlines = list(groups.values())
-        told = tuple(content.get(key) for key in ('imageWidth', 'imageHeight'))
+        size = content.get('imageWidth'), content.get('imageHeight')
         ids = [] if found.class_id is None else found.class_id
-        return Labels([names[i] for i in ids], found.xyxy, outlines, told)
+        return Labels(
+            [names[i] for i in ids], found.xyxy, outlines, size if all(size) else None
+        )
 
 
-_READERS: dict[str, Callable[[Path, formats.Layout], _Reader]] = {
+_READERS: dict[str, type[_Reader]] = {
     'yolo': _Yolo,
     'voc': _Voc,
     'labelme': _Labelme,
@@ -408,7 +412,8 @@ def _convert_split(
             ) from error
         if labels.size and labels.size != size and all(labels.size):
             reader.counts['files name another size than their image has'] += 1
-        outlines = labels.outlines or [None] * len(labels.names)
+        nothing: list = [None] * len(labels.names)
+        outlines = labels.outlines or nothing
         for label, box, outline in zip(labels.names, labels.boxes.tolist(), outlines):
             x1, y1, x2, y2 = box
             thing = dict(

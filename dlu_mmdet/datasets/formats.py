@@ -156,7 +156,7 @@ def find_layout(root: Path, format: str) -> Layout:
     """
     files = list(list_files(root))
     if format == 'yolo':
-        splits = _yolo_splits(root, files)
+        splits = _yolo_splits(root)
         found = [p for p in files if p.suffix.lower() in IMAGES]
     else:
         suffix = {'voc': '.xml', 'labelme': '.json'}[format]
@@ -339,7 +339,7 @@ def yolo_yaml(root: Path) -> tuple[Path, dict] | None:
     return None
 
 
-def _yolo_splits(root: Path, files: list[Path]) -> dict[str, list[Path]]:
+def _yolo_splits(root: Path) -> dict[str, list[Path]]:
     """The images that data.yaml lists; empty if it lists none that are there."""
     path, content = yolo_yaml(root) or (root / 'data.yaml', {})
     splits: dict[str, list[Path]] = {}
@@ -387,8 +387,8 @@ def _voc_splits(files: list[Path], xmls: list[Path]) -> dict[str, list[Path]]:
                 listed[path.parents[2], line] = split
     splits: dict[str, list[Path]] = {}
     for path in xmls:
-        if split := listed.get((path.parent.parent, path.stem)):
-            splits.setdefault(split, []).append(path)
+        if named := listed.get((path.parent.parent, path.stem)):
+            splits.setdefault(named, []).append(path)
     return splits
 
 

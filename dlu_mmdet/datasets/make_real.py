@@ -127,7 +127,7 @@ def _bccd(clone: Path, split: str) -> Iterator[Picture]:
         objects = []
         for cell in tree.iter('object'):
             corners = [
-                int(cell.findtext(f'bndbox/{key}'))
+                int(cell.findtext(f'bndbox/{key}', ''))
                 for key in ('xmin', 'ymin', 'xmax', 'ymax')
             ]
             kind = SETS['bccd'].classes.index(cell.findtext('name')) + 1

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mmdet
 import numpy as np
@@ -27,7 +28,7 @@ from mmengine.registry import Registry
 from PIL import Image
 from torch import nn
 
-from . import coco_io as annotations
+from . import coco_io
 
 # images whose sizes are compared with those of the file
 _LOOKED_AT = 16
@@ -57,7 +58,7 @@ class Source:
 
     key: str
     cfg: dict
-    cls: type
+    cls: Any
     files: dict[str, str]
 
     @property
@@ -76,10 +77,10 @@ class Source:
         where = f'{self.key}.metainfo.classes'
         if not isinstance(classes, (list, tuple)):
             raise ValueError(f'{where} must be a list of names, got {classes!r}')
-        return annotations.class_names(classes, where)
+        return coco_io.class_names(classes, where)
 
     @property
-    def _classes(self) -> object:
+    def _classes(self) -> Any:
         """As the config or the class has them."""
         metainfo = {**(self.cls.METAINFO or {}), **(self.cfg.get('metainfo') or {})}
         return metainfo.get('classes') or ()
@@ -102,7 +103,7 @@ class Source:
             issubclass(self.cls, CocoDataset)
             # these read their files through another package
             and not issubclass(self.cls, LVISV05Dataset)
-            and self.cls.COCOAPI is annotations.COCO
+            and self.cls.COCOAPI is coco_io.COCO
             and self.ann_file.endswith('.json')
         )
 
@@ -163,7 +164,7 @@ def coco_evaluators(cfg: Config, split: str) -> Iterator[tuple[str, dict]]:
             yield key, evaluator
 
 
-def _metric_class(evaluator: dict) -> type:
+def _metric_class(evaluator: dict) -> Any:
     """The class of an evaluator; without one that is known, that of all."""
     cls = resolve(METRICS, evaluator['type']) if 'type' in evaluator else None
     return cls if inspect.isclass(cls) else BaseMetric
@@ -250,7 +251,7 @@ def check_data(
     def read(path: str) -> dict:
         path = osp.realpath(path)
         if path not in contents:
-            contents[path] = annotations.read(path)
+            contents[path] = coco_io.read(path)
         return contents[path]
 
     checked: set[tuple] = set()
@@ -263,7 +264,7 @@ def check_data(
         uses.update(_check_split(split, each, metric, read, checked))
     if hold:
         for path, content in contents.items():
-            annotations.keep(path, content, uses[path])
+            coco_io.keep(path, content, uses[path])
 
 
 def _check_split(
@@ -345,10 +346,10 @@ def _check_source(
     where = f'{source.key}.ann_file: {source.ann_file}'
     if not source.classes:
         return
-    annotations.check_classes(content['categories'], source.classes, where)
+    coco_io.check_classes(content['categories'], source.classes, where)
     masks = _loaded_masks(source) if split == 'train' else None
     masks = 'scored' if scored == 'segm' else masks
-    survey = annotations.count_usable(content, source.classes, masks)
+    survey = coco_io.count_usable(content, source.classes, masks)
     if not content['images']:
         raise ValueError(f'{where} lists no images; use another file')
     if split == 'train' or scored:
@@ -379,7 +380,7 @@ def _check_source(
 
 
 def _loaded_masks(source: Source) -> str | None:
-    """How a pipeline loads masks, for :func:`annotations.count_usable`."""
+    """How a pipeline loads masks, for :func:`coco_io.count_usable`."""
     for step in source.cfg.get('pipeline') or ():
         if step.get('with_mask'):
             return 'learned' if step.get('poly2mask', True) else 'learned as polygons'
@@ -481,7 +482,7 @@ def _check_evaluators(
         content = read(path)
         for source in each:
             if source.classes:
-                annotations.check_classes(content['categories'], source.classes, where)
+                coco_io.check_classes(content['categories'], source.classes, where)
             if source.cfg.get('indices') is not None:
                 raise ValueError(
                     f'{source.key}.indices={source.cfg["indices"]} takes a part of the '

@@ -75,7 +75,7 @@ def split_images(content: Mapping, fraction: float, seed: int = 0) -> tuple[dict
         number = max(0, min(number, len(group) - (key != _NO_OBJECTS)))
         chosen.update(group[:number])
         rest -= number
-    parts = tuple(
+    training, validation = (
         {
             **content,
             'images': [i for i in content['images'] if (i['id'] in chosen) == val],
@@ -87,13 +87,13 @@ def split_images(content: Mapping, fraction: float, seed: int = 0) -> tuple[dict
         }
         for val in (False, True)
     )
-    for part, what in zip(parts, ('training', 'validation')):
+    for part, what in ((training, 'training'), (validation, 'validation')):
         if not part['images']:
             raise ValueError(
                 f'--val-fraction {fraction:g} of {len(classes)} images leaves no image '
                 f'for {what}; use another fraction, or more images'
             )
-    return parts
+    return training, validation
 
 
 def describe_parts(parts: Mapping[str, Mapping]) -> str:

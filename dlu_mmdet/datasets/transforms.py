@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 
-def _raise_named(error: Exception, results: dict, transform: object) -> None:
+def _raise_named(error: Exception, results: dict, transform: object) -> NoReturn:
     """Raise an error as one of the image."""
     path = results['img_path']
     reason = ' '.join(str(error).split()) or type(error).__name__
@@ -50,7 +51,8 @@ def apply_all(transforms: Sequence[Callable], results: dict) -> dict | None:
         # a pipeline without Resize leaves an image as large as it is
         results.setdefault('scale_factor', (1.0, 1.0))
     for transform in transforms:
-        results = apply(transform, results)
-        if results is None:
+        changed = apply(transform, results)
+        if changed is None:
             return None
+        results = changed
     return results

@@ -1,4 +1,4 @@
-"""Trained detectors, loaded for inference."""
+"""Load trained detectors for inference."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .safe_loading import load_checkpoint
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that this machine or this torch does not have.
+    """Check that a device is available.
 
     Args:
         device (str): As ``torch.device`` takes it.
 
     Raises:
-        ValueError: If nothing can be put there.
+        ValueError: If no tensor can be allocated there.
     """
     try:
         torch.empty(0, device=device)
@@ -45,23 +45,23 @@ def load_detector(
     config: str | os.PathLike | Config,
     checkpoint: str | os.PathLike,
     device: str = 'cpu',
-    cfg_options: dict | None = None,
+    cfg_options: Mapping | None = None,
     upsampler: dict | None = None,
 ) -> nn.Module:
     """Load a trained detector for inference.
 
-    From here on this process loads checkpoints without running code, see
+    From then on this process loads checkpoints without running code, see
     :func:`use_safe_loaders`.
 
     Args:
         config (str | PathLike | Config): The config it was trained with, as
             :func:`~dlu_mmdet.config.read.read_config` takes it.
-        checkpoint (str | PathLike): Its checkpoint: a file, or what else mmengine
-            loads, such as a URL.
-        device (str): Device to put it on. Defaults to 'cpu'.
-        cfg_options (dict, optional): Overrides of the config.
+        checkpoint (str | PathLike): Its checkpoint: a file, a URL or another address
+            that mmengine loads.
+        device (str): Device of the detector. Defaults to 'cpu'.
+        cfg_options (Mapping, optional): Settings to override in the config.
         upsampler (dict, optional): The ``upsample_cfg`` that it was trained with, if
-            the config does not say so.
+            the config has another one.
 
     Returns:
         nn.Module: The detector in eval mode, with ``cfg`` and
@@ -132,21 +132,20 @@ def _dataset_meta(checkpoint: Mapping, config: Config, model: nn.Module) -> dict
 def load_detectors(
     pairs: Sequence[tuple[str, str]],
     device: str = 'cpu',
-    cfg_options: dict | None = None,
+    cfg_options: Mapping | None = None,
     upsampler: dict | None = None,
 ) -> dict[str, nn.Module]:
-    """Load several detectors, each under the name of its upsampler.
+    """Load several detectors, named by their upsamplers.
 
     Args:
         pairs (Sequence[tuple[str, str]]): Configs and their checkpoints.
-        device (str): Device to put them on. Defaults to 'cpu'.
-        cfg_options (dict, optional): Overrides of every config.
-        upsampler (dict, optional): As :func:`load_detector`, for all.
+        device (str): Device of the detectors. Defaults to 'cpu'.
+        cfg_options (Mapping, optional): Settings to override in every config.
+        upsampler (dict, optional): As in :func:`load_detector`, for all detectors.
 
     Returns:
-        dict[str, nn.Module]: In the order given. The name is that of the
-        config file where the neck has no upsampler, and numbered, 'dlu (1)',
-        where several have the same.
+        dict[str, nn.Module]: Detectors in the order given. A detector without an
+        upsampler has the name of its config file; equal names are numbered, 'dlu (1)'.
 
     Raises:
         FileNotFoundError: As :func:`load_detector`.
@@ -172,16 +171,16 @@ def check_classes(
     classes: Sequence[str],
     owner: str,
 ) -> None:
-    """See that detectors to be shown together name their labels alike.
+    """Check that detectors have the same class names.
 
     Args:
         models (Mapping[str, nn.Module]): From :func:`load_detectors`.
         configs (Sequence[str]): Their configs, for the message.
-        classes (Sequence[str]): The class names that all must have.
-        owner (str): Whose class names they are, for the message.
+        classes (Sequence[str]): The expected class names.
+        owner (str): Where the class names come from, for the message.
 
     Raises:
-        ValueError: If a detector has other classes, or another order.
+        ValueError: If class names or their order differ.
     """
 
     # mmdet writes traffic_light where a checkpoint does not name its classes

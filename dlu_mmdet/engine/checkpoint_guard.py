@@ -1,4 +1,4 @@
-"""Checkpoints that are not the model's own are refused."""
+"""Refuse checkpoints that do not match the model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..datasets.preflight import first_label_mismatch, iter_datasets
 def check_state_dict(
     model: nn.Module, state_dict: Mapping, checkpoint: Mapping | None = None
 ) -> None:
-    """Refuse a state_dict that is not the model's own.
+    """Refuse a state_dict that does not match the model.
 
     Args:
-        model (nn.Module): The model that is to take the weights.
-        state_dict (Mapping): The weights, with or without ``module.`` in front.
-        checkpoint (Mapping, optional): What they came from, to say of an error.
+        model (nn.Module): The model to load the weights into.
+        state_dict (Mapping): The weights, with or without the prefix ``module.``.
+        checkpoint (Mapping, optional): Their checkpoint, for the message.
 
     Raises:
         ValueError: If keys are missing, unexpected, or of another shape.
@@ -105,7 +105,7 @@ def _check_class_order(cfg: Config, split: str, meta: Mapping) -> None:
 
 
 def _check_resumable(name: str, checkpoint: Mapping) -> None:
-    """Refuse to go on from weights alone."""
+    """Refuse to resume from a checkpoint without optimizer state."""
     missing = [key for key in ('meta', 'message_hub') if not checkpoint.get(key)]
     if missing:
         raise ValueError(
@@ -116,7 +116,7 @@ def _check_resumable(name: str, checkpoint: Mapping) -> None:
 
 
 def _keep_to_own_folder(runner, checkpoint: Mapping) -> None:
-    """Let a resumed training remove no files but its own.
+    """Keep a resumed training from removing files of another folder.
 
     Where a checkpoint is better than the best before, mmengine removes that one, by a
     path that it reads from the checkpoint: in a copied folder that of the original.
@@ -137,7 +137,7 @@ def _keep_to_own_folder(runner, checkpoint: Mapping) -> None:
 
 
 def _tell_kept_settings(runner, checkpoint: dict) -> None:
-    """Say which settings of the optimizer a resumed run takes from its checkpoint."""
+    """Log the optimizer settings that a resumed run takes from its checkpoint."""
     optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
     saved = checkpoint.get('optimizer') or {}
     if optimizer is None or 'param_groups' not in saved:
@@ -158,5 +158,5 @@ def _tell_kept_settings(runner, checkpoint: dict) -> None:
 
 
 def own_keys(state_dict: Mapping) -> dict:
-    """The weights without the ``module.`` that a wrapped model puts in front."""
+    """The weights without the prefix ``module.`` of a wrapped model."""
     return {k.removeprefix('module.'): v for k, v in state_dict.items()}

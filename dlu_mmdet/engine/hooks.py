@@ -1,7 +1,4 @@
-"""Hooks of every training.
-
-What diverged stops, what is resumed goes on as it was, and how long it takes is logged.
-"""
+"""Hooks of every training: stop on divergence, restore on resume, log the time left."""
 
 from __future__ import annotations
 
@@ -26,23 +23,23 @@ _PATIENCE = 50
 
 
 class Diverged(RuntimeError):
-    """A training whose loss or weights are not finite any more."""
+    """The loss or the weights of a training are not finite."""
 
 
 class DivergenceHook(Hook):
     """Stop a training whose loss or weights are NaN or infinite.
 
-    The loss is looked at in each iteration, where mmengine has brought it to the host
-    already; the weights only where it is not finite, and before they are saved. So
-    no checkpoint holds such weights, and a single loss that is not finite, whose step
-    mixed precision leaves out, does no harm.
+    The loss is checked in each iteration, after mmengine has copied it to the host; the
+    weights only if the loss is not finite, and before they are saved. So no checkpoint
+    has such weights, and a single non-finite loss, whose step mixed precision skips, is
+    harmless.
     """
 
     # after the message hub has the loss, before weights are averaged or saved
     priority = 'ABOVE_NORMAL'
 
     def before_train(self, runner) -> None:
-        """Look at the weights to begin with."""
+        """Check the initial weights."""
         self._in_a_row = 0
         if is_main_process():
             Path(runner.work_dir, DIVERGED).unlink(missing_ok=True)
@@ -55,7 +52,7 @@ class DivergenceHook(Hook):
         data_batch: dict | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """Look at the loss."""
+        """Check the loss."""
         history = runner.message_hub.log_scalars.get('train/loss')
         if history is None or math.isfinite(loss := history.current()):
             self._in_a_row = 0
@@ -72,7 +69,7 @@ class DivergenceHook(Hook):
         self._check_weights(runner, checkpoint['meta']['iter'])
 
     def after_train(self, runner) -> None:
-        """Look at the weights that nothing saves."""
+        """Check the final weights, also if they are not saved."""
         self._check_weights(runner, runner.iter)
 
     def _check_weights(self, runner, iteration: int, said: str = '') -> None:
@@ -96,21 +93,20 @@ class DivergenceHook(Hook):
 
 
 def read_divergence(work_dir: Path) -> dict | None:
-    """What a training that diverged left in its folder: ``iteration``, ``reason``."""
+    """``iteration`` and ``reason`` of a diverged training, from its folder."""
     file = Path(work_dir, DIVERGED)
     return json.loads(file.read_text()) if file.exists() else None
 
 
 def count_validations(loop: BaseLoop, step: int | None = None) -> int:
-    """How often a training is validated.
+    """Count the validations of a training.
 
     Args:
-        loop (BaseLoop): mmengine's loop by epochs or by iterations.
-        step (int, optional): Until this epoch or iteration, from the first. Defaults
-            to the last.
+        loop (BaseLoop): mmengine's training loop, by epochs or iterations.
+        step (int, optional): Count up to this epoch or iteration. Defaults to the last.
 
     Returns:
-        int: The number, as the loop decides it.
+        int: Number of validations.
     """
     step = _last_step(loop) if step is None else step
     return sum(1 for _ in _validations(loop, step))
@@ -131,7 +127,7 @@ def _validations(loop: BaseLoop, until: int) -> Iterator[int]:
 
 
 class ResumeHook(Hook):
-    """Bring what depends on validations back when a training is resumed.
+    """Restore the state that depends on validations when a training resumes.
 
     mmengine saves a checkpoint before the validation of its epoch, and of an
     :class:`EarlyStoppingHook` nothing. The message hub, which is saved, has the
@@ -181,7 +177,7 @@ class ResumeHook(Hook):
 
 
 class TimeLeftHook(Hook):
-    """Log once how long the first result and the rest of a training will take.
+    """Log once the estimated time to the first validation and to the end.
 
     The first iterations are timed, without two that warm up. A validation is taken to
     need a third of a training iteration for each image, as it has no backward pass.
@@ -190,7 +186,7 @@ class TimeLeftHook(Hook):
     priority = 'LOWEST'
 
     def before_train(self, runner) -> None:
-        """Begin to time."""
+        """Start the clock."""
         self._begin = runner.iter + 2
         known = EpochBasedTrainLoop, IterBasedTrainLoop
         self._done = not isinstance(runner.train_loop, known)
@@ -202,7 +198,7 @@ class TimeLeftHook(Hook):
         data_batch: dict | None = None,
         outputs: dict | None = None,
     ) -> None:
-        """Log where enough iterations are timed."""
+        """Log once enough iterations are timed."""
         timed = runner.iter + 1 - self._begin
         if self._done or timed < _TIMED[0]:
             return

@@ -1,11 +1,11 @@
-"""Loops, schedules and hooks that would do nothing, or would not end."""
+"""Refuse loops, schedules and hooks that have no effect or never end."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from mmdet.datasets.samplers import MultiSourceSampler
 from mmdet.engine.hooks import PipelineSwitchHook, YOLOXModeSwitchHook
@@ -42,16 +42,16 @@ _NO_IMAGES = (
 
 
 def check_loops(runner: Runner, mode: str) -> None:
-    """Build a runner's loops, and check that each has something to do.
+    """Build and check the loops of a runner.
 
     Args:
-        runner (Runner): Not yet run.
+        runner (Runner): The runner, before it runs.
         mode (str): 'train' or 'test'.
 
     Raises:
-        ValueError: If a dataloader gives no batch, leaves out images that are scored,
-            or never ends where a loop waits for its end; or if a hook has an option
-            that nothing takes, or follows a metric that nothing reports.
+        ValueError: If a dataloader has no batch, drops images of an evaluation or is
+            infinite in an epoch-based loop, or if a hook has an unknown option or
+            monitors a metric that no evaluator reports.
     """
     for split in ('train', 'val') if mode == 'train' else ('test',):
         key = f'{split}_dataloader'
@@ -196,10 +196,10 @@ def _schedules(
         if 'type' in schedules:
             yield (f'{key}.0' if key == 'param_scheduler' else key), schedules
             return
-        schedules = schedules.items()
+        parts: Iterable[tuple] = schedules.items()
     else:
-        schedules = enumerate(schedules)
-    for name, inner in schedules:
+        parts = enumerate(schedules)
+    for name, inner in parts:
         if isinstance(inner, (dict, list, tuple)):
             yield from _schedules(inner, f'{key}.{name}')
 

@@ -47,7 +47,7 @@ from . import safe_loading
 
 
 def patch_at_import() -> None:
-    """What MMDetection's own tools need; see above."""
+    """Apply the patches that MMDetection's own tools need; see above."""
     allow_types(safe_loading.SAFE_TYPES)
     # data sets of the users' own that derive from mmdet's have them too
     CocoDataset.COCOAPI = coco_io.COCO
@@ -64,10 +64,10 @@ def patch_at_import() -> None:
 
 
 def use_safe_loaders() -> None:
-    """Let whatever this process loads through mmengine and mmdet run no code.
+    """Make mmengine and mmdet load files without running code in them.
 
-    That is checkpoints, whatever their address, and the .pkl, .yaml and .np files
-    of data sets. An address that only a loader of the user's own knows is refused.
+    This covers checkpoints at any address and the .pkl, .yaml and .np files of data
+    sets. Addresses of loaders that the user registered are refused.
     """
     CheckpointLoader._get_checkpoint_loader = staticmethod(safe_loading.safe_loader)
     register_handler(['pkl', 'pickle'])(safe_loading.SafePickles)
@@ -78,8 +78,8 @@ def use_safe_loaders() -> None:
 def patch_pipeline_errors() -> None:
     """Wrap the pipelines of mmengine's data sets and of mmcv.
 
-    Whatever a transform raises then says which file it could not take, and an image
-    that no transform resizes has the scale factor 1.
+    Errors of transforms then name the image file, and an image that no transform
+    resizes has a scale factor of 1.
     """
     for owner, name in (
         (mmengine.dataset.Compose, '__call__'),

@@ -1,4 +1,4 @@
-"""The checkpoint that a training goes on from."""
+"""Find the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ def _checkpoints(work_dir: Path) -> list[Path]:
 
 
 def latest_checkpoint(work_dir: str | os.PathLike) -> Path | None:
-    """The checkpoint that training in a folder goes on from.
+    """The checkpoint that a training in a folder resumes from.
 
-    A killed process leaves what it was writing: an empty ``last_checkpoint``, one that
-    names the checkpoint before, or a truncated ``epoch_N.pth``. A power cut may leave
-    files of zeros.
+    A killed process may leave an empty or outdated ``last_checkpoint``, or a truncated
+    ``epoch_N.pth``. A power cut may leave files of zeros.
 
     Args:
         work_dir (str | PathLike): Folder of a training.
@@ -36,8 +35,7 @@ def latest_checkpoint(work_dir: str | os.PathLike) -> Path | None:
 
 def _by_preference(work_dir: Path) -> list[Path]:
     """Whole checkpoints, the one that training goes on from first."""
-    whole = filter(_is_whole, _checkpoints(work_dir))
-    whole = sorted(whole, key=_age, reverse=True)
+    whole = sorted(filter(_is_whole, _checkpoints(work_dir)), key=_age, reverse=True)
     named = _named_checkpoint(work_dir)
     if named is None:
         return whole
@@ -101,10 +99,10 @@ def _number(path: Path) -> int:
 
 
 def resume_latest(cfg: Config) -> None:
-    """Make a config go on from the latest checkpoint of its ``work_dir``.
+    """Make a config resume from the latest checkpoint of its ``work_dir``.
 
-    Without one the training starts anew, with the config's own ``load_from``. What is
-    skipped is said.
+    Without a checkpoint the training starts from scratch, with the config's own
+    ``load_from``. Skipped checkpoints are reported.
 
     Args:
         cfg (Config): Gets ``resume`` and, with a checkpoint, ``load_from``.

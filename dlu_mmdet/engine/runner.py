@@ -1,4 +1,4 @@
-"""From a config to a runner, with everything checked that can be."""
+"""Build a runner from a config and check it."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _LOST = re.compile(
 
 @contextmanager
 def explain_peer_loss() -> Iterator[None]:
-    """Say in a sentence that another process of a distributed training has ended.
+    """Explain the errors of gloo and NCCL after a peer process has exited.
 
     Raises:
-        RuntimeError: In the place of what gloo or NCCL raise then.
+        RuntimeError: Instead of theirs.
     """
     try:
         yield
@@ -49,14 +49,14 @@ def explain_peer_loss() -> Iterator[None]:
 
 
 def shutdown_process_group() -> None:
-    """End a distributed run, when all of its processes have come this far.
+    """Destroy the process group once all processes have arrived.
 
-    Call it when the runner is gone: gloo's threads end with the last object that
-    holds the group. One that has a tensor to give back while Python ends aborts the
-    process (pytorch/pytorch#179291).
+    Call it after the runner is deleted: gloo's threads end with the last object that
+    holds the group. A thread that frees a tensor while Python exits aborts the process
+    (pytorch/pytorch#179291).
 
     Raises:
-        RuntimeError: If another process has ended before it came here.
+        RuntimeError: If a peer process has exited before.
     """
     if torch.distributed.is_initialized():
         torch.distributed.barrier()

@@ -1,4 +1,4 @@
-"""Checkpoints and pickles, loaded without running code that they may hold.
+"""Load checkpoints and pickles without running code in them.
 
 Training stores more than tensors (mmengine's message hub), which ``torch.load`` with
 ``weights_only`` refuses; :mod:`~dlu_mmdet.engine.patches` allows exactly those types.
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -86,7 +86,7 @@ SAFE_TYPES = [
 def load_from_local(
     filename: str | os.PathLike, map_location: str | torch.device | None = None
 ) -> dict:
-    """Load a local checkpoint without running code that it may hold.
+    """Load a local checkpoint without running code in it.
 
     Args:
         filename (str | PathLike): Path of the checkpoint.
@@ -96,9 +96,9 @@ def load_from_local(
         dict: The checkpoint.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is truncated, is no checkpoint, or holds
-            objects that training does not write.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is truncated, is not a checkpoint, or has objects that
+            training does not write.
     """
     path = Path(filename).expanduser()
     if not path.is_file():
@@ -107,13 +107,13 @@ def load_from_local(
 
 
 def check_checkpoint(name: str | os.PathLike) -> None:
-    """Find out before the work whether a checkpoint is there.
+    """Check that a local checkpoint exists.
 
     Args:
-        name (str | PathLike): A path; the address of one elsewhere is not looked at.
+        name (str | PathLike): A path; other addresses are not checked.
 
     Raises:
-        FileNotFoundError: If there is no such file; the message has those that are.
+        FileNotFoundError: If the file does not exist; the message lists those that do.
     """
     path = Path(name).expanduser()
     if '://' not in str(name) and not path.is_file():
@@ -146,7 +146,7 @@ def _load(
 ) -> dict:
     """Load a checkpoint that an error calls by ``name``."""
     try:
-        loaded = load_weights(file, map_location)
+        loaded: Any = load_weights(file, map_location)
     # whatever a file that is not as torch writes it leads its readers to
     except Exception as error:
         found = re.search(r'WeightsUnpickler error:\s+(.+)', str(error))
@@ -384,10 +384,10 @@ def load_from_ceph(
 def refuse_to_load(
     filename: str, map_location: str | torch.device | None = None
 ) -> None:
-    """Stand in for a loader that could run code.
+    """Replace a loader that could run code.
 
     Args:
-        filename (str): What was to be loaded.
+        filename (str): The address.
         map_location (str | torch.device, optional): Not used.
 
     Raises:
@@ -421,7 +421,7 @@ if not importlib.util.find_spec('torchvision'):
 
 
 def safe_loader(name: str) -> Callable:
-    """The loader of an address: one of ours, or one that refuses."""
+    """The safe loader of an address, or :func:`refuse_to_load`."""
     # as mmengine looks: patterns, the longest first
     known = sorted({*CheckpointLoader._schemes, *SAFE_LOADERS}, reverse=True)
     pattern = next(pattern for pattern in known if re.match(pattern, name))
@@ -448,7 +448,10 @@ class SafeYAML(YamlHandler):
         return yaml.load(file, Loader=_PlainLoader)
 
 
-class _PlainLoader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
+_SafeLoader: Any = getattr(yaml, 'CSafeLoader', yaml.SafeLoader)
+
+
+class _PlainLoader(_SafeLoader):
     """Knows plain values and tuples."""
 
 
@@ -459,7 +462,7 @@ _PlainLoader.add_constructor(
 
 
 def read_relations(self: OpenImagesChallengeDataset, path: str) -> np.ndarray:
-    """Which class is which one's parent, (K, K), from a file of OpenImages."""
+    """(K, K) relation matrix of the classes of OpenImages, from its file."""
     with get_local_path(path, backend_args=self.backend_args) as local:
         return np.load(local)[1:, 1:]
 
@@ -467,7 +470,7 @@ def read_relations(self: OpenImagesChallengeDataset, path: str) -> np.ndarray:
 def load_checkpoint(
     name: str | os.PathLike, map_location: str | torch.device | None = None
 ) -> object:
-    """Load one checkpoint without running code; leaves mmengine's loaders alone.
+    """Load one checkpoint without running code; mmengine's loaders stay as they are.
 
     Args:
         name (str | PathLike): A file, or what else mmengine loads, such as a URL.

@@ -1,4 +1,4 @@
-"""Work directories: whose run is in one, and what can be done with it."""
+"""Check work directories, and suggest commands after a training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -22,14 +23,13 @@ _LISTED = 3
 def check_unoccupied(cfg: Config) -> None:
     """Refuse to train in a folder that has checkpoints of another config.
 
-    A training that is resumed goes on with those that are there.
+    A resumed training may continue them.
 
     Args:
-        cfg (Config): Complete, with ``work_dir``.
+        cfg (Config): The complete config, with ``work_dir``.
 
     Raises:
-        ValueError: If the folder has checkpoints, and the config beside them is
-            another than this one.
+        ValueError: If the folder has checkpoints of a different config.
     """
     folder = Path(cfg.work_dir)
     if cfg.get('resume') or not any(folder.glob('*.pth')):
@@ -76,14 +76,14 @@ def _leaves(settings: Mapping) -> Iterator[tuple[str, object]]:
 
 
 def next_commands(runner: Runner) -> str:
-    """The commands that a finished training is followed by.
+    """Commands to run after a training.
 
     Args:
-        runner (Runner): After its training.
+        runner (Runner): The runner, after training.
 
     Returns:
-        str: A line for each, to be pasted; empty where there is no checkpoint, and in
-        other processes than the first.
+        str: One command per line; empty without a checkpoint and in processes other
+        than the first.
     """
     folder = _short(runner.work_dir)
     last = folder / 'last_checkpoint'
@@ -109,7 +109,8 @@ def next_commands(runner: Runner) -> str:
 
 def _first_image(runner: Runner) -> str:
     """The first image of the validation, if there is one."""
-    dataset = getattr(getattr(runner.val_loop, 'dataloader', None), 'dataset', None)
+    loader = getattr(runner.val_loop, 'dataloader', None)
+    dataset: Any = getattr(loader, 'dataset', None)
     if not hasattr(dataset, 'get_data_info') or not len(dataset):
         return 'FOLDER/IMAGE.jpg'
     path = dataset.get_data_info(0).get('img_path')

@@ -490,8 +490,8 @@ def terms_table(rows: Sequence[Row]) -> str:
 
 def claims_table() -> str:
     """The two claims of DLU's abstract beside what comes out here, as Markdown."""
-    rows = measure([CLAIMED_SCALE], CLAIMED_CHANNELS, ('carafe', 'dlu'))
-    rows = {row.name: row for row in rows}
+    measured = measure([CLAIMED_SCALE], CLAIMED_CHANNELS, ('carafe', 'dlu'))
+    rows = {row.name: row for row in measured}
     dlu, carafe = rows['dlu'], rows['carafe']
     body = [
         ['parameters', _fewer(dlu.parameters, carafe.parameters), '91 %'],

@@ -1,4 +1,4 @@
-"""Matching of detections to ground truth, as COCO's evaluation does it."""
+"""Match detections to ground truth by the rules of COCO's evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_DETECTIONS = 100
 
 @dataclass(frozen=True)
 class Matches:
-    """Which detection found which object of one image, at one IoU.
+    """Matches of detections and objects in one image at one IoU threshold.
 
     Attributes:
         det_gt (np.ndarray): (D,) int64, index of the ground truth that each
@@ -32,27 +32,25 @@ class Matches:
     gt_crowd: np.ndarray
 
     @property
-    def hits(self) -> np.ndarray:
-        """(D,) bool, true positives."""
+    def true_positives(self) -> np.ndarray:
+        """(D,) bool, detections matched to an object."""
         return (self.det_gt >= 0) & ~self.det_ignored
 
     @property
-    def false_alarms(self) -> np.ndarray:
-        """(D,) bool, false positives."""
+    def false_positives(self) -> np.ndarray:
+        """(D,) bool, detections matched to none."""
         return (self.det_gt < 0) & ~self.det_ignored
 
     @property
-    def misses(self) -> np.ndarray:
-        """(G,) bool, ground truths not found; a crowd is never missed."""
+    def false_negatives(self) -> np.ndarray:
+        """(G,) bool, objects not found; a crowd does not count."""
         return ~self.gt_matched & ~self.gt_crowd
 
     @property
     def counts(self) -> np.ndarray:
-        """(3,) int64: numbers of hits, false alarms and misses."""
-        return np.array(
-            [self.hits.sum(), self.false_alarms.sum(), self.misses.sum()],
-            dtype=np.int64,
-        )
+        """(3,) int64: numbers of TP, FP and FN."""
+        kinds = self.true_positives, self.false_positives, self.false_negatives
+        return np.array([kind.sum() for kind in kinds], dtype=np.int64)
 
 
 def match_detections(
@@ -133,17 +131,16 @@ def match_detections(
 
 
 def disagreement(matches: Sequence[Matches]) -> tuple[int, int]:
-    """Say how far two of several detectors disagree on one image.
+    """How far the two most different detectors disagree on one image.
 
     Args:
         matches (Sequence[Matches]): Matches of at least two detectors to the
             same ground truth.
 
     Returns:
-        tuple[int, int]: For the two that disagree most, the number of objects
-        that one found and the other missed, then the difference between
-        their numbers of false alarms. Tuples of several images compare in
-        this order.
+        tuple[int, int]: Number of objects that one found and the other did not, then
+        the difference of their numbers of false positives. The order of these tuples
+        ranks images by disagreement.
 
     Raises:
         ValueError: If there are fewer than two.
@@ -154,8 +151,8 @@ def disagreement(matches: Sequence[Matches]) -> tuple[int, int]:
         )
     return max(
         (
-            int((one.misses != other.misses).sum()),
-            int(abs(one.false_alarms.sum() - other.false_alarms.sum())),
+            int((one.false_negatives != other.false_negatives).sum()),
+            int(abs(one.false_positives.sum() - other.false_positives.sum())),
         )
         for one, other in combinations(matches, 2)
     )

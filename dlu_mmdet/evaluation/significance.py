@@ -1,4 +1,4 @@
-"""Intervals and p-values that hold for other training seeds and other test images."""
+"""Confidence intervals and p-values over training seeds and test images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ class Difference:
 
     Attributes:
         value (float): The estimate.
-        low (float): Lower end; NaN where there is no estimate of the error.
+        low (float): Lower end of the interval; NaN without an estimate of the error.
         high (float): Upper end; NaN likewise.
-        p (float): Two-sided probability of an estimate as far from 0 where there is no
-            difference; NaN likewise.
+        p (float): Two-sided p-value of no difference; NaN likewise.
     """
 
     value: float
@@ -65,19 +64,19 @@ class Difference:
 
 
 def seed_difference(
-    own: Sequence[float],
-    base: Sequence[float],
+    own: Sequence[float] | np.ndarray,
+    base: Sequence[float] | np.ndarray,
     image_variance: float = 0.0,
     image_freedom: float = np.inf,
 ) -> Difference:
     """Difference of two upsamplers' means over training seeds.
 
-    The variance is the sum of three terms: of the seeds of the one, of the seeds of the
-    other, and of the test images. Each upsampler has a variance of its own: with a
-    common one, a noisy upsampler would be called different in 19 % of the comparisons
-    without a difference. Runs with the same seed count as independent. They share the
-    order of the data, but in docs/results their AP does not correlate (-0.13 to +0.11
-    on five sets); if it did, the interval would be too wide, not too narrow.
+    The variance is the sum of three terms: the variance over seeds of each upsampler
+    and the variance over test images. The upsamplers do not share one variance: with a
+    pooled one, a noisy upsampler would be called different in 19 % of the comparisons
+    without a difference. Runs with the same seed are treated as independent. They share
+    the order of the data, but in docs/results their AP does not correlate (-0.13 to
+    +0.11 on five sets); a correlation would make the interval too wide, not too narrow.
 
     Args:
         own (Sequence[float]): (n,) AP of each seed.
@@ -88,7 +87,7 @@ def seed_difference(
         image_freedom (float): Degrees of freedom of that.
 
     Returns:
-        Difference: Without an interval for one seed, or where seeds change nothing.
+        Difference: Without an interval for one seed, or if all seeds are equal.
     """
     own, base = np.asarray(own, float), np.asarray(base, float)
     value, n = float(own.mean() - base.mean()), len(own)
@@ -103,13 +102,13 @@ def seed_difference(
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Adjust p-values so that one threshold holds for all of them together.
+    """Holm's correction of p-values for multiple comparisons.
 
     Source: Holm, A simple sequentially rejective multiple test procedure, Scandinavian
     Journal of Statistics 6, 1979.
 
     Args:
-        p_values (Sequence[float]): (k,); NaN is no test and stays.
+        p_values (Sequence[float]): (k,) p-values; NaN, for no test, stays.
 
     Returns:
         np.ndarray: (k,) float64.

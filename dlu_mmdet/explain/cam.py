@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -160,7 +161,7 @@ def _other_layers(layer: str, maps: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the weights of every method are made of.
+    """The inputs of all methods.
 
     Attributes:
         features (Tensor): F, (K, H, W).
@@ -183,7 +184,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A method's answer.
+    """The result of one method.
 
     Attributes:
         weights (Tensor): alpha, (K,).
@@ -244,10 +245,9 @@ def ablationcam(evidence: Evidence) -> Tensor:
 def ablationcam_slope(evidence: Evidence) -> Tensor:
     """Ablation-CAM's weights before its approximation: (S - S_k) / sum_xy F_k.
 
-    The paper derives the slope (S - S_k) / ||F_k|| first and then puts S in the
-    place of the norm. In this form alpha_k F_k has the unit of S, so that the
-    axioms can judge it; the first is then fulfilled by construction. The guard
-    is that of :func:`xgradcam`.
+    The paper derives the slope (S - S_k) / ||F_k|| and then replaces the norm by S. In
+    this form alpha_k F_k has the unit of S, as the axioms need; the first axiom holds
+    by construction. The guard is that of :func:`xgradcam`.
     """
     features = evidence.features
     total = features.sum((1, 2))
@@ -275,11 +275,12 @@ TITLES = {
 
 
 def sensitivity(evidence: Evidence, weights: Tensor) -> float:
-    """How far weights are from the axiom of sensitivity; 0 is best.
+    """Deviation of weights from the axiom of sensitivity; 0 is best.
 
-    The axiom: what a channel adds to the map is what its removal takes from the
-    score. sum_k |S(F) - S(F without F_k) - sum_xy alpha_k F_k| over
-    sum_k |S(F) - S(F without F_k)|. NaN if no channel matters.
+    The axiom: the contribution of a channel to the map equals the drop of the score
+    when the channel is removed. Returns
+    sum_k |S(F) - S(F without F_k) - sum_xy alpha_k F_k| over
+    sum_k |S(F) - S(F without F_k)|; NaN if no channel matters.
     """
     contributions = weights * evidence.features.sum((1, 2))
     error = (evidence.drops - contributions).abs().sum()
@@ -287,9 +288,9 @@ def sensitivity(evidence: Evidence, weights: Tensor) -> float:
 
 
 def conservation(evidence: Evidence, weights: Tensor) -> float:
-    """How far weights are from the axiom of conservation; 0 is best.
+    """Deviation of weights from the axiom of conservation; 0 is best.
 
-    The axiom: the map adds up to the score. |S(F) - sum_xy,k alpha_k F_k| over
+    The axiom: the sum of the map equals the score. |S(F) - sum_xy,k alpha_k F_k| over
     |S(F)|.
     """
     contributions = weights * evidence.features.sum((1, 2))
@@ -299,11 +300,11 @@ def conservation(evidence: Evidence, weights: Tensor) -> float:
 def collect_evidence(
     score: LayerScore, batch_size: int = 32, progress: bool = False
 ) -> Evidence:
-    """Find the gradient of a score and remove every channel in turn.
+    """Compute the gradient of a score and its drop without each channel.
 
     Args:
         score (LayerScore): The score.
-        batch_size (int): How many removals to run at once. Defaults to 32.
+        batch_size (int): Number of channels to remove at once. Defaults to 32.
         progress (bool): Whether to show a progress bar. Defaults to False.
 
     Returns:
@@ -338,17 +339,17 @@ def collect_evidence(
 
 
 def explain(evidence: Evidence, method: str) -> Explanation:
-    """Weigh the channels, draw the map and hold it against the axioms.
+    """Compute weights, map and axiom figures of a method.
 
     Args:
-        evidence (Evidence): What :func:`collect_evidence` found.
+        evidence (Evidence): From :func:`collect_evidence`.
         method (str): A key of :data:`METHODS`.
 
     Returns:
-        Explanation: Weights, map, and the two figures.
+        Explanation: Weights, map and the deviations from both axioms.
 
     Raises:
-        ValueError: If there is no such method.
+        ValueError: If the method is unknown.
     """
     if method not in METHODS:
         raise ValueError(f'method {method!r} is none of {", ".join(METHODS)}')
@@ -382,7 +383,7 @@ def find_layer(module: nn.Module, name: str) -> nn.Module:
     """Find a layer by its name in ``module.named_modules()``.
 
     Raises:
-        ValueError: If there is none; the message lists the nearest names.
+        ValueError: If it does not exist; the message lists similar names.
     """
     layers = dict(module.named_modules())
     if not name or name not in layers:
@@ -401,8 +402,8 @@ def _without_checkpointing(module: nn.Module) -> ExitStack:
     then the layer has its own forward back.
     """
     checkpoint = torch.utils.checkpoint.checkpoint
-    own = 'use_reentrant', 'preserve_rng_state', 'context_fn', 'determinism_check'
-    own += 'debug', 'early_stop'
+    own = ['use_reentrant', 'preserve_rng_state', 'context_fn', 'determinism_check']
+    own += ['debug', 'early_stop']
 
     def call(function: Callable, *args, **kwargs):
         return function(*args, **{k: v for k, v in kwargs.items() if k not in own})
@@ -431,12 +432,12 @@ def _replay(outputs: Sequence, copies: int) -> Callable:
     return forward
 
 
-def _is_feature_map(output: object) -> bool:
+def _is_feature_map(output: Any) -> bool:
     """Whether it is (1, K, H, W)."""
     return torch.is_tensor(output) and output.ndim == 4 and len(output) == 1
 
 
-def _is_batch_of_one(output: object) -> bool:
+def _is_batch_of_one(output: Any) -> bool:
     """Whether it is a tensor, or a list of tensors, with a first axis of 1."""
     if torch.is_tensor(output):
         return output.ndim > 0 and len(output) == 1
@@ -447,7 +448,7 @@ def _is_batch_of_one(output: object) -> bool:
     )
 
 
-def _describe(output: object) -> str:
+def _describe(output: Any) -> str:
     """Say what a layer returned."""
     if torch.is_tensor(output):
         return f'a tensor {tuple(output.shape)}'

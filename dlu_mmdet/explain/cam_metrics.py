@@ -1,4 +1,4 @@
-"""How well a map fits its object, and how well it ranks the pixels for a score.
+"""Metrics of maps: energy inside the object, deletion and insertion.
 
 Everything is on the grid of the network's input, of which the image is the upper
 left (h, w) and the rest padding. Pixel (y, x) covers [x, x + 1] x [y, y + 1].
@@ -27,11 +27,11 @@ def spread_map(heatmap: Tensor, area: Sequence[float], size: tuple[int, int]) ->
 
     Args:
         heatmap (Tensor): (H, W) float, e.g. of :class:`.cam.Explanation`.
-        area (Sequence[float]): x1 y1 x2 y2 of what it covers, in pixels.
+        area (Sequence[float]): x1 y1 x2 y2 of the area that it covers, in pixels.
         size (tuple[int, int]): Height and width of the image.
 
     Returns:
-        Tensor: (h, w), 0 where the map does not reach.
+        Tensor: (h, w), 0 outside the area.
     """
     x1, y1, x2, y2 = area
     x = _centers(size[1], heatmap).sub(x1).div(x2 - x1).mul(2).sub(1)
@@ -78,7 +78,7 @@ def energy_share(heatmap: Tensor, region: Tensor) -> float:
         region (Tensor): (h, w) in [0, 1], how much of each pixel is inside.
 
     Returns:
-        float: In [0, 1]; 0 for a map of nothing but zeros, which points nowhere.
+        float: In [0, 1]; 0 for a map of zeros.
 
     Raises:
         ValueError: If the two differ in shape, or the map has negative or
@@ -101,12 +101,11 @@ def energy_share(heatmap: Tensor, region: Tensor) -> float:
 def pixel_ranks(heatmap: Tensor, seed: int = 0) -> Tensor:
     """Rank the pixels by a map, the largest value first.
 
-    Equal values, such as the zeros of a map, come in random order: that of a constant
-    map is a random order.
+    Ties, such as the zeros of a map, are ranked in random order.
 
     Args:
         heatmap (Tensor): (h, w).
-        seed (int): Of the random order. Defaults to 0.
+        seed (int): Seed of the random order. Defaults to 0.
 
     Returns:
         Tensor: (h, w) int64 on the map's device, each of 0 .. h w - 1 once.
@@ -124,11 +123,11 @@ def pixel_ranks(heatmap: Tensor, seed: int = 0) -> Tensor:
 def cubic_shares(steps: int) -> Tensor:
     """Shares of the pixels, from none to all, at which a curve is evaluated.
 
-    (t / steps)^3: a small object is a hundredth of the image, where equal steps would
-    see its score before and after and nothing between.
+    (t / steps)^3: a small object covers a hundredth of the image, so equal steps would
+    skip the change of its score.
 
     Args:
-        steps (int): How many replacements, at least 2.
+        steps (int): Number of replacements, at least 2.
 
     Returns:
         Tensor: (steps + 1,) float64, from 0 to 1.
@@ -150,7 +149,7 @@ def replacement_curve(
     shares: Tensor,
     batch_size: int = 32,
 ) -> Tensor:
-    """A score while the pixels of one image are replaced by those of another.
+    """Scores while the pixels of one image are replaced by those of another.
 
     Deletion starts with the image and ends with :func:`mean_color`; insertion starts
     with :func:`blurred` and ends with the image.
@@ -210,7 +209,7 @@ def area_under(curve: Tensor, shares: Tensor) -> float:
 
 
 def mean_color(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """An image of nothing but its own mean color.
+    """An image filled with its mean color.
 
     Args:
         image (Tensor): (1, C, H, W).

@@ -1,4 +1,4 @@
-"""A figure of deletion and insertion curves, one row per detector."""
+"""Figure of deletion and insertion curves, one row per detector."""
 
 from __future__ import annotations
 

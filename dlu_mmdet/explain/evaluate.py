@@ -1,4 +1,4 @@
-"""Class activation maps of detections, and measures of how far to trust them."""
+"""Class activation maps of detections, and measures of their quality."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import csv
 import difflib
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,20 +45,15 @@ from .cam_metrics import (
 from .curves import COLORS as CURVE_COLORS
 from .curves import draw_curves
 from .heatmaps import COLORS, HeatmapRow, draw_heatmaps
+from .options import CURVES_OUT, MEASURES, NUM_DETECTIONS, OUT, STEPS, Options
 from .targets import default_layer, detection_probability, detection_score
 
-#: The columns of each of --measures.
-MEASURES = dict(
-    axioms=('sensitivity', 'conservation'),
-    pointing=('energy in box', 'energy in mask'),
-    curves=('deletion', 'insertion'),
-)
 #: Maps that know nothing of the network. Ranks of equal values are random.
 CONTROLS = ('uniform, random order', "the detection's box")
 
 
 def find_detections(model: nn.Module, image: str, score_thr: float):
-    """Run a detector; drop what is below the threshold, and note the best score."""
+    """Detect in an image; drop low scores, and keep the best score."""
     inputs, sample = detect(model, image)
     found = sample.pred_instances
     best = float(found.scores.max()) if len(found) else None
@@ -67,7 +63,7 @@ def find_detections(model: nn.Module, image: str, score_thr: float):
 
 
 def check_target(target: str, classes: Sequence[str]) -> None:
-    """Refuse a class that --target names and nobody detects."""
+    """Refuse a class of --target that the detectors do not have."""
     kind, _, value = target.partition(':')
     if kind == 'class' and value not in classes:
         nearest = difflib.get_close_matches(value, classes, n=5, cutoff=0.3)
@@ -80,7 +76,7 @@ def check_target(target: str, classes: Sequence[str]) -> None:
 def pick_target(
     sample: DetDataSample, target: str, classes: Sequence[str]
 ) -> int | None:
-    """Find the detection that --target names, if it is there."""
+    """Index of the detection that --target names, or None."""
     kind, _, value = target.partition(':')
     labels = sample.pred_instances.labels.tolist()
     if kind == 'det':
@@ -90,13 +86,13 @@ def pick_target(
 
 
 def name_target(target: str) -> str:
-    """How a caption calls what --target names."""
+    """Caption of the detection that --target names."""
     kind, _, value = target.partition(':')
     return value if kind == 'class' else f'detection {value}'
 
 
 def same_object(sample: DetDataSample, box: torch.Tensor, label: int) -> int | None:
-    """Find another detector's detection of an object: the highest IoU."""
+    """Index of another detector's detection of an object, by the highest IoU."""
     found = sample.pred_instances
     ious = bbox_overlaps(box[None], found.bboxes)[0] * (found.labels == label)
     return int(ious.argmax()) if len(ious) and ious.max() >= 0.5 else None
@@ -109,7 +105,7 @@ def find_score(
     index: int,
     layer: str | None,
 ) -> tuple[Callable[[int], torch.Tensor], str]:
-    """A detection's score, for LayerScore, and the name of the layer to explain."""
+    """Score function of a detection, for LayerScore, and the layer's name."""
     run, level = detection_score(model, inputs, sample, index)
     layer = (layer or default_layer(model, level)).replace('{level}', str(level))
     find_layer(model, layer)  # there is such a layer
@@ -118,18 +114,18 @@ def find_score(
 
 @dataclass
 class Subject:
-    """What a row of the picture is to explain.
+    """The detection that a row of the picture explains.
 
     Attributes:
         name (str): The detector's.
         model (nn.Module): The detector.
         image (str): The image file.
-        inputs (torch.Tensor): As the network takes the image.
-        sample (DetDataSample): With all detections.
+        inputs (torch.Tensor): (1, C, H, W), the network's input.
+        sample (DetDataSample): All detections in the image.
         caption (str): Class and score, or why there is no detection.
-        index (int, optional): Which detection; None if there is none.
-        run (Callable, optional): Its score, for LayerScore.
-        layer (str): Name of the layer.
+        index (int, optional): Index of the detection; None if there is none.
+        run (Callable, optional): Its score function, for LayerScore.
+        layer (str): Name of the layer to explain.
     """
 
     name: str
@@ -150,10 +146,10 @@ def find_subjects(
     layer: str | None,
     score_thr: float,
 ) -> list[Subject]:
-    """Detect in all images, and find the same object in those of one image.
+    """Detect in all images; find the same object with every detector.
 
     Raises:
-        ValueError: If there is a single image and --target is not in it.
+        ValueError: If --target is not found in a single image.
     """
     classes = list(next(iter(models.values())).dataset_meta['classes'])
     subjects = []
@@ -195,16 +191,10 @@ def find_subjects(
 def explain_images(
     models: Sequence[tuple[str, str]],
     images: Sequence[str | os.PathLike],
-    out: str | Path = 'work_dirs/explain.png',
+    out: str | Path = OUT,
     *,
-    methods: Sequence[str] = ('xgradcam', 'gradcam', 'gradcam++', 'ablationcam'),
     target: str = 'det:0',
-    layer: str | None = None,
-    score_thr: float = 0.3,
-    batch_size: int = 32,
-    device: str = 'cpu',
-    cfg_options: Mapping | None = None,
-    upsampler: dict | None = None,
+    **options: Any,
 ) -> None:
     """Draw class activation maps of a detection: a row for each image and detector.
 
@@ -214,16 +204,9 @@ def explain_images(
         models (Sequence[tuple[str, str]]): Config and checkpoint of each detector.
         images (Sequence[str | PathLike]): Image files.
         out (str | Path): A .png file.
-        methods (Sequence[str]): Of :data:`~dlu_mmdet.explain.cam.METHODS`.
         target (str): 'det:N', the detection with the N-th best score, from 0, or
             'class:NAME', the best one of a class.
-        layer (str, optional): The layer to explain; ``{level}`` stands for the level
-            that scored the detection. Defaults to the backbone's stage under it.
-        score_thr (float): Detections with a lower score are left out.
-        batch_size (int): Channels to remove at once.
-        device (str): Where the detectors run.
-        cfg_options (Mapping, optional): Settings to override in every config.
-        upsampler (dict, optional): ``upsample_cfg`` of every neck.
+        **options: See :class:`~dlu_mmdet.explain.options.Options`.
 
     Raises:
         FileNotFoundError: If a config, checkpoint or image does not exist.
@@ -231,17 +214,18 @@ def explain_images(
             detection.
     """
     images = [os.fspath(image) for image in images]
+    given = Options(**options)
     for image in images:
         if '://' not in image and not Path(image).is_file():
             raise FileNotFoundError(f'image {image} does not exist; check the path')
     check_writable(out)
-    detectors = _load(models, layer, device, cfg_options, upsampler)
+    detectors = _load(models, given)
     configs = [config for config, _ in models]
     classes = next(iter(detectors.values())).dataset_meta['classes']
     check_classes(detectors, configs, classes, configs[0])
     check_target(target, classes)
     # mistakes show before the first detection is explained, which takes long
-    subjects = find_subjects(detectors, images, target, layer, score_thr)
+    subjects = find_subjects(detectors, images, target, given.layer, given.score_thr)
     several = len(images) > 1
     names = dict(zip(images, image_names(images)))
     rows = []
@@ -249,15 +233,17 @@ def explain_images(
         print(f'\n{subject.image}, {subject.name}: {subject.caption}')
         name = subject.name
         title = f'{name}\n{names[subject.image]}' if several else name
-        rows.append(explain_subject(subject, title, methods, batch_size, several))
+        rows.append(
+            explain_subject(subject, title, given.methods, given.batch_size, several)
+        )
     empty = {
         f'{names[each.image]} ({each.name})': each.sample
         for each in subjects
         if not len(each.sample.pred_instances)
     }
-    print_empty(empty, score_thr)
+    print_empty(empty, given.score_thr)
     save_figure(
-        draw_heatmaps(rows, methods),
+        draw_heatmaps(rows, given.methods),
         out,
         COLORS,
         title='Explanations',
@@ -267,24 +253,20 @@ def explain_images(
 
 
 def print_empty(samples: dict[str, DetDataSample], score_thr: float) -> None:
-    """Say what would show detections in images, by name, that have none."""
+    """Print how to see detections in images that have none."""
     if samples:
         best = {name: sample.get('best_score') for name, sample in samples.items()}
         print(explain_empty(best, score_thr, '--score-thr '))
 
 
-def _load(
-    models: Sequence[tuple[str, str]],
-    layer: str | None,
-    device: str,
-    cfg_options: Mapping | None,
-    upsampler: dict | None,
-) -> dict[str, nn.Module]:
+def _load(models: Sequence[tuple[str, str]], options: Options) -> dict[str, nn.Module]:
     """The detectors, each with the layer that is asked for."""
-    detectors = load_detectors(models, device, cfg_options, upsampler)
-    if layer and '{level}' not in layer:
+    detectors = load_detectors(
+        models, options.device, options.cfg_options, options.upsampler
+    )
+    if options.layer and '{level}' not in options.layer:
         for model in detectors.values():
-            find_layer(model, layer)
+            find_layer(model, options.layer)
     return detectors
 
 
@@ -298,11 +280,11 @@ def explain_subject(
     """Explain one detection and print the axioms.
 
     Raises:
-        ValueError: If the score does not depend on the layer; with several images
-            the row says so.
+        ValueError: If the score does not depend on the layer, with a single image; with
+            several the row has a caption about it.
     """
     pixels = subject.sample.image
-    if subject.index is None:
+    if subject.index is None or subject.run is None:
         return HeatmapRow(title, pixels, subject.caption)
     found = subject.sample.pred_instances[subject.index]
     box, layer = found.bboxes[0].cpu().numpy(), subject.layer
@@ -331,7 +313,7 @@ def explain_subject(
 def covered(
     layer: str, inputs: torch.Tensor, sample: DetDataSample, box: np.ndarray
 ) -> np.ndarray:
-    """x1 y1 x2 y2, in pixels of the image, of what the maps of a layer cover."""
+    """x1 y1 x2 y2 of the area that a layer's maps cover, in pixels of the image."""
     # a RoI head's maps are of the box, all others of the padded input
     if layer.startswith('roi_head.'):
         return box
@@ -341,14 +323,14 @@ def covered(
 
 @dataclass
 class View:
-    """An image of the test set as a detector sees it.
+    """An image of the test set with its detections.
 
     Attributes:
-        number (int): Which image of the test set.
-        inputs (torch.Tensor): As the network takes the image.
-        sample (DetDataSample): With the detections.
-        objects (list[dict, optional]): For each detection the instance of the data
-            set that it found, None if it found none.
+        number (int): Index of the image in the test set.
+        inputs (torch.Tensor): (1, C, H, W), the network's input.
+        sample (DetDataSample): The detections.
+        objects (list[dict | None]): The matched instance of each detection; None
+            without a match.
     """
 
     number: int
@@ -358,12 +340,12 @@ class View:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width, in the input's pixels, of what is not padding."""
+        """Height and width of the input without padding, in pixels."""
         return tuple(self.sample.img_shape[:2])
 
     @property
     def scale(self) -> np.ndarray:
-        """(4,), from a box in pixels of the image to one in the input's."""
+        """(4,) factors from boxes in the image to boxes in the network's input."""
         return np.tile(self.sample.scale_factor, 2)
 
     def box(self, index: int) -> np.ndarray:
@@ -371,11 +353,11 @@ class View:
         return self.sample.pred_instances.bboxes[index].cpu().numpy()
 
     def regions(self, index: int) -> dict[str, torch.Tensor]:
-        """What a detection is to point at, as (h, w) shares of pixels.
+        """Regions of the object that a detection matches.
 
         Returns:
-            dict[str, torch.Tensor]: 'box' and, if the data set has it, 'mask' of the
-            object that it found; empty if it found none.
+            dict[str, torch.Tensor]: (h, w) pixel coverages in [0, 1]: 'box' and, if
+            annotated, 'mask'; empty without a match.
         """
         instance = self.objects[index]
         if instance is None:
@@ -396,11 +378,11 @@ class View:
 def look(
     model: nn.Module, dataset, number: int, score_thr: float, matched: bool
 ) -> View:
-    """Detect in an image of the test set, and match what was found if asked to."""
+    """Detect in an image of the test set; optionally match the detections."""
     info = dataset.get_data_info(number)
     inputs, sample = find_detections(model, info['img_path'], score_thr)
     found = sample.pred_instances.cpu().numpy()
-    objects = [None] * len(found)
+    objects: list[dict | None] = [None] * len(found)
     if matched:
         truth = LoadAnnotations()(dict(info))
         matches = match_detections(
@@ -411,7 +393,7 @@ def look(
             truth['gt_bboxes_labels'],
             truth['gt_ignore_flags'],
         )
-        for index in np.flatnonzero(matches.hits):
+        for index in np.flatnonzero(matches.true_positives):
             objects[index] = info['instances'][matches.det_gt[index]]
     return View(number, inputs, sample, objects)
 
@@ -426,11 +408,11 @@ def measure(
     steps: int,
     batch_size: int,
 ) -> tuple[list[dict], dict[str, np.ndarray]]:
-    """Measure the maps of one detection, and the controls beside them.
+    """Measure the maps of one detection and of the controls.
 
     Returns:
-        tuple[list[dict], dict[str, np.ndarray]]: A row for each method, and for each
-        its curves (2, T), by deletion and by insertion.
+        tuple[list[dict], dict[str, np.ndarray]]: A row for each method, and its
+        deletion and insertion curves (2, T) by title.
     """
     box = view.box(index)
     area = covered(layer, view.inputs, view.sample, box) * view.scale
@@ -438,7 +420,7 @@ def measure(
         TITLES[method]: spread_map(each.heatmap, area, view.size)
         for method, each in explanations.items()
     }
-    rows = {title: dict(method=title) for title in maps}
+    rows: dict[str, dict[str, Any]] = {title: dict(method=title) for title in maps}
     if 'axioms' in measures:
         for method, each in explanations.items():
             rows[TITLES[method]].update(
@@ -481,43 +463,34 @@ def explain_dataset(
     out: str | Path | None = None,
     *,
     measures: Sequence[str] = ('axioms',),
-    methods: Sequence[str] = ('xgradcam', 'gradcam', 'gradcam++', 'ablationcam'),
-    num_detections: int = 50,
-    steps: int = 20,
-    curves_out: str | Path = 'work_dirs/curves.png',
-    layer: str | None = None,
-    score_thr: float = 0.3,
-    batch_size: int = 32,
-    device: str = 'cpu',
-    cfg_options: Mapping | None = None,
-    upsampler: dict | None = None,
+    num_detections: int = NUM_DETECTIONS,
+    steps: int = STEPS,
+    curves_out: str | Path = CURVES_OUT,
+    **options: Any,
 ) -> None:
     """Print measures of each method, averaged over detections of the test set.
 
     ``dlu_mmdet explain`` without images, from Python.
 
     Args:
-        models (Sequence[tuple[str, str]]): See :func:`explain_images`.
+        models (Sequence[tuple[str, str]]): Config and checkpoint of each detector.
         out (str | Path, optional): A .md or .csv file for the table.
-        measures (Sequence[str]): Keys of :data:`MEASURES`.
-        methods (Sequence[str]): See :func:`explain_images`.
-        num_detections (int): How many to average over.
+        measures (Sequence[str]): Keys of :data:`~dlu_mmdet.explain.options.MEASURES`.
+        num_detections (int): Number of detections to average over.
         steps (int): Altered images of a curve, at least 2.
         curves_out (str | Path): The .png file of the curves.
-        layer (str, optional): See :func:`explain_images`.
-        score_thr (float): See :func:`explain_images`.
-        batch_size (int): Channels to remove, or altered images to run, at once.
-        device (str): See :func:`explain_images`.
-        cfg_options (Mapping, optional): See :func:`explain_images`.
-        upsampler (dict, optional): See :func:`explain_images`.
+        **options: See :class:`~dlu_mmdet.explain.options.Options`.
 
     Raises:
         FileNotFoundError: If a config or checkpoint does not exist.
         ValueError: If there is no such layer, or no detection.
     """
-    for path in [out] * bool(out) + [curves_out] * ('curves' in measures):
-        check_writable(path)
-    detectors = _load(models, layer, device, cfg_options, upsampler)
+    given = Options(**options)
+    if out:
+        check_writable(out)
+    if 'curves' in measures:
+        check_writable(curves_out)
+    detectors = _load(models, given)
     measures = [name for name in MEASURES if name in measures]
     rows, curves = [], {}
     for name, model in detectors.items():
@@ -527,7 +500,7 @@ def explain_dataset(
         spread = np.linspace(0, len(dataset) - 1, number).round().astype(int)
         print(f'{name}: detecting in {number} images')
         views = [
-            look(model, dataset, index, score_thr, 'pointing' in measures)
+            look(model, dataset, index, given.score_thr, 'pointing' in measures)
             for index in track_iter_progress(spread.tolist())
         ]
         # every image's best detection first, then every second best, ...
@@ -540,26 +513,27 @@ def explain_dataset(
             print()
             infos = [dataset.get_data_info(view.number) for view in views]
             ids = [f'image {info["img_id"]} ({name})' for info in infos]
-            print_empty(dict(zip(ids, (view.sample for view in views))), score_thr)
+            samples = dict(zip(ids, (view.sample for view in views)))
+            print_empty(samples, given.score_thr)
         print(f'\n{name}: explaining {len(ranked)} detections')
         unrelated = 0
         for rank, number in track_iter_progress(ranked):
             view = views[number]
-            run, own = find_score(model, view.inputs, view.sample, rank, layer)
-            evidence = collect_evidence(LayerScore(model, own, run), batch_size)
+            run, own = find_score(model, view.inputs, view.sample, rank, given.layer)
+            evidence = collect_evidence(LayerScore(model, own, run), given.batch_size)
             if evidence.is_empty:
                 unrelated += 1
                 continue
-            answers = {method: explain(evidence, method) for method in methods}
+            answers = {method: explain(evidence, method) for method in given.methods}
             found, drawn = measure(
-                model, view, rank, own, answers, measures, steps, batch_size
+                model, view, rank, own, answers, measures, steps, given.batch_size
             )
             rows += [dict(row, upsampler=name) for row in found]
             for title, pair in drawn.items():
                 curves.setdefault(name, {}).setdefault(title, []).append(pair)
         print()
         if unrelated:
-            print(f'{name}: {unrelated} detections do not depend on {layer}')
+            print(f'{name}: {unrelated} detections do not depend on {given.layer}')
     print_table(rows, measures, out)
     if curves:
         show_curves(curves, steps, curves_out)
@@ -568,7 +542,7 @@ def explain_dataset(
 def show_curves(
     curves: dict[str, dict[str, list[np.ndarray]]], steps: int, out: str | Path
 ) -> None:
-    """Draw the mean curves; print where they begin and end."""
+    """Draw the mean curves; print their first and last values."""
     stacked = {
         name: {title: np.stack(pairs) for title, pairs in each.items()}
         for name, each in curves.items()
@@ -595,7 +569,7 @@ def show_curves(
 
 
 def cells(values: np.ndarray, second: str, digits: int) -> list[str]:
-    """The mean, and the median or the standard error; '–' where there is none."""
+    """Mean, and median or standard error; '–' where there is none."""
     found = [values.mean()] if len(values) else []
     if second == 'median' and len(values):
         found.append(np.median(values))
@@ -622,10 +596,9 @@ def _average(
 def print_table(
     rows: Sequence[dict], measures: Sequence[str], out: str | Path | None
 ) -> None:
-    """Print averages as a Markdown table; write them where --out says.
+    """Print averages as a Markdown table; write them to --out.
 
-    Beside the mean stands the median of what has no upper bound, and the standard
-    error of what has.
+    Unbounded measures have a median beside the mean, bounded ones a standard error.
     """
     if not rows:
         raise ValueError(

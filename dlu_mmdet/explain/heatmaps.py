@@ -1,4 +1,4 @@
-"""A figure of class activation maps, one column per method."""
+"""Figure of class activation maps, one column per method."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class HeatmapRow:
     """One row of the figure: a detection and the maps that explain it.
 
     Attributes:
-        name (str): Written beside the row.
+        name (str): Text beside the row.
         image (np.ndarray): (H, W, 3) uint8, RGB.
-        caption (str): Written under the image, e.g. class and score.
+        caption (str): Text under the image, e.g. class and score.
         box (np.ndarray, optional): (4,) x1 y1 x2 y2 of the detection in pixels of
             the image. None if there is no detection.
         explanations (Mapping[str, Explanation]): For each method its answer;

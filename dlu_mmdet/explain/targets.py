@@ -1,8 +1,9 @@
-"""The score of one detection, as something that can be differentiated."""
+"""The score of one detection as a differentiable function."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from mmdet.models.dense_heads import YOLOV3Head, YOLOXHead
@@ -18,10 +19,9 @@ def detection_score(
 ) -> tuple[Callable[[int], Tensor], int]:
     """The logit behind one detection, for :class:`.cam.LayerScore`.
 
-    With a RoI head it is the logit of the detection's class that the head gives to
-    the detection's own box, held fixed; the score came from a proposal nearby.
-    With a dense head it is the logit at the anchor or point that the box was
-    decoded from.
+    With a RoI head it is the logit of the detection's class for the detection's own
+    box, which is held fixed; the detector scored a proposal nearby. With a dense head
+    it is the logit at the anchor or point from which the box was decoded.
 
     Args:
         model (nn.Module): A detector with a standard RoI head (Faster R-CNN, Mask
@@ -48,8 +48,8 @@ def detection_probability(
 ) -> Callable[[Tensor], Tensor]:
     """The probability of one detection's class as a function of the image.
 
-    It is what the head makes of the logits of :func:`detection_score`: their softmax
-    or sigmoid, before it is multiplied by a centerness.
+    The softmax or sigmoid of the logits of :func:`detection_score`, without a
+    centerness factor.
 
     Args:
         model (nn.Module): As for :func:`detection_score`.
@@ -103,11 +103,11 @@ def _class_logits(
 
 
 def default_layer(model: nn.Module, level: int) -> str:
-    """The stage of the backbone that a level of the pyramid is built on.
+    """The stage of the backbone below a level of the pyramid.
 
-    Stages of a ResNet end in a ReLU. A pyramid's own convolutions do not, and
-    where a channel's values are negative elsewhere in the image its weight gets
-    the wrong sign: maps of the pyramid show the background.
+    Stages of a ResNet end in a ReLU, convolutions of a pyramid do not. Where a channel
+    is negative elsewhere in the image, its weight gets the wrong sign, so maps of the
+    pyramid show the background.
 
     Args:
         model (nn.Module): A detector with a ResNet and a pyramid.
@@ -193,9 +193,9 @@ def _candidates(
     Raises:
         ValueError: If the head does not decode its boxes from priors.
     """
-    coder = getattr(head, 'bbox_coder', None)
+    coder: Any = getattr(head, 'bbox_coder', None)
     yolox, yolov3 = isinstance(head, YOLOXHead), isinstance(head, YOLOV3Head)
-    width = getattr(coder, 'encode_size', None)
+    width: Any = getattr(coder, 'encode_size', None)
     if not (yolox or yolov3) and (
         width is None
         or not all(torch.is_tensor(pred) for pred in out[1])

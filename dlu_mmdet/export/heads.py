@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -217,7 +218,8 @@ def names_of(
     Returns:
         list[str]: A name for each tensor, such as ``cls_scores.0``.
     """
-    names = []
+    names: list[str] = []
+    out: Any
     for number, call in enumerate(calls):
         with torch.no_grad():
             out = call.run(model, pyramid)

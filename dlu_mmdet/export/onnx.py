@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
@@ -335,7 +335,7 @@ def _image(divisor: int) -> Tensor:
     return torch.zeros(1, 3, height * divisor, width * divisor)
 
 
-def _run(module: nn.Module, inputs: object, name: str) -> object:
+def _run(module: nn.Module, inputs: object, name: str) -> Any:
     """A module's outputs, or why there are none."""
     try:
         with torch.no_grad():
@@ -396,7 +396,9 @@ def _linspace(start: float, end: float, steps: int, **options) -> Tensor:
 
 
 # what mmdet's mask heads make coordinates with, in a form that an export takes
-_TRACEABLE = dict(linspace=_linspace, meshgrid=partial(torch.meshgrid, indexing='ij'))
+_TRACEABLE: dict[str, Any] = dict(
+    linspace=_linspace, meshgrid=partial(torch.meshgrid, indexing='ij')
+)
 
 
 def _culprit(module: nn.Module, error: BaseException) -> str:

@@ -89,12 +89,12 @@ def compare(part: Part, expected: Iterable[Tensor], got: Iterable[Tensor]) -> Ag
         ]
         differences, numbers = zip(*found)
         return Agreement(_max(differences), sum(numbers))
-    found = []
+    largest = []
     for x, y in zip(expected, got):
         same = x.shape == y.shape
-        found.append(float(_relative(x, y).max()) if same else float('inf'))
-    worst = int(torch.tensor(found).nan_to_num(float('inf')).argmax())
-    return Agreement(found[worst], None, part.outputs[worst])
+        largest.append(float(_relative(x, y).max()) if same else float('inf'))
+    worst = int(torch.tensor(largest).nan_to_num(float('inf')).argmax())
+    return Agreement(largest[worst], None, part.outputs[worst])
 
 
 def _max(values: Iterable[float | Tensor]) -> float:
@@ -262,7 +262,7 @@ def verify(part: Part, path: str | os.PathLike) -> Agreement:
     worst = max(found, key=lambda each: each.difference)
     if not part.detects:
         return worst
-    return replace(worst, detections=sum(each.detections for each in found))
+    return replace(worst, detections=sum(each.detections or 0 for each in found))
 
 
 def check_decoding(part: Part, model: nn.Module) -> None:

@@ -47,6 +47,6 @@ class UpsampleMaskHead(FCNMaskHead):
         self.upsample_method = self.upsample_cfg.get('type')
         if self.upsample_method == 'deconv':
             self.upsample_cfg.setdefault('upsample_kernel', self.scale_factor)
-        place = (self.conv_logits.in_channels, self.scale_factor)
-        self.upsample = build_upsampler(self.upsample_cfg, *place)
-        check_ratio(self.upsample, *place)
+        site = (self.conv_logits.in_channels, self.scale_factor)
+        self.upsample = build_upsampler(self.upsample_cfg, *site)
+        check_ratio(self.upsample, *site)

@@ -1,29 +1,30 @@
-"""Any neck, with an upsampler of its own at every place where it enlarges a map."""
+"""Any neck, with an upsampler of its own at every site where it enlarges a map."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..upsamplers import split_upsample_cfg
-from .own_upsamplers import OwnUpsamplersMixin
-from .places import NeckTrace, Place, run_replaced, trace_neck
+from .sites import NeckTrace, Site, run_replaced, trace_neck
+from .upsampler_mixin import UpsamplerMixin
 
 
-class AnyNeckMixin(OwnUpsamplersMixin):
+class AnyNeckMixin(UpsamplerMixin):
     """Mixin that replaces the interpolations of a neck with upsamplers.
 
     The neck is built as it is and tried on maps of zeros, which shows its
-    places: the calls of ``torch.nn.functional.interpolate`` that enlarge a map.
+    sites: the calls of ``torch.nn.functional.interpolate`` that enlarge a map.
     In forward the upsamplers take over these calls, in their order.
 
     Args:
         *args: The neck's own.
-        upsample_cfg (dict): Upsampler of every place, see
+        upsample_cfg (dict): Upsampler of every site, see
             :func:`dlu_mmdet.upsamplers.build_upsampler`. Arguments of an
             interpolation beside it go to the neck if it has an
             ``upsample_cfg`` of its own.
@@ -35,15 +36,16 @@ class AnyNeckMixin(OwnUpsamplersMixin):
         TypeError: If ``upsample_cfg`` is no dict or holds an argument that
             the upsampler does not accept.
         ValueError: If the neck enlarges nothing or cannot be tried, or if the
-            upsampler is unknown or does not fit a place.
+            upsampler is unknown or does not fit a site.
     """
 
-    upsample_calls: list[Place | None] | None = None
+    neck_class: Any  # given by wrap_neck
+    upsample_calls: list[Site | None] | None = None
 
     def __init__(
         self,
         *args,
-        upsample_cfg: dict | None = None,
+        upsample_cfg: Any = None,
         num_levels: int | None = None,
         **kwargs,
     ) -> None:
@@ -67,7 +69,7 @@ class AnyNeckMixin(OwnUpsamplersMixin):
             )
         in_channels = kwargs.get('in_channels', getattr(self, 'in_channels', None))
         trial = try_from_channels(self, in_channels, num_levels)
-        if not trial.places:
+        if not trial.sites:
             hint = ''
             if isinstance(in_channels, int) and num_levels is None:
                 hint = (
@@ -76,10 +78,10 @@ class AnyNeckMixin(OwnUpsamplersMixin):
                 )
             raise ValueError(unwrap_neck(name, trial) + hint)
         self.upsample_calls = trial.calls
-        self.add_upsample_modules(named, trial.places)
+        self.add_upsample_modules(named, trial.sites)
 
     def forward(self, *args, **kwargs):
-        """Forward of the neck, with its upsamplers at their places."""
+        """Forward of the neck, with its upsamplers at their sites."""
         if self.upsample_calls is None:  # it is being tried
             return super().forward(*args, **kwargs)
         out, count = run_replaced(
@@ -88,7 +90,7 @@ class AnyNeckMixin(OwnUpsamplersMixin):
         if count != len(self.upsample_calls):
             raise RuntimeError(
                 f'{self.neck_class.__name__} interpolated {count} times '
-                f'and not {len(self.upsample_calls)}, as it did when its places were '
+                f'and not {len(self.upsample_calls)}, as it did when its sites were '
                 'found; upsamplers cannot be told apart where that depends on the '
                 'input, where a neck calls itself, or where torch.compile meets '
                 'activation checkpointing'
@@ -101,7 +103,7 @@ class AnyNeckMixin(OwnUpsamplersMixin):
 
 
 @functools.cache
-def wrap_neck(neck_class: type[nn.Module]) -> type[nn.Module]:
+def wrap_neck(neck_class: Any) -> Any:
     """Make the class of a neck that takes an ``upsample_cfg``.
 
     Args:
@@ -111,14 +113,14 @@ def wrap_neck(neck_class: type[nn.Module]) -> type[nn.Module]:
         type[nn.Module]: Its subclass, or itself if it is one of this package
         that takes an ``upsample_cfg``.
     """
-    if issubclass(neck_class, OwnUpsamplersMixin):
+    if issubclass(neck_class, UpsamplerMixin):
         return neck_class
     members = dict(neck_class=neck_class, __module__=neck_class.__module__)
     members['__doc__'] = neck_class.__doc__
     return type(neck_class.__name__, (AnyNeckMixin, neck_class), members)
 
 
-def _empty(neck_class: type[nn.Module]) -> nn.Module:
+def _empty(neck_class: Any) -> nn.Module:
     cls = wrap_neck(neck_class)
     return cls.__new__(cls)
 
@@ -162,15 +164,15 @@ def try_from_channels(
 
 
 def unwrap_neck(name: str, trial: NeckTrace) -> str:
-    """Say that a neck has no place, as an error does."""
+    """Say that a neck has no site, as an error does."""
     if not trial.calls:
         return (
             f'{name} enlarges no map with torch.nn.functional.interpolate or '
-            'nn.Upsample: it has no place for an upsampler'
+            'nn.Upsample: it has no site for an upsampler'
         )
     return (
         f'{name} interpolates {len(trial.calls)} times, but nowhere by a whole ratio '
-        'of at least 2 that is the same for every size: it has no place for an '
+        'of at least 2 that is the same for every size: it has no site for an '
         'upsampler'
     )
 
@@ -208,7 +210,7 @@ def _with_image(maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return maps[0].new_zeros(1, 3, 4 * h, 4 * w), *maps
 
 
-def find_argument(cls: type, name: str) -> inspect.Parameter | None:
+def find_argument(cls: Any, name: str) -> inspect.Parameter | None:
     """An argument of a class, also one that it passes on as a keyword."""
     for base in cls.__mro__:
         if '__init__' not in vars(base):

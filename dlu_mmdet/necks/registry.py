@@ -24,7 +24,7 @@ class NeckRegistry(Registry):
     """Makes the classes that it is asked for, from those registered elsewhere."""
 
     def get(self, key: str) -> type[nn.Module]:
-        """Look up a neck and give it places for upsamplers.
+        """Look up a neck and give it sites for upsamplers.
 
         Args:
             key (str): A name in mmdet's ``MODELS`` or in that of the default

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..ops.tracing import leaf
 from ..upsamplers import registered_name, split_upsample_cfg, upsample_to
-from .own_upsamplers import OwnUpsamplersMixin
+from .upsampler_mixin import UpsamplerMixin
 
 
 def upsampling_part(
@@ -69,7 +69,7 @@ def _upsampler_cfg(part: ConfigDict | nn.Module | None) -> dict:
     return own or getattr(part, 'upsample_cfg', None) or {}
 
 
-class TopDownMixin(OwnUpsamplersMixin):
+class TopDownMixin(UpsamplerMixin):
     """A neck whose ``upsample_modules`` carry the top of its pyramid down.
 
     With ``top_down='cascade'``, the FPN of the papers, every level is doubled

@@ -10,12 +10,12 @@ from torch import nn
 
 from ..upsamplers import INTERPOLATION_ARGS, upsampler_class
 from .any_neck import find_argument, try_from_channels, unwrap_neck
-from .places import NeckTrace, trace_neck
 from .registry import NECKS
+from .sites import NeckTrace, trace_neck
 
 
 def with_upsampler(model_cfg: dict, upsample_cfg: dict) -> dict:
-    """Put an upsampler at every place where a detector's neck enlarges a map.
+    """Put an upsampler at every site where a detector's neck enlarges a map.
 
     The parts of the neck are built and run on small maps of zeros, one after
     the other, to see which of them do so. For these the config then names
@@ -60,7 +60,7 @@ def with_upsampler(model_cfg: dict, upsample_cfg: dict) -> dict:
         cls = NECKS.get(name)
         ours = getattr(cls, 'neck_class', cls) is cls
         before, trial = trial, _try(part, cls, trial)
-        if not trial.places:
+        if not trial.sites:
             refusals.append(unwrap_neck(name, trial))
             continue
         if not (ours and MODELS.get(name) is cls):

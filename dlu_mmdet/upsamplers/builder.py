@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
+from typing import Any
 
 from mmdet.registry import MODELS
 from mmengine.registry import Registry
@@ -52,7 +53,7 @@ def upsampler_class(cfg: dict) -> type[nn.Module]:
         )
     name = cfg['type']
     if split_file(name):
-        cls = find_in_file(name, UPSAMPLERS)
+        cls: Any = find_in_file(name, UPSAMPLERS)
     else:
         cls = _find_registered(name) if isinstance(name, str) else name
     if cls is None:
@@ -66,7 +67,7 @@ def upsampler_class(cfg: dict) -> type[nn.Module]:
     return cls
 
 
-def _find_registered(name: str) -> object:
+def _find_registered(name: Any) -> Any:
     """What has a name in :data:`UPSAMPLERS` or above it, or a path; None if nothing."""
     if '.' in name:
         is_path = all(part.isidentifier() for part in name.split('.'))
@@ -78,7 +79,7 @@ def _find_registered(name: str) -> object:
     return registry and registry.module_dict[name]
 
 
-def _check_class(name: object, cls: object) -> None:
+def _check_class(name: object, cls: Any) -> None:
     """Refuse what cannot be built as an upsampler."""
     is_module = inspect.isclass(cls) and issubclass(cls, nn.Module)
     if not is_module and not inspect.isfunction(cls):
@@ -150,7 +151,7 @@ def registered_name(upsampler: str | type[nn.Module]) -> str:
         return found[1]
     cls = upsampler if inspect.isclass(upsampler) else _find_registered(upsampler)
     if cls is None:
-        return upsampler
+        return str(upsampler)
     registry = UPSAMPLERS
     while registry is not None:
         for name, registered in registry.module_dict.items():
@@ -160,7 +161,7 @@ def registered_name(upsampler: str | type[nn.Module]) -> str:
     return cls.__name__
 
 
-def split_upsample_cfg(cfg: dict) -> tuple[dict, dict]:
+def split_upsample_cfg(cfg: Any) -> tuple[dict, dict]:
     """Part an upsampler's arguments from those of the interpolation it replaces.
 
     A config that inherits ``upsample_cfg=dict(scale_factor=2, mode='nearest')``
@@ -204,8 +205,8 @@ def build_upsampler(
         channels (int): Number of channels in and out.
         scale_factor (int): Upsampling ratio, at least 1.
         guide_channels (int, optional): Channels of the high-resolution features
-            that the place has for an upsampler that reads a guide. None for a
-            place that has none. Defaults to None.
+            of the site, for an upsampler that reads a guide. None for a site
+            without a guide. Defaults to None.
 
     Returns:
         nn.Module: Maps (N, C, H, W) to (N, C, s*H, s*W); a guided one maps it and
@@ -234,7 +235,7 @@ def build_upsampler(
         if guide_channels is None:
             raise ValueError(
                 f'upsample_cfg.type={cfg["type"]!r} reads high-resolution features as '
-                'a guide, and this place has none; use it in UpsampleFPN or '
+                'a guide, and this site has none; use it in UpsampleFPN or '
                 'UnifiedFPN, or choose an upsampler without a guide'
             )
         kwargs['guide_channels'] = guide_channels
@@ -254,5 +255,5 @@ def _accepted(cls: type[nn.Module]) -> list[str] | None:
     parameters = inspect.signature(cls).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
-    places = ('channels', 'scale_factor', 'guide_channels')
-    return [p.name for p in parameters if p.name not in places]
+    given = ('channels', 'scale_factor', 'guide_channels')
+    return [p.name for p in parameters if p.name not in given]

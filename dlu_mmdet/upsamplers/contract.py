@@ -89,18 +89,13 @@ def check_sizes(subject: Subject) -> None:
     """Gives (N, C, s*H, s*W) at every ratio s, from odd sizes and one pixel too."""
     for s in RATIOS:
         for h, w in _SIZES:
-            inputs = subject.inputs((h, w), (s * h, s * w))
+            size = (s * h, s * w)
+            x, *guide = subject.inputs((h, w), size)
             try:
-                upsample_to(
-                    subject.build(s),
-                    inputs[0],
-                    (s * h, s * w),
-                    *inputs[1:],
-                    scale_factor=s,
-                )
+                upsample_to(subject.build(s), x, size, guide[0] if guide else None, s)
             except Exception as error:
                 raise Violation(
-                    f'at a ratio of {s}, for {tuple(inputs[0].shape)}: {error}'
+                    f'at a ratio of {s}, for {tuple(x.shape)}: {error}'
                 ) from error
 
 
@@ -108,8 +103,8 @@ def check_requested_size(subject: Subject) -> None:
     """Goes to the size of the finer level where that is not the ratio times its own."""
     module = subject.build()
     for h, w in ((5, 9), (7, 11), (6, 9)):
-        inputs = subject.inputs((3, 5), (h, w))
-        upsample_to(module, inputs[0], (h, w), *inputs[1:], scale_factor=2)
+        x, *guide = subject.inputs((3, 5), (h, w))
+        upsample_to(module, x, (h, w), guide[0] if guide else None, scale_factor=2)
 
 
 def check_dtype(subject: Subject) -> None:

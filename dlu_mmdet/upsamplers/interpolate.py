@@ -27,10 +27,9 @@ def _interpolate(
     mode: str,
     align_corners: bool | None,
 ) -> Tensor:
-    if size is not None:
-        scale_factor = None
+    ratio = scale_factor if size is None else None
     return F.interpolate(
-        x, size, scale_factor=scale_factor, mode=mode, align_corners=align_corners
+        x, size, scale_factor=ratio, mode=mode, align_corners=align_corners
     )
 
 

@@ -52,7 +52,7 @@ def upsample_to(
     name = type(upsampler).__name__
     if is_guided(upsampler):
         out = upsampler(x, guide)
-        _check_shape(name, x, out, guide.shape[2:])
+        _check_shape(name, x, out, size if guide is None else guide.shape[2:])
         return out
     if getattr(upsampler, 'any_size', False):
         out = upsampler(x, size=size)

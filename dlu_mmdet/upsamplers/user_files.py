@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from mmengine.registry import Registry
 from torch import nn
@@ -59,7 +60,7 @@ def find_in_file(name: str, registry: Registry) -> object:
         FileNotFoundError: If there is no such file.
         ValueError: If the file cannot be loaded, or has nothing of that name.
     """
-    file, wanted = split_file(name)
+    file, wanted = split_file(name) or (name, '')
     path = os.path.realpath(file)
     if not os.path.isfile(path):
         raise FileNotFoundError(
@@ -68,8 +69,8 @@ def find_in_file(name: str, registry: Registry) -> object:
         )
     if path in _loaded:
         module, registered = _loaded[path]
-    elif module := _find_module(path):
-        registered = _registered(module, registry)
+    elif imported := _find_module(path):
+        module, registered = imported, _registered(imported, registry)
     else:
         module, registered = _loaded[path] = _load(path, registry)
     found = registered.get(wanted, getattr(module, wanted, None))
@@ -130,7 +131,7 @@ def _load(path: str, registry: Registry) -> tuple[ModuleType, Mapping[str, objec
     """Run a file as a module of its own name; modules beside it can be imported."""
     # pickle looks classes up by the name of their module
     name = f'{Path(path).stem}_{zlib.crc32(os.fsencode(path)):08x}'
-    spec = importlib.util.spec_from_file_location(name, path)
+    spec: Any = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     before = dict(registry.module_dict)
     sys.modules[name] = module

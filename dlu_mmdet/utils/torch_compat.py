@@ -14,7 +14,7 @@ import sys
 import tarfile
 import types
 from collections.abc import Callable, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -104,7 +104,7 @@ def count_flops_of(module: nn.Module) -> flop_counter.FlopCounterMode:
     return _FlopCounter(module)
 
 
-def started_at(event: object) -> int:
+def started_at(event: Any) -> int:
     """When an event of torch's profiler began; a number to sort by."""
     return event.start_ns() if hasattr(event, 'start_ns') else event.start_us()
 
@@ -131,7 +131,7 @@ def _tell_torch() -> None:
         )
 
 
-def _named(entry: object) -> tuple[str, object]:
+def _named(entry: Any) -> tuple[str, object]:
     """Name and object, for an object alone or for a pair."""
     if isinstance(entry, tuple):
         return entry[1], entry[0]
@@ -199,7 +199,7 @@ def _refuse_archives(file: str | os.PathLike | BinaryIO) -> None:
         raise RuntimeError('it is a TorchScript or tar archive')
 
 
-def load_pickle(file: BinaryIO, **kwargs: object) -> object:
+def load_pickle(file: BinaryIO, **kwargs: Any) -> object:
     """``pickle.load`` of tensors, arrays and plain values: runs no code of the file.
 
     Args:

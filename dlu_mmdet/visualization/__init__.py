@@ -1,4 +1,4 @@
-"""Pictures of what detectors find and of how their upsamplers work."""
+"""Figures of detections and of the upsamplers behind them."""
 
 from .detection_hook import DetVisualizationHook
 from .hook import UpsampleVisualizationHook

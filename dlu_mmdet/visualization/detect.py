@@ -1,4 +1,4 @@
-"""A detector run on one image, with what it saw."""
+"""Run a detector on one image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FAILURES = (
 
 @torch.no_grad()
 def detect(model: nn.Module, image: str | os.PathLike) -> tuple[Tensor, DetDataSample]:
-    """Run a detector on an image and keep what it saw.
+    """Run a detector on an image file; keep its input.
 
     Args:
         model (nn.Module): A detector from :func:`dlu_mmdet.engine.load_detector`.

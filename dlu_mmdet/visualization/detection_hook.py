@@ -1,4 +1,4 @@
-"""The pictures of ``dlu_mmdet test --show-dir``: each of the image that was tested."""
+"""The hook behind ``dlu_mmdet test --show-dir``."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from .scores import explain_empty
 # in mmdet's registry it takes the place of the hook that it extends
 @HOOKS.register_module(force=True)
 class DetVisualizationHook(mmdet.engine.DetVisualizationHook):
-    """mmdet's hook; it draws over the image that the pipeline loaded.
+    """mmdet's hook, drawing on the image that the pipeline loaded.
 
-    mmdet reads the file a second time, with flags of its own: boxes of an image
-    loaded without its EXIF orientation come to lie on the turned one. It also gives
-    the pictures of two images of one name the same file, or of one image that is
-    listed under two ids, and takes ``$`` in a class
-    name for mathematics.
+    mmdet reads the file again with its own flags, so boxes of an image loaded without
+    its EXIF orientation are drawn on the rotated image. It also gives two images of the
+    same name, or one image with two ids, one file, and reads ``$`` in a class name as
+    mathematics.
     """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
@@ -79,7 +78,7 @@ class DetVisualizationHook(mmdet.engine.DetVisualizationHook):
             )
 
     def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        """Log which pictures are without detections, and what shows some."""
+        """Log which images have no detection above the threshold."""
         if self._empty:
             flag = '--cfg-options default_hooks.visualization.score_thr='
             reason = explain_empty(self._empty, self.score_thr, flag)

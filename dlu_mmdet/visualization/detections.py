@@ -1,4 +1,4 @@
-"""A figure of detections beside ground truth, one column per detector."""
+"""Figure of detections and ground truth, one column per detector."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .figures import new_figure
 from .fonts import as_written
 from .images import reduced
 
-# color and line style of each kind of box; the dashes tell misses from hits
-# for readers who cannot tell red from green
+# color and line style of each kind of box; the dashes are for readers who cannot tell
+# red from green
 STYLES = {
     'ground truth': ('#e07b00', '-'),
-    'hit': ('#0a8f2f', '-'),
-    'false alarm': ('#1f5bff', '-'),
-    'miss': ('#e00020', (0, (3, 2))),
+    'true positive': ('#0a8f2f', '-'),
+    'false positive': ('#1f5bff', '-'),
+    'false negative': ('#e00020', (0, (3, 2))),
     'crowd, not counted': ('#6b6b6b', (0, (1.5, 1.5))),
     'detection, not judged': ('#8a2be2', '-'),
 }
@@ -53,32 +53,32 @@ def draw_detections(
     totals: Mapping[str, Sequence[int]] | None = None,
     totals_of: str = '',
 ) -> Figure:
-    """Draw what several detectors found in several images.
+    """Draw the detections of several detectors in several images.
 
     Each row is an image: the ground truth first, then one panel per detector
-    with its hits in green, its false alarms in blue, and in dashed red the
-    objects that it missed. Without ground truth the image comes first, and
-    detections are purple. Detections are drawn as given: drop those below
-    the score threshold before matching.
+    with true positives in green, false positives in blue, and false negatives,
+    objects that it did not find, in dashed red. Without ground truth the image
+    comes first, and detections are purple. Detections are drawn as given: drop those
+    below the score threshold before matching.
 
     Args:
         images (Sequence[np.ndarray]): N images, each (H, W, 3) uint8, RGB.
         ground_truths (Sequence[InstanceData], optional): N sets of objects,
             with ``bboxes`` (G, 4) float x1 y1 x2 y2 in pixels of the image,
-            ``labels`` (G,) int and ``crowd`` (G,) bool, all NumPy. None if
-            nobody has marked the objects.
-        detections (Mapping[str, Sequence[InstanceData]]): For each detector's
-            name N sets of detections, with ``bboxes`` (D, 4), ``labels`` (D,)
-            and ``scores`` (D,), all NumPy.
-        matches (Mapping[str, Sequence[Matches]]): For each detector's name the
-            N results of :func:`dlu_mmdet.evaluation.matching.match_detections`;
-            not read without ground truth.
+            ``labels`` (G,) int and ``crowd`` (G,) bool, all NumPy. None without
+            annotations.
+        detections (Mapping[str, Sequence[InstanceData]]): N sets of detections by
+            detector, with ``bboxes`` (D, 4), ``labels`` (D,) and ``scores`` (D,), all
+            NumPy.
+        matches (Mapping[str, Sequence[Matches]]): N results of
+            :func:`dlu_mmdet.evaluation.matching.match_detections` by detector; unused
+            without ground truth.
         classes (Sequence[str]): Class names, in the order of the labels.
         image_names (Sequence[str], optional): N names to write beside the rows.
         note (str): Title of the legend, e.g. the thresholds.
-        totals (Mapping[str, Sequence[int]], optional): For each detector's
-            name its hits, false alarms and misses, to write under its column.
-        totals_of (str): What they are the totals of, e.g. 'these 4 images'.
+        totals (Mapping[str, Sequence[int]], optional): TP, FP and FN by detector, to
+            write under its column.
+        totals_of (str): Title of the totals, e.g. 'these 4 images'.
 
     Returns:
         Figure: Hand it to :func:`dlu_mmdet.visualization.figures.save_figure`,
@@ -120,7 +120,7 @@ def draw_detections(
         texts = [f'{totals_of}:']
         texts += [describe_counts(totals[name], total_lines) for name in detections]
         _write_totals(panels[-1], texts, lines)
-    kinds = ['ground truth', 'hit', 'false alarm', 'miss']
+    kinds = ['ground truth', 'true positive', 'false positive', 'false negative']
     if ground_truths is None:
         kinds = ['detection, not judged']
     elif 'crowd, not counted' in drawn:
@@ -139,7 +139,7 @@ def _check_lengths(
     """Refuse what is not of one number of images; see :func:`draw_detections`."""
     if not len(images):
         raise ValueError('images must hold at least one image, got none')
-    per_image = {'image_names': image_names}
+    per_image: dict[str, Sequence] = {'image_names': image_names}
     if ground_truths is not None:
         per_image['ground_truths'] = ground_truths
     for name in detections:
@@ -207,9 +207,9 @@ def _judged_contents(
     for name, boxes in found.items():
         match = matches[name]
         kinds = [
-            ('miss', truth[match.misses]),
-            ('hit', boxes[match.hits]),
-            ('false alarm', boxes[match.false_alarms]),
+            ('false negative', truth[match.false_negatives]),
+            ('true positive', boxes[match.true_positives]),
+            ('false positive', boxes[match.false_positives]),
             ('crowd, not counted', boxes[match.det_ignored]),
         ]
         panels.append((kinds, describe_counts(match.counts, lines)))
@@ -236,7 +236,7 @@ def _draw_legend(figure: Figure, kinds: Sequence[str], note: str) -> None:
     figure.legend(
         handles=[
             Rectangle((0, 0), 1, 1, fill=False, lw=1.8, ec=color, ls=line_style)
-            for color, line_style in map(STYLES.get, kinds)
+            for color, line_style in map(STYLES.__getitem__, kinds)
         ],
         labels=kinds,
         title=note or None,
@@ -249,25 +249,19 @@ def _draw_legend(figure: Figure, kinds: Sequence[str], note: str) -> None:
 
 
 def describe_counts(counts: Sequence[int], lines: int = 1) -> str:
-    """Say numbers of hits, false alarms and misses in words.
+    """Numbers of true positives, false positives and false negatives as text.
 
     Args:
-        counts (Sequence[int]): Hits, false alarms and misses.
+        counts (Sequence[int]): TP, FP and FN.
         lines (int): On how many lines, up to 3. Defaults to 1.
 
     Returns:
-        str: For example ``'3 hits, 1 false alarm, 0 misses'``.
+        str: For example ``'3 TP, 1 FP, 0 FN'``.
     """
-    hits, false_alarms, misses = counts
-    after_hits = '\n' if lines > 1 else ', '
-    after_alarms = '\n' if lines > 2 else ', '
-    return (
-        _counted(hits, 'hit')
-        + after_hits
-        + _counted(false_alarms, 'false alarm')
-        + after_alarms
-        + _counted(misses, 'miss', 'misses')
-    )
+    tp, fp, fn = counts
+    first = '\n' if lines > 1 else ', '
+    second = '\n' if lines > 2 else ', '
+    return f'{tp} TP{first}{fp} FP{second}{fn} FN'
 
 
 def _lines_needed(

@@ -1,4 +1,4 @@
-"""The maps of a feature pyramid on a real image, and a figure of them."""
+"""Record the maps of a feature pyramid for an image, and draw them."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Upsampling:
 
     Attributes:
         module (nn.Module): The upsampler.
-        source (Tensor): (1, C, H, W), what went in.
-        output (Tensor): (1, C, s*H, s*W), what came out.
-        guide (Tensor, optional): (1, C', h, w), the guide of one that reads one.
+        source (Tensor): (1, C, H, W), its input.
+        output (Tensor): (1, C, s*H, s*W), its output.
+        guide (Tensor, optional): (1, C', h, w), the guide of a guided upsampler.
     """
 
     module: nn.Module
@@ -46,7 +46,7 @@ class Upsampling:
 
 @dataclass(frozen=True)
 class Recording:
-    """What a detector's neck did with one image.
+    """The feature pyramid of one image and the upsampler calls behind it.
 
     Attributes:
         image (np.ndarray): (h, w, 3) uint8, RGB: the image as the network
@@ -54,9 +54,8 @@ class Recording:
         padded (tuple[int, int]): Height and width in pixels after padding.
         levels (dict[str, Tensor]): The neck's outputs (1, C, H, W) by name:
             P2 has a quarter of the image's resolution, P3 an eighth, ...
-        upsamplings (dict[str, list[Upsampling]]): What made a level's map out
-            of a coarser one, by the name of the finer level, in the order in
-            which the neck ran them.
+        upsamplings (dict[str, list[Upsampling]]): Upsampler calls by the level that
+            they upsample to, in the order of the neck's forward.
     """
 
     image: np.ndarray
@@ -81,7 +80,7 @@ class Recording:
 
 @torch.no_grad()
 def record(model: nn.Module, data: dict) -> Recording:
-    """Run a detector on one image and keep what its neck did.
+    """Run a detector on one image and record its neck.
 
     Upsamplers are those of the ``upsample_modules`` of any part of the neck.
 
@@ -141,10 +140,9 @@ def _level_name(output: Tensor, padded: tuple[int, int]) -> str:
 def draw_features(recordings: Mapping[str, Recording], image_name: str = '') -> Figure:
     """Draw the maps P2..P5 of several detectors, on one color scale.
 
-    A row is a level, a column a detector. The color of a position is the
-    root mean square of its channels. The scale ends at the 99.5th percentile
-    of the map that has the highest, so that a few extreme positions do not
-    darken the rest.
+    A row is a level, a column a detector. Colors show the root mean square of the
+    channels. The scale ends at the highest 99.5th percentile of all maps, so that a few
+    extreme positions do not darken the rest.
 
     Args:
         recordings (Mapping[str, Recording]): What :func:`record` returned, by

@@ -1,4 +1,4 @@
-"""Figures as files: PNGs that know their caption, and one page of them."""
+"""Write figures as PNGs with captions, and an HTML page of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import html
 import os
 import re
 from collections.abc import Sequence
-from itertools import count
 from pathlib import Path
 from string import Template
 
@@ -66,7 +65,7 @@ def new_figure(width: float, height: float) -> Figure:
         height (float): Height in inches.
 
     Returns:
-        Figure: With an Agg canvas: it needs no display and no clean-up.
+        Figure: A figure with an Agg canvas, which needs no display and no clean-up.
     """
     figure = Figure((width, height), dpi=DPI, facecolor='white')
     FigureCanvasAgg(figure)
@@ -74,11 +73,11 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def map_colors(color_map: str | Colormap, number: int = 48) -> list[str]:
-    """Colors of a color map from end to end, for :func:`save_figure`.
+    """Evenly spaced colors of a color map, for :func:`save_figure`.
 
     Args:
-        color_map (str | Colormap): The color map, or matplotlib's name of it.
-        number (int): How many, at least 2. Defaults to 48.
+        color_map (str | Colormap): The color map or its name in matplotlib.
+        number (int): Number of colors, at least 2. Defaults to 48.
 
     Returns:
         list[str]: As '#rrggbb'.
@@ -91,7 +90,7 @@ def as_image(figure: Figure) -> np.ndarray:
     """Render a figure of :func:`new_figure`.
 
     Returns:
-        np.ndarray: (H, W, 3) uint8, RGB: what mmengine's visualizer takes.
+        np.ndarray: (H, W, 3) uint8, RGB, as mmengine's visualizer takes it.
     """
     write_plainly(figure)
     figure.canvas.draw()
@@ -106,17 +105,17 @@ def save_figure(
     caption: str = '',
     source: str = '',
 ) -> None:
-    """Write a figure as PNG, so that the file is never half written.
+    """Write a figure as PNG, atomically.
 
     Args:
         figure (Figure): A figure of :func:`new_figure`.
-        path (str or os.PathLike): Where to write. Missing folders are made.
+        path (str or os.PathLike): The file. Missing folders are created.
         colors (Sequence[str]): Up to 200 colors that must stay as they are;
             the others are reduced to a palette of 256 in all, which makes
             photos a third of the size.
         title (str): Stored in the file, for :func:`write_page`.
         caption (str): Stored in the file, for :func:`write_page`.
-        source (str): What it is of; a hash of it is stored, for
+        source (str): Identifies the content; a hash of it is stored, for
             :func:`free_path`.
     """
     picture = _with_palette(as_image(figure), ['white', 'black', *colors])
@@ -133,20 +132,22 @@ def save_figure(
 
 
 def free_path(folder: str | os.PathLike, name: str, source: str) -> Path:
-    """Find a file name that does not overwrite the picture of anything else.
+    """Find a file name that overwrites no picture of another source.
 
     Args:
-        folder (str or os.PathLike): Where the picture goes.
-        name (str): What it should be called.
-        source (str): What it is of, as :func:`save_figure` takes it.
+        folder (str or os.PathLike): Folder of the picture.
+        name (str): Preferred name.
+        source (str): Identifies the content, as in :func:`save_figure`.
 
     Returns:
-        Path: A PNG that is not there, or that :func:`save_figure` made of the
-        same source.
+        Path: A PNG that does not exist, or that :func:`save_figure` wrote for the same
+        source.
     """
     stem = re.sub(r'\s+', '-', file_name(name))
     there = {folded(path.name): path for path in Path(folder).glob('*')}
-    for number in count(1):
+    number = 0
+    while True:
+        number += 1
         file = f'{stem}-{number}.png' if number > 1 else f'{stem}.png'
         path = there.get(folded(file))
         if path is None:
@@ -171,14 +172,13 @@ def _read_texts(path: Path) -> dict[str, str]:
 
 
 def write_page(folder: str | os.PathLike, title: str = 'Pictures') -> Path:
-    """Write ``index.html``, one page that holds all pictures of a folder.
+    """Write ``index.html``, a page with all pictures of a folder.
 
-    The images are part of the page, so that it can be sent or moved alone.
-    Only pictures of :func:`save_figure` are taken, in the order of their
-    names, each with its title and caption.
+    The images are embedded, so the page can be sent or moved alone. It has the pictures
+    of :func:`save_figure`, sorted by name, each with its title and caption.
 
     Args:
-        folder (str or os.PathLike): Where the pictures are and the page goes.
+        folder (str or os.PathLike): Folder of the pictures and of the page.
         title (str): Heading of the page.
 
     Returns:

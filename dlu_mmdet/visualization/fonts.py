@@ -1,4 +1,4 @@
-"""Text in pictures as it is written, in a font that has its characters."""
+"""Draw any text literally, in fonts that have its characters."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from matplotlib.text import Text
 
 
 def as_written(text: Text) -> Text:
-    """Let a text be drawn character by character.
+    """Draw a text literally.
 
-    A ``$`` begins no mathematics, and characters that matplotlib's font lacks come
-    from an installed font that has them.
+    ``$`` does not start mathematics, and characters missing in matplotlib's font come
+    from another installed font.
 
     Args:
         text (Text): Part of a figure.
@@ -34,7 +34,7 @@ def as_written(text: Text) -> Text:
 
 
 def write_plainly(figure: Figure) -> None:
-    """Apply :func:`as_written` to all texts of a figure but the ticks'."""
+    """Apply :func:`as_written` to all texts of a figure except tick labels."""
     ticks = {
         label
         for axis in figure.findobj(Axis)
@@ -46,13 +46,13 @@ def write_plainly(figure: Figure) -> None:
 
 
 def plain_settings(texts: Iterable[str]) -> dict:
-    """The same for texts that others draw: for ``matplotlib.rc_context``.
+    """Settings of matplotlib with the effect of :func:`as_written`.
 
     Args:
-        texts (Iterable[str]): What is to be drawn, e.g. class names.
+        texts (Iterable[str]): Texts to be drawn, e.g. class names.
 
     Returns:
-        dict: Settings of matplotlib.
+        dict: Arguments of ``matplotlib.rc_context``.
     """
     families = matplotlib.rcParams['font.sans-serif']
     # a generic family falls back to no other, so the first must have them all
@@ -61,15 +61,15 @@ def plain_settings(texts: Iterable[str]) -> dict:
 
 
 def fallback_fonts(text: str) -> list[str]:
-    """Installed font families with what matplotlib's own font lacks.
+    """Installed font families with the characters that matplotlib's font lacks.
 
-    Warns once of characters that no font has.
+    Warns once about characters that no font has.
 
     Args:
-        text (str): What is to be drawn.
+        text (str): The text to be drawn.
 
     Returns:
-        list[str]: None if the own font has all characters.
+        list[str]: Family names; empty if matplotlib's font has all characters.
     """
     return _fallback_fonts(frozenset(c for c in text if c.isprintable()))
 

@@ -1,4 +1,4 @@
-"""Features and kernels in TensorBoard and the like, while training goes on."""
+"""A hook that logs pictures of features and kernels during training."""
 
 from __future__ import annotations
 
@@ -9,38 +9,28 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from ..necks import upsampler_name
-from .features import draw_features, record
-from .figures import as_image
-from .kernel_figure import draw_kernels
-from .kernel_maps import (
-    has_kernels,
-    informative_positions,
-    recorded_kernels,
-    visible_size,
-)
 
 
 @HOOKS.register_module()
 class UpsampleVisualizationHook(Hook):
-    """Show what the upsamplers make of one validation image, as they learn.
+    """Draw features and kernels of one validation image during training.
 
-    Draws the pyramid's maps and, with DLU or CARAFE, reassembly kernels at
-    the positions that need them most, and hands both to mmengine's
-    visualizer: each of its backends (files, TensorBoard, ...) gets images
-    named ``features`` and ``kernels``. A config switches it on::
+    Draws the maps of the pyramid and, for upsamplers with kernels, the most informative
+    reassembly kernels. mmengine's visualizer passes them to its backends (files,
+    TensorBoard, ...) as images named ``features`` and ``kernels``. Enable it with::
 
         custom_hooks = [dict(type='UpsampleVisualizationHook', interval=1)]
 
     Args:
-        interval (int): Draws after every so many epochs. Defaults to 1.
+        interval (int): Interval in epochs. Defaults to 1.
         by_epoch (bool): Whether ``interval`` counts epochs; False counts
             iterations. Defaults to True.
-        index (int): Which image of the validation set. Defaults to 0.
-        num_positions (int): Positions whose kernels are shown. Defaults to 3.
+        index (int): Index of the image in the validation set. Defaults to 0.
+        num_positions (int): Number of positions with kernels. Defaults to 3.
 
     Raises:
-        ValueError: If a number is out of range; as training starts, if there
-            is no validation set or it has no such image.
+        ValueError: If a number is out of range, or, when training starts, if there is
+            no validation set or no image of that index.
     """
 
     def __init__(
@@ -63,7 +53,7 @@ class UpsampleVisualizationHook(Hook):
         self.num_positions = num_positions
 
     def before_train(self, runner: Runner) -> None:
-        """Refuse a run without the image, before it takes hours."""
+        """Check that the image exists, before hours of training."""
         if runner.val_loop is None:
             raise ValueError(
                 'UpsampleVisualizationHook draws an image of the validation set: give '
@@ -77,17 +67,28 @@ class UpsampleVisualizationHook(Hook):
             )
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Draw, if epochs count and it is time."""
+        """Draw, if the interval counts epochs."""
         if self.by_epoch and self.every_n_epochs(runner, self.interval):
             self._draw(runner, runner.epoch + 1)
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
-        """Draw, if iterations count and it is time."""
+        """Draw, if the interval counts iterations."""
         if not self.by_epoch and self.every_n_train_iters(runner, self.interval):
             self._draw(runner, runner.iter + 1)
 
     @master_only
     def _draw(self, runner: Runner, step: int) -> None:
+        # every training imports this module, and few draw
+        from .features import draw_features, record
+        from .figures import as_image
+        from .kernel_figure import draw_kernels
+        from .kernel_maps import (
+            has_kernels,
+            informative_positions,
+            recorded_kernels,
+            visible_size,
+        )
+
         model = runner.model
         model = model.module if is_model_wrapper(model) else model
         training = model.training

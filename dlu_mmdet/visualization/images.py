@@ -1,4 +1,4 @@
-"""Images as a detector's test pipeline loads them, and names to tell them apart."""
+"""Load images with a detector's test pipeline, and name them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..datasets.transforms import apply
 
 
 def load_image(model: nn.Module, path: str | os.PathLike | Sequence[str]) -> dict:
-    """Send an image through a detector's test pipeline.
+    """Run a detector's test pipeline on an image file.
 
     Args:
         model (nn.Module): With ``cfg``, as
@@ -74,7 +74,7 @@ def _loads_annotations(step: dict) -> bool:
 def loaded_pixels(
     transforms: Sequence[Callable], path: str | os.PathLike | Sequence[str]
 ) -> np.ndarray:
-    """Load an image as a pipeline does, and no more.
+    """Load an image with the loading transforms of a pipeline.
 
     Args:
         transforms (Sequence[Callable]): The pipeline's, built.
@@ -98,27 +98,27 @@ def _steps(
 ) -> Iterator[dict]:
     """What every transform in turn makes of an image; errors name the image."""
     path = str(path) if isinstance(path, os.PathLike) else path
-    results = dict(img_path=path, img_id=0)
+    results: dict = dict(img_path=path, img_id=0)
     for transform in transforms:
-        results = apply(transform, results)
-        if results is None:
+        changed = apply(transform, results)
+        if changed is None:
             raise ValueError(
                 f'image {path}: {type(transform).__name__} of the test pipeline gives '
                 'nothing; check that the file is there and is an image'
             )
+        results = changed
         yield results
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
-    """Make a loaded image one that can be drawn.
+    """Convert a loaded image to 8-bit RGB.
 
-    Values above 255, as of 16 bits, are scaled so that the largest becomes 255;
-    those of floats up to 1 are taken for shares of 255.
+    Values above 255, as in 16-bit images, are scaled to a maximum of 255; floats up to
+    1 are multiplied by 255.
 
     Args:
-        image (np.ndarray): (H, W) or (H, W, C) of any number type. Of one
-            channel or two the first is gray, of more the first three are
-            blue, green and red.
+        image (np.ndarray): (H, W) or (H, W, C) of any dtype. With one or two channels
+            the first is gray; with more the first three are blue, green and red.
 
     Returns:
         np.ndarray: (H, W, 3) uint8, RGB; a copy.
@@ -135,30 +135,30 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def reduced(image: np.ndarray) -> np.ndarray:
-    """Shrink an image (H, W, 3) that has far more pixels than a figure shows."""
+    """Downsample an image (H, W, 3) that is much larger than a figure needs."""
     factor = max(image.shape) // 2000
     return np.asarray(Image.fromarray(image).reduce(factor)) if factor > 1 else image
 
 
 def printable(text: str | os.PathLike) -> str:
-    """A path as text that can be printed, drawn and stored, whatever its bytes."""
+    """A path as printable text, whatever its bytes."""
     return str(text).encode('utf-8', 'backslashreplace').decode('utf-8')
 
 
 def image_names(
     paths: Sequence[str | os.PathLike | Sequence[str]], suffix: bool = True
 ) -> list[str]:
-    """Short names that tell images apart.
+    """Short, distinct names of images.
 
     Args:
-        paths (Sequence[str | PathLike | Sequence[str]]): The images; of one in
-            several files the first counts.
-        suffix (bool): Whether names keep '.png' and the like where they are
-            not needed. Defaults to True.
+        paths (Sequence[str | PathLike | Sequence[str]]): The images; the first file of
+            an image in several files is used.
+        suffix (bool): Whether names keep their suffix where they are distinct without
+            it. Defaults to True.
 
     Returns:
-        list[str]: The file name where no other image has the same, else
-        with as many folders in front as it takes.
+        list[str]: File names, with as many parent folders as needed to make them
+        distinct.
     """
     paths = [printable(p if isinstance(p, (str, os.PathLike)) else p[0]) for p in paths]
     parts = {path: PurePath(path).parts for path in paths}
@@ -177,14 +177,14 @@ def image_names(
 
 
 def file_names(names: Sequence[str]) -> list[str]:
-    """File names for pictures of images, no two the same on any file system.
+    """Distinct file names for pictures of images, on any file system.
 
     Args:
         names (Sequence[str]): From :func:`image_names`, one per picture.
 
     Returns:
-        list[str]: The names as :func:`file_name` makes them, with the suffix of an
-        image format, numbered where they would meet.
+        list[str]: Names from :func:`file_name` with the suffix of an image format;
+        equal names are numbered.
     """
     taken, files = set(), []
     for name in names:
@@ -202,14 +202,14 @@ def file_names(names: Sequence[str]) -> list[str]:
 
 
 def file_name(name: str) -> str:
-    """A name that every file system takes, without folders and without a suffix.
+    """A file name, without folder and suffix, that is valid on every file system.
 
     Args:
         name (str): Any text.
 
     Returns:
-        str: Its separators and other reserved characters as hyphens, no dot in
-        front, at most 200 bytes, so that a number and a suffix can follow.
+        str: The text with hyphens for separators and reserved characters, without a
+        leading dot, at most 200 bytes, so that a number and a suffix can follow.
     """
     name = re.sub(r'[\x00-\x1f/\\:*?"<>|]+', '-', printable(name)).lstrip('.-')
     # file systems end at 255 bytes
@@ -218,5 +218,5 @@ def file_name(name: str) -> str:
 
 
 def folded(file: str) -> str:
-    """What is equal for names that some file system takes for the same."""
+    """A key that is equal for names that are equal on some file system."""
     return unicodedata.normalize('NFC', file).casefold()

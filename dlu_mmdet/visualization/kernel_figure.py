@@ -1,4 +1,4 @@
-"""A figure of how upsamplers come by their kernels."""
+"""Figure of the kernels of upsamplers."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def draw_kernels(
     level: str = '',
     image_name: str = 'image',
 ) -> Figure:
-    """Draw how upsamplers come by their kernels at some output positions.
+    """Draw the kernels of upsamplers at some output positions.
 
-    Above, the whole image: arrows from a source pixel to the places where
+    Above, the whole image: arrows from a source pixel to the points where
     the kernels of its output pixels are sampled (DySample: the map itself), of its
     four corners only where the ratio is above 2, and two maps: how far the
     kernels of a source pixel differ, by which :func:`informative_positions`
     goes, and every kernel's largest value, 1 for nearest. Below, a row for
     each position: the image around it, the source kernels around the sampled
-    place, and the kernel that they give. Values of all kernels share one
+    point, and the kernel that they give. Values of all kernels share one
     color scale, which the map of largest values may exceed.
 
     Args:
@@ -161,7 +161,7 @@ def _check_alike(
 
 
 def _draw_position(
-    panels: Sequence[Axes | None],
+    panels: tuple[Axes | None, Axes | None, Axes],
     image: np.ndarray,
     maps: KernelMaps,
     at: tuple[int, int],
@@ -226,11 +226,11 @@ def _draw_arrow(
 ) -> None:
     """An arrow from a source pixel to where an output pixel's kernel is sampled.
 
-    Coordinates are pixels of the image; a source pixel's place is its center.
+    Coordinates are pixels of the image; a source pixel's position is its center.
     """
     s = maps.scale_factor
     start = (np.array([x // s, y // s]) + 0.5) * s * pixels
-    end = (maps.places[y, x] + 0.5) * s * pixels
+    end = (maps.sample_point(x, y) + 0.5) * s * pixels
     if not np.isfinite(end).all():
         return
     arrow = FancyArrowPatch(
@@ -257,7 +257,7 @@ def _draw_overview(
     """The whole image, with the arrows of some source pixels."""
     h, w = image.shape[:2]
     axes.imshow(image, extent=(0, w, h, 0))
-    if maps.places is not None:
+    if maps.sample_points is not None:
         s = maps.scale_factor
         rows, columns = (int(size / pixels / s) for size in (h, w))
         step = max(1, round(max(rows, columns) / _ARROWS))
@@ -279,12 +279,10 @@ def _draw_zoom(
     center = (np.array([x // s, y // s]) + 0.5) * cell
     half = (k / 2 + 1) * cell
     # its own arrow comes last and so on top
-    others = [
-        place for place in _corner_positions(x // s, y // s, s) if place != (x, y)
-    ]
+    others = [at for at in _corner_positions(x // s, y // s, s) if at != (x, y)]
     block = [*others, (x, y)]
-    if maps.places is not None:
-        ends = np.array([maps.places[row, column] for column, row in block])
+    if maps.sample_points is not None:
+        ends = np.array([maps.sample_points[row, column] for column, row in block])
         away = np.abs((ends + 0.5) * cell - center).max()
         half = max(half, np.nan_to_num(away) + cell / 2)
     axes.set_facecolor('lightgray')
@@ -310,7 +308,7 @@ def _draw_zoom(
             lw=0.8,
         )
     )
-    if maps.places is not None:
+    if maps.sample_points is not None:
         for other in block:
             _draw_arrow(axes, maps, *other, pixels, 2.2 if other == (x, y) else 1.0)
     axes.set(xlim=(left, right), ylim=(bottom, top))
@@ -319,15 +317,15 @@ def _draw_zoom(
 def _draw_mosaic(
     axes: Axes, maps: KernelMaps, x: int, y: int, colors: Mapping[str, object]
 ) -> None:
-    """The source kernels around a sampled place; those in use with their weight."""
+    """The source kernels around a sampled point; those in use with their weight."""
     k = maps.kernel_size
     gap = max(1, round(k / 3))  # has room for the weight
     pitch = k + gap
     around = neighbors(maps, x, y)
     if not around:
-        axes.text(0.5, 0.5, 'no finite place', ha='center', transform=axes.transAxes)
+        axes.text(0.5, 0.5, 'no finite point', ha='center', transform=axes.transAxes)
         return
-    left, top = maps.places[y, x].astype(int) - 1
+    left, top = maps.sample_point(x, y).astype(int) - 1
     canvas = np.full((4 * pitch, 4 * pitch), np.nan)
     corners = maps.corners(x, y)
     for (column, row), kernel in around.items():
@@ -361,7 +359,9 @@ def _layout(
     # the first detector shows the image; DLU its arrows and source kernels too,
     # DySample its arrows
     columns = {
-        name: 1 + (values.places is not None) + (values.source_kernels is not None)
+        name: 1
+        + (values.sample_points is not None)
+        + (values.source_kernels is not None)
         for name, values in maps.items()
     }
     first = next(iter(maps))
@@ -445,9 +445,9 @@ def _draw_key(
     ]
     if s > 2:
         columns[0] += '\ncolor: its quarter of the source pixel'
-    placed = [values for values in maps.values() if values.places is not None]
-    if placed:
-        with_sources = {values.source_kernels is not None for values in placed}
+    sampled = [values for values in maps.values() if values.sample_points is not None]
+    if sampled:
+        with_sources = {values.source_kernels is not None for values in sampled}
         if with_sources == {False}:  # a narrow figure
             columns.append('arrow: to where\nit samples the map')
         else:

@@ -1,4 +1,4 @@
-"""The kernels with which upsamplers reassemble the features of an image."""
+"""Compute the reassembly kernels of upsamplers for an image."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ _FARTHEST = 7
 
 @dataclass(frozen=True)
 class KernelMaps:
-    """The kernels with which an upsampler reassembles one image's features.
+    """The reassembly kernels of an upsampler for one image.
 
     Attributes:
         kernels (np.ndarray): (s*H, s*W, K, K) float32, the kernel of every
             output position; its values sum to 1. Of DySample, the bilinear weights of
-            the pixels around the place that it samples, K as large as they need.
+            the pixels around the point that it samples, K as large as they need.
         scale_factor (int): Upsampling ratio s.
         source_kernels (np.ndarray, optional): (H, W, K, K) float32, DLU's
             kernel space, from which ``kernels`` are sampled.
-        places (np.ndarray, optional): (s*H, s*W, 2) float32, x and y in source
+        sample_points (np.ndarray, optional): (s*H, s*W, 2) float32, x and y in source
             pixels where DLU samples its kernels and DySample the map, clamped to the
             map.
         offsets (np.ndarray, optional): (s*H, s*W, 2) float32, x and y from the source
-            pixel to that place, not clamped.
+            pixel to that point, not clamped.
     """
 
     kernels: np.ndarray
     scale_factor: int
     source_kernels: np.ndarray | None = None
-    places: np.ndarray | None = None
+    sample_points: np.ndarray | None = None
     offsets: np.ndarray | None = None
 
     @property
@@ -58,14 +58,25 @@ class KernelMaps:
         """Side K of a kernel."""
         return self.kernels.shape[2]
 
+    def sample_point(self, x: int, y: int) -> np.ndarray:
+        """(2,) x and y in source pixels where an output position is sampled.
+
+        Raises:
+            ValueError: If the upsampler samples at no points of its own.
+        """
+        if self.sample_points is None:
+            raise ValueError(
+                'these kernels are not sampled: they have no sample_points'
+            )
+        return self.sample_points[y, x]
+
     def sub_pixel_difference(self) -> np.ndarray:
-        """How far the kernels of one source pixel's output positions differ.
+        """How much the kernels of the output pixels of one source pixel differ.
 
         Returns:
-            np.ndarray: (s*H, s*W), the sum of the absolute differences between
-            a position's kernel and the mean of the s*s kernels of its source
-            pixel: 0 where one kernel for the source pixel would do, as for
-            nearest or a box filter, and below 2.
+            np.ndarray: (s*H, s*W), the sum of absolute differences between a kernel and
+            the mean of the s*s kernels of its source pixel: from 0, where they are
+            equal, as for nearest, to below 2.
         """
         s, (h, w) = self.scale_factor, self.size
         blocks = self.kernels.reshape(h // s, s, w // s, s, -1)
@@ -73,7 +84,7 @@ class KernelMaps:
         return np.abs(blocks - mean).sum(axis=-1).reshape(h, w)
 
     def corners(self, x: int, y: int) -> dict[tuple[int, int], float]:
-        """The source kernels that make up one sampled kernel.
+        """The source kernels that are interpolated to one sampled kernel.
 
         Args:
             x (int): Column of the output position.
@@ -81,10 +92,10 @@ class KernelMaps:
 
         Returns:
             dict[tuple[int, int], float]: Weights, summing to 1, of the up to
-            four source positions (x, y) around the sampled place. The sampled
+            four source positions (x, y) around the sampled point. The sampled
             kernel is the sum of weight times source kernel.
         """
-        u, v = map(float, self.places[y, x])
+        u, v = map(float, self.sample_point(x, y))
         x0, y0 = int(u), int(v)
         weights = {}
         for row, down in ((y0, 1 - (v - y0)), (y0 + 1, v - y0)):
@@ -95,12 +106,12 @@ class KernelMaps:
 
 
 def has_kernels(upsampler: nn.Module) -> bool:
-    """Whether an upsampler weighs source pixels by kernels that it predicts."""
+    """Whether an upsampler predicts reassembly kernels."""
     return isinstance(upsampler, WITH_KERNELS)
 
 
 def names_with_kernels() -> str:
-    """The upsamplers that have kernels, as ``upsample_cfg.type`` names them."""
+    """Registered names of the upsamplers with kernels."""
     return ', '.join(
         name
         for name, cls in sorted(UPSAMPLERS.module_dict.items())
@@ -114,16 +125,14 @@ def kernel_maps(
 ) -> KernelMaps:
     """Predict the kernels of an upsampler for given features.
 
-    DLU's kernels are sampled by its operator itself: features of ones under
-    1x1 kernels, one channel group for each of the K*K taps, reassemble to the
-    taps' sampled values.
+    DLU's own operator samples its kernels: with features of ones, 1x1 kernels and one
+    channel group for each of the K*K taps, its output is the sampled taps.
 
     Args:
-        upsampler (nn.Module): One with kernels, see :func:`has_kernels`.
-        source (Tensor): (1, C, H, W), what it upsamples.
-        group (int): Channel group, of the upsampler's, whose kernels are wanted.
-            Defaults to 0.
-        guide (Tensor, optional): (1, C', h, w), for an upsampler that reads one.
+        upsampler (nn.Module): An upsampler with kernels, see :func:`has_kernels`.
+        source (Tensor): (1, C, H, W), its input.
+        group (int): Index of the channel group. Defaults to 0.
+        guide (Tensor, optional): (1, C', h, w), the guide of a guided upsampler.
 
     Returns:
         KernelMaps: On the CPU.
@@ -169,8 +178,8 @@ def kernel_maps(
     shift = shift.reshape(h * s, w * s, 2).numpy()
     own = np.stack(np.meshgrid(np.arange(w), np.arange(h)), axis=-1)
     own = own.repeat(s, axis=0).repeat(s, axis=1)
-    places = (own + shift).clip(0, [w - 1, h - 1]).astype(np.float32)
-    return KernelMaps(as_maps(sampled), s, as_maps(space), places, shift)
+    points = (own + shift).clip(0, [w - 1, h - 1]).astype(np.float32)
+    return KernelMaps(as_maps(sampled), s, as_maps(space), points, shift)
 
 
 def _check_group(group: int, argument: str, number: int) -> None:
@@ -189,9 +198,9 @@ def _bilinear_kernels(upsampler: DySample, source: Tensor, group: int) -> Kernel
     grid = np.stack(np.meshgrid(np.arange(s * w), np.arange(s * h)), axis=-1)
     own = grid // s
     offsets = ((grid + 0.5) / s - 0.5 + offsets - own).astype(np.float32)
-    places = (own + offsets).clip(0, [w - 1, h - 1])
-    lower = np.nan_to_num(places).astype(int)
-    upper_weight = places - lower
+    points = (own + offsets).clip(0, [w - 1, h - 1])
+    lower = np.nan_to_num(points).astype(int)
+    upper_weight = points - lower
     corners = []
     for shift in ((0, 0), (1, 0), (0, 1), (1, 1)):
         weight = np.where(shift, upper_weight, 1 - upper_weight).prod(axis=-1)
@@ -204,13 +213,15 @@ def _bilinear_kernels(upsampler: DySample, source: Tensor, group: int) -> Kernel
         y, x = np.nonzero(shown)
         column, row = at[shown].T + r
         kernels[y, x, row, column] = weight[shown]
-    return KernelMaps(kernels, s, places=places.astype(np.float32), offsets=offsets)
+    return KernelMaps(
+        kernels, s, sample_points=points.astype(np.float32), offsets=offsets
+    )
 
 
 def recorded_kernels(recording: Recording, level: str, group: int = 0) -> KernelMaps:
-    """The kernels that made a level of a recorded pyramid.
+    """The kernels behind a level of a recorded pyramid.
 
-    Where a neck upsamples to a level several times, those of the last time.
+    If the neck upsamples to the level several times, those of the last call.
 
     Args:
         recording (Recording): Of :func:`dlu_mmdet.visualization.features.record`.
@@ -221,8 +232,7 @@ def recorded_kernels(recording: Recording, level: str, group: int = 0) -> Kernel
         KernelMaps: On the CPU.
 
     Raises:
-        ValueError: If nothing was upsampled to that level, or not with
-            kernels.
+        ValueError: If no upsampler with kernels upsamples to that level.
     """
     if not recording.upsamplings:
         raise ValueError(
@@ -239,15 +249,15 @@ def recorded_kernels(recording: Recording, level: str, group: int = 0) -> Kernel
 
 
 def describe_offsets(maps: Sequence[KernelMaps]) -> str:
-    """Say how far learned offsets reach, and how many have no gradient.
+    """Describe the size of learned offsets and the share without a gradient.
 
     Args:
-        maps (Sequence[KernelMaps]): Of one upsampler on several images.
+        maps (Sequence[KernelMaps]): Kernels of one upsampler on several images.
 
     Returns:
-        str: Median and 95th percentile of the larger coordinate's size, in source
-        pixels, and the share of coordinates outside of the map, where sampling clamps
-        them and nothing moves them any more; empty without offsets.
+        str: Median and 95th percentile of the larger absolute coordinate, in source
+        pixels, and the share of coordinates outside the map, which sampling clamps so
+        that they get no gradient; empty without offsets.
     """
     if any(each.offsets is None for each in maps):
         return ''
@@ -266,7 +276,7 @@ def describe_offsets(maps: Sequence[KernelMaps]) -> str:
 
 
 def visible_size(recording: Recording, maps: KernelMaps) -> tuple[int, int]:
-    """Rows and columns of an output map whose centers lie in the image."""
+    """Number of rows and columns of an output map inside the image."""
     return tuple(
         round(size * cells / whole)
         for size, cells, whole in zip(
@@ -278,19 +288,17 @@ def visible_size(recording: Recording, maps: KernelMaps) -> tuple[int, int]:
 def informative_positions(
     maps: KernelMaps, number: int, size: tuple[int, int] | None = None
 ) -> list[tuple[int, int]]:
-    """The output positions that need kernels of their own most.
+    """The output positions whose kernels differ most from their neighbors'.
 
-    These are the ones whose kernel differs most from the mean kernel of their
-    source pixel, see :meth:`KernelMaps.sub_pixel_difference`. They keep a
-    sixth of the map's longer side apart, so that they show different places,
-    and K // 2 source pixels off the border, where taps fall outside the map;
-    on a map too small for that any position will do.
+    Positions are ranked by :meth:`KernelMaps.sub_pixel_difference`. They are at least a
+    sixth of the map's longer side apart and, on maps that are large enough, K // 2
+    source pixels away from the border, where taps fall outside the map.
 
     Args:
         maps (KernelMaps): The kernels.
-        number (int): How many positions, at most.
-        size (tuple[int, int], optional): Rows and columns to choose from,
-            without the padding of the image. None means the whole map.
+        number (int): Maximum number of positions.
+        size (tuple[int, int], optional): Rows and columns inside the image. None means
+            the whole map.
 
     Returns:
         list[tuple[int, int]]: Positions (x, y) in output pixels, the most
@@ -343,10 +351,10 @@ def check_positions(
 
 
 def neighbors(maps: KernelMaps, x: int, y: int) -> dict[tuple[int, int], np.ndarray]:
-    """The 4 x 4 source kernels around a sampled place, by their positions."""
-    if maps.source_kernels is None or not np.isfinite(maps.places[y, x]).all():
+    """The 4 x 4 source kernels around a sampled point, by their positions."""
+    if maps.source_kernels is None or not np.isfinite(maps.sample_point(x, y)).all():
         return {}
-    u, v = maps.places[y, x].astype(int)
+    u, v = maps.sample_point(x, y).astype(int)
     h, w = maps.source_kernels.shape[:2]
     return {
         (column, row): maps.source_kernels[row, column]

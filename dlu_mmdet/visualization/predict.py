@@ -1,4 +1,4 @@
-"""Detections drawn into images and videos, by MMDetection's inferencer."""
+"""Draw detections into images and videos with MMDetection's inferencer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import mmcv
@@ -119,13 +120,13 @@ def predict(
             target = out / name
             frames = [_draw_image(inferencer, file, target, score_thr)]
         for number, predictions in enumerate(frames):
-            entry = (
+            entry: dict[str, Any] = (
                 dict(file=file, frame=number) if _is_video(file) else dict(file=file)
             )
             entry['detections'] = _listed(predictions, classes, score_thr)
             found.append(entry)
         written.append(target)
-        number = sum(len(e['detections']) for e in found if e['file'] == file)
+        number = sum([len(e['detections']) for e in found if e['file'] == file])
         if not number:
             best = max((s for p in frames for s in p['scores']), default=None)
             empty[Path(file).name] = best

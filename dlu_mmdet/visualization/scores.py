@@ -1,4 +1,4 @@
-"""What to do where no detection has a high enough score."""
+"""Advice where no detection reaches the score threshold."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ _LISTED = 6
 
 
 def explain_empty(best: Mapping[str, float | None], threshold: float, flag: str) -> str:
-    """Say why pictures are without detections, and how to see some.
+    """Explain why images show no detection.
 
     Args:
-        best (Mapping[str, float | None]): For the name of every image without
-            detections of the threshold the best score in it, None if it has no
-            detection at all.
-        threshold (float): The lowest score that is shown.
-        flag (str): What lowers it, up to the number: ``'--score-thr '``.
+        best (Mapping[str, float | None]): Best score by name of each image without a
+            detection above the threshold; None without any detection.
+        threshold (float): The score threshold.
+        flag (str): The flag that sets it, up to the number: ``'--score-thr '``.
 
     Returns:
         str: A sentence.

@@ -1,17 +1,20 @@
-"""Pictures of what detectors do: detections, reassembly kernels, feature maps."""
+"""Draw detections, reassembly kernels and feature maps of detectors."""
 
 from __future__ import annotations
 
 import difflib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mmdet.registry import DATASETS
 from mmengine.dataset import BaseDataset
 from mmengine.structures import InstanceData
 from mmengine.utils import track_iter_progress
+from torch import nn
 
 from ..datasets import check_data
 from ..engine import check_classes, load_detectors
@@ -28,10 +31,36 @@ from .scores import explain_empty
 NUM_IMAGES = dict(detections=4, kernels=1, features=1, upsampling=1)
 
 
+@dataclass(frozen=True)
+class Options:
+    """Images and detectors of a picture.
+
+    Attributes:
+        num_images (int, optional): Number of images with objects.
+        image_ids (Sequence[str], optional): Ids of images to show instead.
+        images (Sequence[str | PathLike], optional): Files to show instead, without
+            ground truth.
+        device (str): Device of the detectors.
+        cfg_options (Mapping, optional): Settings to override in every config.
+        upsampler (dict, optional): ``upsample_cfg`` of every neck.
+    """
+
+    num_images: int | None = None
+    image_ids: Sequence[str] | None = None
+    images: Sequence[str | os.PathLike] | None = None
+    device: str = 'cpu'
+    cfg_options: Mapping | None = None
+    upsampler: dict | None = None
+
+    def load(self, models: Sequence[tuple[str, str]]) -> dict[str, nn.Module]:
+        """The detectors of these configs and checkpoints, by name."""
+        return load_detectors(models, self.device, self.cfg_options, self.upsampler)
+
+
 def pick_images(
     dataset: BaseDataset, num_images: int, image_ids: Sequence[str] | None
 ) -> list[dict]:
-    """Find the images to show: those asked for, or an even spread."""
+    """Pick images by id, or evenly spaced ones."""
     infos = [dataset.get_data_info(index) for index in range(len(dataset))]
     if image_ids is not None:
         return find_images(infos, image_ids)
@@ -49,7 +78,7 @@ def pick_images(
 
 
 def find_images(infos: Sequence[dict], image_ids: Sequence[str]) -> list[dict]:
-    """Find images by their ids as text, whatever type the data set gives them."""
+    """Find images by id; ids are compared as text."""
     by_id = {}
     for info in infos:
         by_id.setdefault(str(info['img_id']), []).append(info)
@@ -79,7 +108,7 @@ def choose_images(
         list[dict]: ``img_path``, ``name`` and, from the data set, ``instances``.
     """
     if dataset is None:
-        images = [os.fspath(path) for path in images]
+        images = [os.fspath(path) for path in images or ()]
         for path in images:
             if '://' not in path and not Path(path).is_file():
                 raise FileNotFoundError(
@@ -102,7 +131,7 @@ def load_dataset(models: dict) -> BaseDataset:
 
 
 def ground_truth(info: dict) -> InstanceData:
-    """Gather an image's objects: bboxes, labels and whether each is a crowd."""
+    """The objects of an image: ``bboxes``, ``labels`` and ``crowd``."""
     instances = info.get('instances', [])
     return InstanceData(
         bboxes=np.array([i['bbox'] for i in instances], dtype=float).reshape(-1, 4),
@@ -134,17 +163,12 @@ def show_detections(
     models: Sequence[tuple[str, str]],
     out: str | Path = 'work_dirs/detections.png',
     *,
-    num_images: int | None = None,
-    image_ids: Sequence[str] | None = None,
-    images: Sequence[str | os.PathLike] | None = None,
     score_thr: float = 0.3,
     iou_thr: float = 0.5,
     only_differences: bool = False,
-    device: str = 'cpu',
-    cfg_options: Mapping | None = None,
-    upsampler: dict | None = None,
+    **options: Any,
 ) -> None:
-    """Draw true positives, false positives and misses of every detector.
+    """Draw true positives, false positives and false negatives of every detector.
 
     ``dlu_mmdet visualize detections`` from Python.
 
@@ -152,35 +176,33 @@ def show_detections(
         models (Sequence[tuple[str, str]]): Config and checkpoint of each detector.
             Images and ground truth are of the first config's test set.
         out (str | Path): A .png file, or a folder.
-        num_images (int, optional): How many images with objects. Defaults to 4.
-        image_ids (Sequence[str], optional): Ids of images to show instead.
-        images (Sequence[str | PathLike], optional): Files to show instead, without
-            ground truth.
-        score_thr (float): Detections with a lower score are left out.
+        score_thr (float): Minimum score of a detection.
         iou_thr (float): IoU from which an object counts as found.
         only_differences (bool): Show the images of the data set on which two detectors
             differ most.
-        device (str): Where the detectors run.
-        cfg_options (Mapping, optional): Settings to override in every config.
-        upsampler (dict, optional): ``upsample_cfg`` of every neck.
+        **options: See :class:`Options`; ``num_images`` defaults to 4.
 
     Raises:
         FileNotFoundError: If a config, checkpoint or image does not exist.
-        ValueError: If arguments do not go together, or the detectors have other
+        ValueError: If arguments contradict each other, or the detectors differ in
             classes.
     """
-    _check_detections(models, images, image_ids, score_thr, iou_thr, only_differences)
+    given = Options(**options)
+    images = given.images
+    _check_detections(
+        models, images, given.image_ids, score_thr, iou_thr, only_differences
+    )
     out = _check_out(out)
-    detectors = load_detectors(models, device, cfg_options, upsampler)
+    detectors = given.load(models)
     first = next(iter(detectors.values()))
     dataset = None if images else load_dataset(detectors)
     classes = _common_classes(models, detectors, dataset)
-    number = NUM_IMAGES['detections'] if num_images is None else num_images
-    if only_differences:
+    number = NUM_IMAGES['detections'] if given.num_images is None else given.num_images
+    if only_differences and dataset is not None:
         infos = [dataset.get_data_info(index) for index in range(len(dataset))]
         infos = [dict(info, name=f'image {info["img_id"]}') for info in infos]
     else:
-        infos = choose_images(dataset, number, images, image_ids)
+        infos = choose_images(dataset, number, images, given.image_ids)
     truths = None if dataset is None else [ground_truth(info) for info in infos]
     found = detect_in_all(detectors, infos)
     print()
@@ -199,10 +221,10 @@ def show_detections(
         }
         totals = {name: sum(m.counts for m in each) for name, each in matches.items()}
 
-    shown, names = range(len(infos)), [info['name'] for info in infos]
+    shown, names = list(range(len(infos))), [info['name'] for info in infos]
     note = f'score ≥ {score_thr:g}'
     if matches:
-        note += f', hit: same class and IoU ≥ {iou_thr:g}'
+        note += f', TP: same class and IoU ≥ {iou_thr:g}'
     if only_differences:
         shown, extents = pick_differences(matches, number)
         note += f'; of {len(infos)} images those on which two detectors differ most'
@@ -249,7 +271,7 @@ def explain_empty_images(
     infos: Sequence[dict],
     score_thr: float,
 ) -> list[str]:
-    """For each detector that finds nothing in some images with objects, why."""
+    """Explain, by detector, why images with objects have no detection."""
     reasons = []
     for name, each in found.items():
         empty = {}
@@ -297,10 +319,10 @@ def _check_out(out: str | Path) -> Path:
 def detect_in_all(
     detectors: Mapping, infos: Sequence[dict]
 ) -> dict[str, list[InstanceData]]:
-    """What every detector finds in every image, of any score.
+    """Detections of all detectors in all images, at any score.
 
     Raises:
-        ValueError: If two detectors load an image in different sizes.
+        ValueError: If two detectors load an image at different sizes.
     """
     found = {name: [] for name in detectors}
     shapes = {}
@@ -334,7 +356,7 @@ def match(boxes: InstanceData, truth: InstanceData, iou_thr: float):
 def pick_differences(
     matches: dict, number: int
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """The images on which two detectors disagree most, and how far."""
+    """Indices of the images on which two detectors disagree most, and by how much."""
     extents = [disagreement(of_image) for of_image in zip(*matches.values())]
     order = sorted(range(len(extents)), key=lambda i: extents[i], reverse=True)
     order = [index for index in order[:number] if any(extents[index])]
@@ -347,20 +369,14 @@ def pick_differences(
 
 
 def record_images(
-    models: Sequence[tuple[str, str]],
-    out: Path,
-    num_images: int | None,
-    image_ids: Sequence[str] | None,
-    images: Sequence[str | os.PathLike] | None,
-    device: str,
-    cfg_options: Mapping | None,
-    upsampler: dict | None,
+    models: Sequence[tuple[str, str]], out: Path, options: Options
 ) -> list[tuple]:
-    """Run every detector on every image; the image, then recordings by detector."""
-    detectors = load_detectors(models, device, cfg_options, upsampler)
+    """Pairs of an image and its recordings by detector."""
+    detectors = options.load(models)
+    images, number = options.images, options.num_images
     dataset = None if images else load_dataset(detectors)
-    number = NUM_IMAGES['kernels'] if num_images is None else num_images
-    infos = choose_images(dataset, number, images, image_ids)
+    number = NUM_IMAGES['kernels'] if number is None else number
+    infos = choose_images(dataset, number, images, options.image_ids)
     return _record(detectors, infos, out)
 
 
@@ -395,14 +411,9 @@ def show_kernels(
     positions: Sequence[tuple[int, int]] | None = None,
     num_positions: int = 3,
     group: int = 0,
-    num_images: int | None = None,
-    image_ids: Sequence[str] | None = None,
-    images: Sequence[str | os.PathLike] | None = None,
-    device: str = 'cpu',
-    cfg_options: Mapping | None = None,
-    upsampler: dict | None = None,
+    **options: Any,
 ) -> None:
-    """Draw how upsamplers come by their kernels.
+    """Draw the kernels of upsamplers.
 
     ``dlu_mmdet visualize kernels`` from Python.
 
@@ -411,14 +422,9 @@ def show_kernels(
         out (str | Path): See :func:`show_detections`.
         level (str, optional): The level that is upsampled to. Defaults to the finest.
         positions (Sequence[tuple[int, int]], optional): Columns and rows of its map.
-        num_positions (int): How many, without ``positions``.
+        num_positions (int): Number of positions, without ``positions``.
         group (int): Channel group, where the upsampler has several.
-        num_images (int, optional): See :func:`show_detections`. Defaults to 1.
-        image_ids (Sequence[str], optional): See :func:`show_detections`.
-        images (Sequence[str | PathLike], optional): See :func:`show_detections`.
-        device (str): See :func:`show_detections`.
-        cfg_options (Mapping, optional): See :func:`show_detections`.
-        upsampler (dict, optional): See :func:`show_detections`.
+        **options: See :class:`Options`; ``num_images`` defaults to 1.
 
     Raises:
         FileNotFoundError: If a config, checkpoint or image does not exist.
@@ -426,9 +432,7 @@ def show_kernels(
     """
     out = _check_out(out)
     figures, shown = [], {}
-    for info, recordings in record_images(
-        models, out, num_images, image_ids, images, device, cfg_options, upsampler
-    ):
+    for info, recordings in record_images(models, out, Options(**options)):
         image = info['name']
         first = next(iter(recordings.values()))
         level = level or min(first.upsamplings, default='P2')
@@ -457,18 +461,20 @@ def show_kernels(
 def show_features(
     models: Sequence[tuple[str, str]],
     out: str | Path = 'work_dirs/features.png',
-    *,
-    num_images: int | None = None,
-    image_ids: Sequence[str] | None = None,
-    images: Sequence[str | os.PathLike] | None = None,
-    device: str = 'cpu',
-    cfg_options: Mapping | None = None,
-    upsampler: dict | None = None,
+    **options: Any,
 ) -> None:
     """Draw the maps of the pyramids side by side.
 
-    ``dlu_mmdet visualize features`` from Python; arguments and errors are those of
-    :func:`show_kernels`.
+    ``dlu_mmdet visualize features`` from Python.
+
+    Args:
+        models (Sequence[tuple[str, str]]): See :func:`show_detections`.
+        out (str | Path): See :func:`show_detections`.
+        **options: See :class:`Options`; ``num_images`` defaults to 1.
+
+    Raises:
+        FileNotFoundError: If a config, checkpoint or image does not exist.
+        ValueError: If features are not finite.
     """
     out = _check_out(out)
     figures = [
@@ -479,9 +485,7 @@ def show_features(
             f'{", ".join(recordings)}: root mean square of the channels, one color '
             'scale.',
         )
-        for info, recordings in record_images(
-            models, out, num_images, image_ids, images, device, cfg_options, upsampler
-        )
+        for info, recordings in record_images(models, out, Options(**options))
     ]
     write(out, 'features', figures, features.COLORS)
 
@@ -493,12 +497,7 @@ def show_upsampling(
     level: str | None = None,
     score_thr: float = 0.3,
     iou_thr: float = 0.5,
-    num_images: int | None = None,
-    image_ids: Sequence[str] | None = None,
-    images: Sequence[str | os.PathLike] | None = None,
-    device: str = 'cpu',
-    cfg_options: Mapping | None = None,
-    upsampler: dict | None = None,
+    **options: Any,
 ) -> None:
     """Draw what each upsampler makes of a coarse map, and what its detector finds.
 
@@ -506,13 +505,15 @@ def show_upsampling(
     upsampled to, by default the finest; the other arguments and errors are those of
     :func:`show_detections`.
     """
-    _check_detections(models, images, image_ids, score_thr, iou_thr, False)
+    given = Options(**options)
+    images = given.images
+    _check_detections(models, images, given.image_ids, score_thr, iou_thr, False)
     out = _check_out(out)
-    detectors = load_detectors(models, device, cfg_options, upsampler)
+    detectors = given.load(models)
     dataset = None if images else load_dataset(detectors)
     _common_classes(models, detectors, dataset)
-    number = NUM_IMAGES['upsampling'] if num_images is None else num_images
-    infos = choose_images(dataset, number, images, image_ids)
+    number = NUM_IMAGES['upsampling'] if given.num_images is None else given.num_images
+    infos = choose_images(dataset, number, images, given.image_ids)
     recorded = _record(detectors, infos, out)
     found = detect_in_all(detectors, infos)
     print()

@@ -1,5 +1,6 @@
 """Commands: what they say before they work, and after; whose run is in a folder."""
 
+import inspect
 import json
 import os
 import shlex
@@ -17,9 +18,12 @@ from dlu_mmdet.config import default_work_dir, load_config, parse_options
 from dlu_mmdet.datasets import formats
 from dlu_mmdet.engine import check_unoccupied
 from dlu_mmdet.explain.cam import METHODS
-from dlu_mmdet.explain.evaluate import MEASURES
+from dlu_mmdet.explain.evaluate import explain_dataset, explain_images
+from dlu_mmdet.explain.options import Options
 from dlu_mmdet.export import PARTS
 from dlu_mmdet.upsamplers import UPSAMPLERS
+from dlu_mmdet.visualization import show
+from dlu_mmdet.visualization.predict import predict
 
 COMMANDS = sorted(cli.commands())
 # neither PyTorch nor MMDetection can be imported
@@ -82,8 +86,38 @@ def test_names_in_the_help_are_those_of_the_code():
         if cls.__module__.startswith('dlu_mmdet.')
     ]
     assert own and sorted(registered) == [*arguments.UPSAMPLERS]
-    assert tuple(METHODS) == explain.METHODS and tuple(MEASURES) == explain.MEASURES
+    assert tuple(METHODS) == explain.METHODS
     assert PARTS == export.PARTS and tuple(formats.CONVERTIBLE) == convert.CONVERTIBLE
+
+
+@pytest.mark.parametrize(
+    'words, function, shared',
+    [
+        ('predict c p i', predict, None),
+        ('visualize detections c p', show.show_detections, show.Options),
+        ('visualize kernels c p', show.show_kernels, show.Options),
+        ('visualize features c p', show.show_features, show.Options),
+        ('explain c p', explain_dataset, Options),
+        ('explain c p i', explain_images, Options),
+    ],
+)
+def test_defaults_are_those_of_the_functions(words, function, shared):
+    name, *rest = words.split()
+    given = vars(load_tool(name).parse_args(rest))
+    given['methods'] = given.get('method')
+    calls = [function, *([shared] if shared else [])]
+    for key, parameter in {
+        key: parameter
+        for call in calls
+        for key, parameter in inspect.signature(call).parameters.items()
+        if parameter.default is not parameter.empty
+    }.items():
+        value, expected = given[key], parameter.default
+        if key == 'measures':
+            value = tuple(value)
+        # flags of curves, which --measures asks for
+        if key not in ('steps', 'curves_out'):
+            assert (value or None) == (expected or None) or str(value) == expected, key
 
 
 @pytest.mark.parametrize('name', COMMANDS)

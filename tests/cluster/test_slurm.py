@@ -236,7 +236,7 @@ def test_a_node_that_comes_back(node, planned, tools, monkeypatch):
 @real
 def test_a_partition_that_is_none(node, small, tools, tmp_path, monkeypatch, capfd):
     """Slurm's own words, once; nothing is submitted."""
-    monkeypatch.setattr(comparison, 'rehearse', lambda planned: None)
+    monkeypatch.setattr(comparison, 'check_before_training', lambda planned: None)
     command = [SHAPES_DLU, '--work-dir', tmp_path / 'work', '--launcher', 'slurm']
     command += ['--slurm', 'time=10', 'gpus_per_node=0', 'partition=none']
     # a finished run's job of the test before may be on its way out

@@ -39,7 +39,7 @@ from dlu_mmdet.comparison import summary as comparison
 from dlu_mmdet.config import read_config
 from dlu_mmdet.datasets.shapes import CLASSES
 from dlu_mmdet.engine import build_runner
-from dlu_mmdet.evaluation.jackknife import (
+from dlu_mmdet.evaluation.average_precision import (
     METRICS,
     Evaluation,
     differences_to_baseline,
@@ -49,7 +49,7 @@ from dlu_mmdet.evaluation.jackknife import (
 NEAREST = shapes_config('nearest')
 
 
-# ---- the bootstrap -----------------------------------------------------------------
+# ---- evaluations and their differences ---------------------------------------------
 
 
 def coco_of(images, objects):
@@ -223,17 +223,17 @@ def test_known_differences():
     )
     better, other, same = (differences[n]['AP'] for n in ('better', 'other', 'same'))
     # 81 of 101 recall thresholds are reached with 80 of 100 objects
-    assert better['difference'] == pytest.approx(20 / 101)
-    assert better['low'] < 20 / 101 < better['high']
+    assert better.difference == pytest.approx(20 / 101)
+    assert better.low < 20 / 101 < better.high
     # the missed of other images are binomial: n 100, p 0.2
-    assert better['high'] - better['low'] == pytest.approx(2 * 1.98 * 0.04, rel=0.2)
-    assert other['difference'] == 0
-    assert other['low'] < 0 < other['high']
+    assert better.high - better.low == pytest.approx(2 * 1.98 * 0.04, rel=0.2)
+    assert other.difference == 0
+    assert other.low < 0 < other.high
     # paired: the same detections differ on no images
-    assert same['difference'] == 0 and same['low'] is same['high'] is None
+    assert same.difference == 0 and same.low is same.high is None
     # one seed cannot tell
-    assert better['significant'] is other['significant'] is same['significant'] is None
-    assert better['seeds'] == [better['difference']]
+    assert better.significant is other.significant is same.significant is None
+    assert better.seeds == [better.difference]
 
 
 def test_seeds_are_averaged():
@@ -245,10 +245,10 @@ def test_seeds_are_averaged():
     )
     found = differences_to_baseline(dict(base={0: a, 1: a}, two={1: a, 0: b}), 'base')
     found = found['two']['AP']
-    assert found['seeds'][0] == 0 and found['seeds'][1] != 0
-    assert found['difference'] == pytest.approx(np.mean(found['seeds']))
+    assert found.seeds[0] == 0 and found.seeds[1] != 0
+    assert found.difference == pytest.approx(np.mean(found.seeds))
     # two seeds, one of which differs
-    assert found['low'] < 0 < found['high'] and not found['significant']
+    assert found.low < 0 < found.high and not found.significant
 
 
 def test_evaluations_of_other_images_are_refused():
@@ -383,6 +383,28 @@ def test_one_command_gives_tables_pictures_and_a_page(compared):
     with (folder / 'comparison.csv').open() as file:
         rows = list(csv.DictReader(file))
     assert [row['name'] for row in rows] == [r['name'] for r in summary['rows']]
+    # scripts of users read these
+    assert [*rows[0]] == [key for key in summary['rows'][0] if key != 'image_size']
+    metrics = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
+    spreads = (*metrics, 'training_seconds', 'seconds_per_iteration')
+    assert [*summary['rows'][0]] == [
+        *('name', 'config', 'seeds'),
+        *(key + end for key in spreads for end in ('', '_std')),
+        *('diverged', 'parameters', 'flops', 'upsampler_parameters'),
+        *('upsampler_flops', 'image_size', 'device', 'neck_mb', 'neck_ms'),
+        *('published_ap', 'published_by'),
+    ]
+    assert ' '.join(summary) == (
+        'baseline num_images rows differences runs diverged environment'
+    )
+    assert ' '.join(found) == (
+        'difference low high p p_holm significant seeds objects images'
+    )
+    assert ' '.join(summary['environment']) == (
+        'date machine device python torch mmcv mmdet mmengine fused_operators'
+    )
+    written = json.loads(next(folder.glob('*/*/result.json')).read_text())
+    assert {**written, 'name': written['upsampler']} in summary['runs']
     page = (folder / 'report.html').read_text()
     assert page.count('data:image/png;base64,') == 3
     assert 'src="http' not in page and 'href=' not in page  # nothing is fetched
@@ -405,14 +427,14 @@ def test_mean_and_spread_over_seeds(compared, options, tmp_path):
         result['seed'] = planned_run.seed
         planned_run.result_file.write_text(json.dumps(result))
     summary = comparison.summarize(planned, 'nearest', rounds=1)
-    assert [row['name'] for row in summary['rows']] == ['nearest', 'dlu']
-    for row in summary['rows']:
-        gain = gains[row['name']]
-        assert row['seeds'] == [0, 1]
-        assert row['AP'] == pytest.approx(0.5 + gain / 2)
-        assert row['AP_std'] == pytest.approx(gain / 2**0.5)
+    assert [row.name for row in summary.rows] == ['nearest', 'dlu']
+    for row in summary.rows:
+        gain = gains[row.name]
+        assert row.seeds == [0, 1]
+        assert row.ap.mean == pytest.approx(0.5 + gain / 2)
+        assert row.ap.std == pytest.approx(gain / 2**0.5)
     assert comparison.accuracy_table(summary)[1][1:3] == ['2', '0.650 ± 0.212']
-    assert len(summary['differences']['dlu']['AP']['seeds']) == 2
+    assert len(summary.differences['dlu']['AP'].seeds) == 2
 
 
 def test_the_same_seed_gives_the_same_data_order(options, tmp_path):

@@ -56,27 +56,27 @@ def test_a_machine_is_divided(monkeypatch):
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     # one run has the machine as it is
-    assert jobs.places(1, 8) == [{}]
-    assert jobs.places(3, 1) == [dict(OMP_NUM_THREADS='5')] * 3
-    assert jobs.places(2, 4) == [dict(OMP_NUM_THREADS='2')] * 2
+    assert jobs.device_slots(1, 8) == [{}]
+    assert jobs.device_slots(3, 1) == [dict(OMP_NUM_THREADS='5')] * 3
+    assert jobs.device_slots(2, 4) == [dict(OMP_NUM_THREADS='2')] * 2
     for given, each in (('1', '1'), ('12', '8')):
         monkeypatch.setenv('OMP_NUM_THREADS', given)
-        assert jobs.places(2, 1) == [dict(OMP_NUM_THREADS=each)] * 2
+        assert jobs.device_slots(2, 1) == [dict(OMP_NUM_THREADS=each)] * 2
     with pytest.raises(ValueError, match='--jobs 17 .*17 cores.*this machine has 16'):
-        jobs.places(17, 1)
+        jobs.device_slots(17, 1)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
-    own = [place['CUDA_VISIBLE_DEVICES'] for place in jobs.places(2, 2)]
+    own = [slot['CUDA_VISIBLE_DEVICES'] for slot in jobs.device_slots(2, 2)]
     assert own == ['0,1', '2,3']
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,GPU-5e,6,7')
-    own = [place['CUDA_VISIBLE_DEVICES'] for place in jobs.places(4, 1)]
+    own = [slot['CUDA_VISIBLE_DEVICES'] for slot in jobs.device_slots(4, 1)]
     assert own == ['4', 'GPU-5e', '6', '7']
     with pytest.raises(ValueError, match='--jobs 5 .*5 GPUs.*this machine has 4'):
-        jobs.places(5, 1)
+        jobs.device_slots(5, 1)
 
 
 def test_two_at_a_time_in_places_of_their_own(planned, tools):
-    places = [dict(CUDA_VISIBLE_DEVICES=number) for number in '01']
-    events = list(jobs.run_here(planned, runs.Launch(), places))
+    slots = [dict(CUDA_VISIBLE_DEVICES=number) for number in '01']
+    events = list(jobs.run_here(planned, runs.Launch(), slots))
     assert all(run.state == 'finished' for run in planned)
     assert sum(event.over for event in events) == 3
     spans = {}
@@ -154,7 +154,7 @@ def test_a_signal_ends_the_trainings(
     compare = make_compare(monkeypatch, tmp_path, small)
     monkeypatch.setenv('SECONDS', '60')
     monkeypatch.setenv('STUBBORN', 'bilinear' if stubborn else 'none')
-    monkeypatch.setattr(jobs, 'places', lambda jobs, _: [{}] * jobs)
+    monkeypatch.setattr(jobs, 'device_slots', lambda jobs, _: [{}] * jobs)
     planned = plan.plan(SHAPES, [0], tmp_path / 'work', small)
     at_work, families = planned[:2], []
 

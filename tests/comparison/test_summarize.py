@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ from PIL import Image
 from scipy import stats
 
 from dlu_mmdet.comparison.cross_dataset import CrossDatasetResults, plot, read_results
+from dlu_mmdet.comparison.runs import RunResult
 
 
 def result(upsampler, seed, ap, **classes):
-    sizes = dict(AP50=ap + 0.2, AP75=ap, APs=ap - 0.1, APm=ap + 0.1, APl=None)
+    sizes = {}
+    if ap is not None:
+        sizes = dict(AP50=ap + 0.2, AP75=ap, APs=ap - 0.1, APm=ap + 0.1, APl=None)
     return dict(
         upsampler=upsampler,
         seed=seed,
@@ -49,9 +53,13 @@ def folders(tmp_path):
     ]
 
 
+def run_result(*args):
+    return RunResult.from_json(result(*args))
+
+
 def across(**values):
     results = {
-        (name, seed): result(name, seed, ap)
+        (name, seed): run_result(name, seed, ap)
         for name, aps in values.items()
         for seed, ap in aps.items()
     }
@@ -87,8 +95,8 @@ def test_a_metric_of_few_images_has_no_interval():
     found = across(bilinear=base, dlu=aps)
     assert found.size_table()[1][2] == '+0.200†'
     for results in found.sets.values():
-        for each in results.values():
-            each['counts'] = dict(AP=dict(objects=9, images=3))
+        for key, each in results.items():
+            results[key] = replace(each, images=dict(AP=3))
     assert found.size_table()[1][2] == '+0.200'
     assert found.difference_table()[1][1] == '+0.200'
 
@@ -133,8 +141,10 @@ def test_tables(folders):
 
 def test_agreement_of_the_orders():
     order = ['a', 'b', 'c', 'd', 'bilinear']
-    one = {(name, 0): result(name, 0, 0.1 * i) for i, name in enumerate(order)}
-    other = {(name, 0): result(name, 0, 0.5 - 0.1 * i) for i, name in enumerate(order)}
+    one = {(name, 0): run_result(name, 0, 0.1 * i) for i, name in enumerate(order)}
+    other = {
+        (name, 0): run_result(name, 0, 0.5 - 0.1 * i) for i, name in enumerate(order)
+    }
     across = CrossDatasetResults(dict(one=one, other=other, same=one))
     found = {line[:2]: line[2:] for line in across.rank_correlations()}
     assert found['one', 'same'][:2] == (5, pytest.approx(1))
@@ -218,12 +228,11 @@ def test_results_of_others_run_no_code(folders, tmp_path, monkeypatch):
         dict(type='antigravity.X'),
         dict(type='dlu', mode='__import__("os").mkdir("ran")'),
     ):
-        for path in folders[0].glob('dlu/*/result.json'):
+        for path in folders[0].glob('*/*/result.json'):
             content = json.loads(path.read_text())
-            path.write_text(json.dumps({**content, 'upsample_cfg': cfg}))
+            own = cfg if content['upsampler'] == 'dlu' else dict(type='bilinear')
+            path.write_text(json.dumps({**content, 'upsample_cfg': own}))
         across = CrossDatasetResults({'shapes': read_results(folders[0])}, 'bilinear')
-        for found in across.sets['shapes'].values():
-            found.setdefault('upsample_cfg', dict(type='bilinear'))
         with pytest.raises(ValueError, match='dlu: upsample_cfg.* could run code'):
             load_tool('summarize').measure(across, SHAPES_DLU)
     assert not (tmp_path / 'ran').exists() and 'antigravity' not in sys.modules
@@ -237,3 +246,19 @@ def test_a_damaged_result_is_not_left_out(folders):
         path.write_bytes(bytes(60))
         with pytest.raises(ValueError, match=rf'{name} is damaged'):
             read_results(folders[0])
+
+
+@pytest.mark.parametrize(
+    'wrong', [dict(counts=[1]), dict(diverged=dict(step=3)), dict(loss=[3])]
+)
+def test_a_result_of_another_structure_is_damaged(folders, wrong):
+    path = next(folders[0].glob('dlu/*/result.json'))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **wrong}))
+    with pytest.raises(ValueError, match=r'result\.json is damaged \(not the result'):
+        read_results(folders[0])
+
+
+def test_a_seed_without_objects_is_not_plotted():
+    found = across(bilinear={0: 0.4, 1: None}, dlu={0: 0.5, 1: 0.6})
+    dots = [line for line in plot(found).axes[0].lines if line.get_marker() == '.']
+    assert [list(line.get_xdata()) for line in dots] == [[pytest.approx(0.1)]]

@@ -16,12 +16,11 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from pycocotools import mask as mask_utils
 
-from dlu_mmdet.datasets import ShapesDataset, check_data
-from dlu_mmdet.datasets import coco_io as annotations
+from dlu_mmdet.datasets import ShapesDataset, check_data, coco_io
 from dlu_mmdet.datasets.shapes import CLASSES
 from dlu_mmdet.engine import build_runner
 from dlu_mmdet.engine.loops import _idle_hooks, _idle_schedules
-from dlu_mmdet.evaluation.jackknife import Evaluation
+from dlu_mmdet.evaluation.average_precision import Evaluation
 
 
 @pytest.fixture
@@ -238,7 +237,7 @@ def test_every_class_has_its_own_ap(config, files, processes):
         *('image ids of 64 bits', 'category ids of 64 bits'),
     ],
 )
-def test_the_bootstrap_matches_what_pycocotools_takes_for_none(files, name):
+def test_ids_that_pycocotools_takes_for_none_are_matched(files, name):
     from pycocotools.coco import COCO
 
     coco = COCO(files('val', SAME[name]))
@@ -254,9 +253,9 @@ def test_the_bootstrap_matches_what_pycocotools_takes_for_none(files, name):
 
 
 @pytest.mark.parametrize('name', ['reversed categories', *list(SAME)[-3:]])
-def test_the_bootstrap_keeps_the_order_of_classes(files, name):
+def test_an_evaluation_keeps_the_order_of_classes(files, name):
     """Else the AP of a class is printed under the name of another."""
-    coco = annotations.COCO(str(files('val', SAME[name])))
+    coco = coco_io.COCO(str(files('val', SAME[name])))
     ids = coco.get_cat_ids(CLASSES)
     found = [
         {**{k: a[k] for k in ('image_id', 'category_id', 'bbox')}, 'score': 0.9}
@@ -528,9 +527,9 @@ def test_heads_of_another_number_of_classes(config, tmp_path, head, number):
 def test_an_annotation_file_is_read_once(config, tmp_path, monkeypatch):
     """Check, data set and evaluator share what was read: COCO's file has 450 MB."""
     reads = []
-    own = annotations.read
+    own = coco_io.read
     monkeypatch.setattr(
-        annotations, 'read', lambda path: reads.append(Path(path).name) or own(path)
+        coco_io, 'read', lambda path: reads.append(Path(path).name) or own(path)
     )
     config.work_dir = str(tmp_path)
     config.train_cfg.max_epochs = config.train_cfg.val_interval = 1
@@ -542,17 +541,17 @@ def test_an_annotation_file_is_read_once(config, tmp_path, monkeypatch):
     build_runner(config, 'train').train()
     assert sorted(reads) == ['instances_train.json', 'instances_val.json']
     assert not [name for name in opened if 'instances_' in name]
-    assert not any('instances_' in name for name in annotations._kept)
+    assert not any('instances_' in name for name in coco_io._kept)
 
 
 def test_what_is_shared_is_not_written_into(config):
     """An evaluation marks crowds as ignored in its own copy only."""
     path = config.test_evaluator.ann_file
-    content = annotations.read(path)
-    annotations.keep(path, content, 2)
-    first = annotations.COCO(path)
+    content = coco_io.read(path)
+    coco_io.keep(path, content, 2)
+    first = coco_io.COCO(path)
     first.dataset['annotations'][0]['ignore'] = 1
-    assert 'ignore' not in annotations.COCO(path).dataset['annotations'][0]
+    assert 'ignore' not in coco_io.COCO(path).dataset['annotations'][0]
 
 
 def test_a_transform_that_fails_names_the_image(config, files, tmp_path):
@@ -718,7 +717,7 @@ def test_polygons_of_too_few_points_are_passed_over(files, extra, first):
     mmdet trains without them."""
     square = [[10, 10, 60, 10, 60, 60, 10, 60]]
     mask = [*extra, *square] if first else [*square, *extra]
-    coco = annotations.COCO(
+    coco = coco_io.COCO(
         str(files('val', each('annotations', lambda a, _: a.update(segmentation=mask))))
     )
     found = [
@@ -730,7 +729,7 @@ def test_polygons_of_too_few_points_are_passed_over(files, extra, first):
         )
         for ann in coco.dataset['annotations']
     ]
-    evaluation = annotations.COCOeval(coco, coco.loadRes(found), 'segm')
+    evaluation = coco_io.COCOeval(coco, coco.loadRes(found), 'segm')
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()

@@ -657,3 +657,22 @@ def test_the_command_of_the_message(tmp_path, needs_supervision):
     assert command[:3] == ['dlu_mmdet', 'train', f'dlu_mmdet::_base_/{OWN.name}']
     use_dataset_folder(read_config(command[2]), command[4])
     assert (tmp_path / 'my data-coco').is_dir()
+
+
+@pytest.mark.parametrize(
+    'size, told',
+    [
+        ('<width>60</width><height>40</height>', False),
+        ('<width>60</width>', False),
+        ('<width>60</width><height>50</height>', True),
+    ],
+)
+def test_a_size_that_a_voc_file_lacks_is_not_another(
+    tmp_path, needs_supervision, size, told
+):
+    voc(tmp_path / 'data', names=['a'])
+    file = tmp_path / 'data/Annotations/a.xml'
+    whole = '<width>60</width><height>40</height>'
+    file.write_text(file.read_text().replace(whole, size))
+    lines = convert(tmp_path / 'data', tmp_path / 'out')
+    assert any('name another size' in line for line in lines) == told

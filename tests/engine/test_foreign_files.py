@@ -26,6 +26,7 @@ from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.structures import InstanceData
 
 from dlu_mmdet.config import check_foreign, read_config, read_dumped_config
+from dlu_mmdet.config.read import read_settings
 from dlu_mmdet.engine import CheckpointGuardHook, load_checkpoint, use_safe_loaders
 from dlu_mmdet.utils import torch_compat
 
@@ -190,6 +191,12 @@ def test_pretrained_weights_run_no_code(evil, config, monkeypatch, loaders):
     with pytest.raises(ValueError, match='refused'):
         model.init_weights()
     assert not os.path.exists('ran')
+
+
+@pytest.mark.parametrize('text', ['a.b = 1', 'a = b = 1', 'a[0] = 1', 'a, b = 1, 2'])
+def test_settings_have_one_name_each(text):
+    with pytest.raises(ValueError, match='line 1 is not NAME = VALUE'):
+        read_settings(text)
 
 
 def test_every_kind_of_address_loads(tmp_path, monkeypatch, loaders):

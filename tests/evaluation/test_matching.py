@@ -1,4 +1,4 @@
-"""Hits, false alarms and misses must be those that COCO's AP is made of."""
+"""True and false positives and negatives must be those that COCO's AP is made of."""
 
 import json
 import os
@@ -67,7 +67,11 @@ def assert_same_as_coco(gts, dets, iou_thr):
     for image in gts:
         gt_boxes, gt_labels, crowd = gts[image]
         match = match_detections(*dets[image], gt_boxes, gt_labels, crowd, iou_thr)
-        totals += [match.hits.sum(), match.false_alarms.sum(), match.det_ignored.sum()]
+        totals += [
+            match.true_positives.sum(),
+            match.false_positives.sum(),
+            match.det_ignored.sum(),
+        ]
         expected_gt = np.full(len(dets[image][0]), -1)
         # beyond a class's 100 best COCO says nothing
         expected_ignored = np.ones(len(dets[image][0]), dtype=bool)
@@ -87,7 +91,7 @@ def assert_same_as_coco(gts, dets, iou_thr):
         np.testing.assert_array_equal(match.det_gt, expected_gt)
         np.testing.assert_array_equal(match.det_ignored, expected_ignored)
         np.testing.assert_array_equal(match.gt_matched, expected_found)
-        np.testing.assert_array_equal(match.misses, ~expected_found & ~crowd)
+        np.testing.assert_array_equal(match.false_negatives, ~expected_found & ~crowd)
     return totals
 
 
@@ -100,7 +104,7 @@ def random_boxes(rng, number, unit=4.0):
 # in units of 0.7 equal boxes have an IoU just beside 1
 @pytest.mark.parametrize('iou_thr, unit', [(0.5, 4.0), (0.75, 4.0), (1.0, 0.7)])
 def test_random_images_match_as_in_cocoeval(iou_thr, unit):
-    """If it fails, the drawn hits and misses are not those behind the AP."""
+    """If it fails, the drawn boxes are not those behind the AP."""
     rng = np.random.default_rng(0)
     gts, dets = {}, {}
     for image in range(150):
@@ -123,7 +127,7 @@ def test_random_images_match_as_in_cocoeval(iou_thr, unit):
 
 
 def test_more_than_a_hundred_detections_of_a_class():
-    """If it fails, detections that COCO never judges count as false alarms."""
+    """If it fails, detections that COCO never judges count as false positives."""
     rng = np.random.default_rng(1)
     gts = {0: (random_boxes(rng, 5), np.zeros(5, int), np.zeros(5, bool))}
     dets = {0: (random_boxes(rng, 180), rng.integers(0, 2, 180), rng.random(180))}
@@ -154,8 +158,8 @@ def test_real_objects_match_as_in_cocoeval():
             np.where(swapped, labels[rng.permutation(copies)], labels[copies]),
             rng.random(len(copies)).astype(np.float32).round(1),
         )
-    hits, false_alarms, _ = assert_same_as_coco(gts, dets, 0.5)
-    assert hits > 50 and false_alarms > 50
+    tp, fp, _ = assert_same_as_coco(gts, dets, 0.5)
+    assert tp > 50 and fp > 50
 
 
 def test_counts_of_a_scene_worked_out_by_hand():
@@ -175,13 +179,13 @@ def test_counts_of_a_scene_worked_out_by_hand():
     # the better box comes second, the third has another class, the last is in a crowd
     assert match.det_gt.tolist() == [0, -1, -1, 2]
     assert match.det_ignored.tolist() == [False, False, False, True]
-    assert match.misses.tolist() == [False, True, False]
+    assert match.false_negatives.tolist() == [False, True, False]
     assert match.counts.tolist() == [1, 2, 1]
 
 
 @pytest.mark.parametrize('iou_thr', [0, -0.5, 50])
 def test_impossible_threshold_is_refused(iou_thr):
-    """If it fails, a threshold given in percent quietly yields no hits."""
+    """If it fails, a threshold given in percent quietly yields no true positives."""
     empty = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0)
     with pytest.raises(ValueError, match='iou_thr'):
         match_detections(*empty, *empty, iou_thr=iou_thr)

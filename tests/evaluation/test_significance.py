@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from stress.significance import rates
 
-from dlu_mmdet.evaluation.jackknife import Evaluation, differences_to_baseline
+from dlu_mmdet.evaluation.average_precision import Evaluation, differences_to_baseline
 from dlu_mmdet.evaluation.significance import Difference, holm, seed_difference
 
 
@@ -76,13 +76,13 @@ def test_few_objects_have_a_difference_and_no_interval():
     own = {seed: detector([40 + seed, 60, 61][seed:], objects) for seed in range(3)}
     found = differences_to_baseline(dict(base=base, own=own), 'base')['own']
     large = found['APl']
-    assert large['difference'] == 1 and large['seeds'] == [1, 1, 1]
-    assert (large['objects'], large['images']) == (1, 1)
-    assert large['low'] is large['high'] is large['p'] is large['significant'] is None
-    assert (found['AP']['objects'], found['APs']['objects']) == (150, 149)
-    assert found['AP']['low'] is not None and found['AP']['significant'] is not None
+    assert large.difference == 1 and large.seeds == [1, 1, 1]
+    assert (large.objects, large.images) == (1, 1)
+    assert large.low is large.high is large.p is large.significant is None
+    assert (found['AP'].objects, found['APs'].objects) == (150, 149)
+    assert found['AP'].low is not None and found['AP'].significant is not None
     # the other metrics are not tested
-    assert found['AP50']['low'] is not None and found['AP50']['significant'] is None
+    assert found['AP50'].low is not None and found['AP50'].significant is None
     assert 'APm' not in found
 
 
@@ -94,8 +94,8 @@ def test_only_common_seeds_count():
     found = differences_to_baseline(dict(base=base, other=other, partly=partly), 'base')
     assert 'other' not in found
     expected = partly[1].score()['AP'] - base[1].score()['AP']
-    assert found['partly']['AP']['seeds'] == [pytest.approx(expected)]
-    assert found['partly']['AP']['significant'] is None
+    assert found['partly']['AP'].seeds == [pytest.approx(expected)]
+    assert found['partly']['AP'].significant is None
 
 
 def test_the_correction_covers_all_upsamplers():
@@ -110,11 +110,11 @@ def test_the_correction_covers_all_upsamplers():
 
     evaluations = {'base': runs(60), **{f'{n}': runs(60 - 10 * n) for n in range(4)}}
     found = differences_to_baseline(evaluations, 'base')
-    raw = [found[f'{n}']['AP']['p'] for n in range(4)]
-    adjusted = [found[f'{n}']['AP']['p_holm'] for n in range(4)]
+    raw = [found[f'{n}']['AP'].p for n in range(4)]
+    adjusted = [found[f'{n}']['AP'].p_holm for n in range(4)]
     np.testing.assert_allclose(adjusted, holm(raw))
     assert min(adjusted) > min(raw)
-    assert [found[f'{n}']['AP']['significant'] for n in range(4)] == [
+    assert [found[f'{n}']['AP'].significant for n in range(4)] == [
         p < 0.05 for p in adjusted
     ]
 

@@ -44,13 +44,21 @@ def make_compare(monkeypatch, folder: Path, options: dict):
     from dlu_mmdet.comparison import summary as comparison
 
     make_tools(monkeypatch, folder)
-    cost = dict(upsampler_parameters=1, parameters=2, upsampler_flops=3, flops=4)
-    cost.update(neck_ms=5.0, neck_mb=6.0, image_size=[7, 8], device='this')
-    monkeypatch.setattr(comparison, 'rehearse', lambda planned: None)
+    cost = comparison.Costs(
+        upsampler_parameters=1,
+        parameters=2,
+        upsampler_flops=3,
+        flops=4,
+        neck_ms=5.0,
+        neck_mb=6.0,
+        image_size=[7, 8],
+        device='this',
+    )
+    monkeypatch.setattr(comparison, 'check_before_training', lambda planned: None)
     monkeypatch.setattr(
         comparison,
         'measure_costs',
-        lambda planned, **_: {run.name: dict(cost) for run in planned},
+        lambda planned, **_: {run.name: cost for run in planned},
     )
     monkeypatch.setattr(report, 'save', lambda *_: folder / 'report.html')
     monkeypatch.setenv('SECONDS', '0')

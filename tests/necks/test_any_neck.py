@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dlu_mmdet.necks import NECKS, upsampler_name, with_upsampler
-from dlu_mmdet.necks.places import trace_neck
+from dlu_mmdet.necks.sites import trace_neck
 from dlu_mmdet.upsamplers import build_upsampler, check_ratio
 from dlu_mmdet.upsamplers.dlu import DLUPack
 
@@ -88,9 +88,9 @@ def check_equality(part, inputs):
     state = theirs.state_dict()
     if part['type'] not in ('FPN', 'FPN_CARAFE'):
         trial = trace_neck(theirs, [(inputs,)])
-        places = [i for i, place in enumerate(ours.upsample_calls) if place]
+        sites = [i for i, site in enumerate(ours.upsample_calls) if site]
         assert len(trial.calls) == len(ours.upsample_calls)
-        for k, i in enumerate(places):
+        for k, i in enumerate(sites):
             ours.upsample_modules[k] = build_upsampler(
                 modes.cfgs[i], *ours.upsample_calls[i]
             )
@@ -627,7 +627,7 @@ def test_heads_that_take_maps(head, channels, ratios):
     bilinear = dict(type='bilinear', align_corners=corners)
     ours = MODELS.build(dict(prefixed, upsample_cfg=bilinear)).eval()
     ours.load_state_dict(theirs.state_dict())
-    assert [place.scale_factor for place in ours.upsample_calls if place] == ratios
+    assert [site.scale_factor for site in ours.upsample_calls if site] == ratios
     with torch.no_grad():
         expected, found = outputs_of(theirs(xs)), outputs_of(ours(xs))
     assert all(map(torch.equal, expected, found))

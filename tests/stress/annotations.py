@@ -16,8 +16,7 @@ import mmdet.datasets
 from mmdet.datasets import api_wrappers
 from mmengine.config import Config
 
-from dlu_mmdet.datasets import check_data
-from dlu_mmdet.datasets import coco_io as annotations
+from dlu_mmdet.datasets import check_data, coco_io
 
 
 def make(path: Path, num_images: int, num_objects: int) -> None:
@@ -75,15 +74,15 @@ def main() -> None:
             pipeline=[],
         )
         content = timed('parse', lambda: json.loads(path.read_bytes()))
-        timed('complete', lambda: annotations.normalize_annotations(content, path))
+        timed('complete', lambda: coco_io.normalize_annotations(content, path))
         classes = mmdet.datasets.CocoDataset.METAINFO['classes']
-        timed('survey', lambda: annotations.count_usable(content, classes))
+        timed('survey', lambda: coco_io.count_usable(content, classes))
 
         own = dict(dataset)
         own.pop('type')
         mmdet.datasets.CocoDataset.COCOAPI = api_wrappers.COCO
         timed("mmdet's data set alone", lambda: mmdet.datasets.CocoDataset(**own))
-        mmdet.datasets.CocoDataset.COCOAPI = annotations.COCO
+        mmdet.datasets.CocoDataset.COCOAPI = coco_io.COCO
         cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
 
         def checked() -> None:

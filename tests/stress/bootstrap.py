@@ -18,7 +18,13 @@ import numpy as np
 
 from dlu_mmdet.comparison import report
 from dlu_mmdet.comparison import summary as comparison
-from dlu_mmdet.evaluation.jackknife import METRICS, Evaluation, differences_to_baseline
+from dlu_mmdet.comparison.runs import RunResult
+from dlu_mmdet.comparison.summary import Costs, Environment, Row, Spread, Summary
+from dlu_mmdet.evaluation.average_precision import (
+    METRICS,
+    Evaluation,
+    differences_to_baseline,
+)
 
 CLASSES, OBJECTS, THRESHOLDS = 80, 36_781, 10
 #: Shares of small, medium and large objects in val2017, of its annotation file.
@@ -73,34 +79,31 @@ def detector(
     )
 
 
-def summary_of(evaluations: dict, differences: dict) -> dict:
+def summary_of(evaluations: dict, differences: dict) -> Summary:
     """As comparison.summarize returns it, with costs that nobody measured."""
     rows, listed = [], []
     for name, each in evaluations.items():
-        scores = [evaluation.score() for evaluation in each.values()]
-        row = dict(name=name, config=name, seeds=list(range(len(each))))
-        for key in METRICS:
-            values = [score[key] for score in scores]
-            row[key], row[f'{key}_std'] = float(np.mean(values)), float(np.std(values))
-        for key in ('training_seconds', 'seconds_per_iteration', 'neck_ms', 'neck_mb'):
-            row[key], row[f'{key}_std'] = 0.0, None
-        row.update(upsampler_parameters=0, parameters=0, upsampler_flops=0, flops=0)
-        row.update(image_size=[800, 1344], published_ap=None, published_by='')
-        rows.append(row)
+        values = [evaluation.score() for evaluation in each.values()]
+        scores = {key: Spread.over([found[key] for found in values]) for key in METRICS}
+        scores.update(training_seconds=Spread(0.0), seconds_per_iteration=Spread(0.0))
+        costs = Costs(0, 0, 0, 0, [800, 1344], 'none', 0.0, 0.0)
+        rows.append(Row(name, scores, costs, name, list(range(len(each)))))
         # a line of the log each 50 iterations of 12 epochs
         curve = [[50 * i, 1 / i] for i in range(1, 1760)]
-        listed += [dict(name=name, loss=curve, validation=[[12, 0.3]]) for _ in each]
-    environment = dict.fromkeys(
-        ['date', 'machine', 'device', 'python', 'torch', 'mmcv', 'mmdet', 'mmengine'],
-        '',
-    )
-    return dict(
-        baseline=rows[0]['name'],
-        num_images=evaluations[rows[0]['name']][0].num_images,
-        rows=sorted(rows, key=lambda row: -row['AP']),
+        listed += [
+            RunResult.from_json(
+                dict(upsampler=name, seed=seed, loss=curve, validation=[[12, 0.3]])
+            )
+            for seed in each
+        ]
+    return Summary(
+        baseline=rows[0].name,
+        num_images=evaluations[rows[0].name][0].num_images,
+        rows=sorted(rows, key=lambda row: -row.ap.mean),
         differences=differences,
         runs=listed,
-        environment=environment,
+        diverged=[],
+        environment=Environment.here('none'),
     )
 
 

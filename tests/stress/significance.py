@@ -13,8 +13,8 @@ from functools import cache
 
 import numpy as np
 
-from dlu_mmdet.evaluation import jackknife as bootstrap
-from dlu_mmdet.evaluation.jackknife import Evaluation, differences_to_baseline
+from dlu_mmdet.evaluation import average_precision
+from dlu_mmdet.evaluation.average_precision import Evaluation, differences_to_baseline
 
 SEED_SD = 0.02
 #: Spread of how well an upsampler suits an image, beside 0.7 for how hard it is.
@@ -98,10 +98,10 @@ def rates(
     gains = np.zeros(upsamplers)
     for _ in range(repeats):
         found = comparison(gains, seeds, images, rng).values()
-        outside.append(np.mean([d['low'] > 0 or d['high'] < 0 for d in found]))
-        families.append(any(d['significant'] for d in found))
+        outside.append(np.mean([d.low > 0 or d.high < 0 for d in found]))
+        families.append(any(d.significant for d in found))
         found = comparison(np.array([0, 0.02, 0.05, *gains[3:]]), seeds, images, rng)
-        power.append([bool(found[name]['significant']) for name in '12'])
+        power.append([bool(found[name].significant) for name in '12'])
     return float(np.mean(outside)), float(np.mean(families)), *np.mean(power, axis=0)
 
 
@@ -115,7 +115,7 @@ def main() -> None:
         '--min-images', type=int, help='for an interval, to see where it stops holding'
     )
     args = parser.parse_args()
-    bootstrap.MIN_IMAGES = args.min_images or bootstrap.MIN_IMAGES
+    average_precision.MIN_IMAGES = args.min_images or average_precision.MIN_IMAGES
     print('| images | seeds | single | family | +0.02 found | +0.05 found |')
     print('| --: | --: | --: | --: | --: | --: |')
     cells = [(seeds, images) for images in args.images for seeds in args.seeds]

@@ -15,6 +15,7 @@ from mmengine.registry import init_default_scope
 from dlu_mmdet.comparison import plan
 from dlu_mmdet.comparison import summary as comparison
 from dlu_mmdet.comparison.inputs import check_inputs, fingerprint
+from dlu_mmdet.comparison.summary import Spread
 from dlu_mmdet.config import merge_options, read_config, set_upsampler, upsampler_label
 from dlu_mmdet.config.read import check_foreign, parse_upsampler
 from dlu_mmdet.engine import load_detector
@@ -332,15 +333,15 @@ def test_summarize_runs_no_file_unless_it_is_trusted(folder, monkeypatch):
     """The file that a result names is code."""
     tool = load_tool('summarize')
     cfg = resolve_upsampler(dict(type='mine'))
-    rows = [dict(name='mine', upsample_cfg=cfg)]
-    across = type('A', (), dict(sets=dict(s=None), rows=lambda self, name: rows))()
+    found = dict(mine=(Spread(0.5), cfg))
+    across = type('A', (), dict(sets=dict(s=None), accuracy=lambda self, name: found))()
     monkeypatch.setattr(
         'dlu_mmdet.comparison.summary.measure_costs',
-        lambda planned: dict(mine=dict(ms=1)),
+        lambda planned: dict(mine='measured'),
     )
     with pytest.raises(ValueError, match='could run code; where it is your own, --tru'):
         tool.measure(across, BILINEAR)
-    assert tool.measure(across, BILINEAR, trust=True)['rows'][0]['ms'] == 1
+    assert tool.measure(across, BILINEAR, trust=True)[0].costs == 'measured'
     monkeypatch.setattr(
         'dlu_mmdet.comparison.cross_dataset.read_results', lambda folder: {}
     )

@@ -159,7 +159,10 @@ def test_the_kernels_of_a_picture_give_the_output(kind, scale):
         k = of_group.kernel_size
         out = loops.carafe(part.numpy(), masks[None], k, 1, scale)
         torch.testing.assert_close(torch.from_numpy(out).float(), wanted)
-        assert of_group.places.min() >= 0 and (of_group.places <= [4, 3]).all()
+        assert (
+            of_group.sample_points.min() >= 0
+            and (of_group.sample_points <= [4, 3]).all()
+        )
     assert max(sizes) > 3  # some samples are far away
 
 
@@ -173,10 +176,10 @@ def test_wild_places_make_no_large_picture():
     module = build(groups=1)
     nn.init.constant_(module.offset.bias, 1e6)
     maps = kernel_maps(module, torch.zeros(1, 8, 3, 40))
-    assert maps.kernel_size == 15 and (maps.places == [39, 2]).all()
+    assert maps.kernel_size == 15 and (maps.sample_points == [39, 2]).all()
     assert maps.kernels[:, :64].sum() == 0 and maps.kernels[0, 79].sum() == 1
     nn.init.constant_(module.offset.bias, float('nan'))
-    assert np.isnan(kernel_maps(module, torch.zeros(1, 8, 3, 40)).places).all()
+    assert np.isnan(kernel_maps(module, torch.zeros(1, 8, 3, 40)).sample_points).all()
 
 
 @pytest.mark.parametrize(

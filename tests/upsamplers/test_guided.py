@@ -478,10 +478,10 @@ def test_kernels_in_a_picture_give_the_output(cfg, target):
 )
 def test_wrong_arguments_say_what_to_do(cfg, error, words):
     cfg = dict(cfg)
-    place = dict(scale_factor=2, guide_channels=6)
-    place.update({k: cfg.pop(k) for k in place if k in cfg})
+    site = dict(scale_factor=2, guide_channels=6)
+    site.update({k: cfg.pop(k) for k in site if k in cfg})
     with pytest.raises(error, match=words):
-        build_upsampler(cfg, 6, **place)
+        build_upsampler(cfg, 6, **site)
 
 
 @KINDS

@@ -142,7 +142,7 @@ def kinds_along(picture, axes, x1, y1, x2, y2):
 
 
 def test_each_kind_of_box_has_its_color(tmp_path):
-    """If it fails, a reader takes false alarms for hits, or finds none of them."""
+    """If it fails, a reader takes false positives for true ones."""
     image = np.full((100, 120, 3), 255, np.uint8)
     truth = InstanceData(
         bboxes=np.array([[10, 40, 50, 60], [70, 40, 110, 60], [70, 75, 110, 95.0]]),
@@ -173,16 +173,16 @@ def test_each_kind_of_box_has_its_color(tmp_path):
         (truth_axes, (12, 60, 48, 60), {'ground truth'}),
         (truth_axes, (72, 60, 108, 60), {'ground truth'}),
         (truth_axes, (72, 95, 108, 95), {'crowd, not counted', 'nothing'}),
-        (axes, (12, 60, 48, 60), {'hit'}),
-        (axes, (12, 95, 48, 95), {'false alarm'}),
+        (axes, (12, 60, 48, 60), {'true positive'}),
+        (axes, (12, 95, 48, 95), {'false positive'}),
         # dashed, so that the image shows through
-        (axes, (72, 60, 108, 60), {'miss', 'nothing'}),
+        (axes, (72, 60, 108, 60), {'false negative', 'nothing'}),
         (axes, (76, 88, 84, 88), {'crowd, not counted', 'nothing'}),
         (axes, (55, 60, 65, 60), {'nothing'}),
     ]:
         assert kinds_along(picture, panel, *bottom_edge) == expected
     assert axes.get_title() == 'dlu'
-    assert axes.get_xlabel() == '1 hit, 1 false alarm, 1 miss'
+    assert axes.get_xlabel() == '1 TP, 1 FP, 1 FN'
     assert truth_axes.get_xlabel() == '2 objects'
     legend = {text.get_text() for text in figure.legends[0].get_texts()}
     assert legend == set(STYLES) - {'detection, not judged'}
@@ -225,7 +225,7 @@ def test_many_small_objects_of_one_class():
     assert max(small) < large / 2
 
 
-@pytest.mark.parametrize('detectors, lines', [(1, 1), (4, 2), (6, 3)])
+@pytest.mark.parametrize('detectors, lines', [(1, 1), (6, 2), (9, 3)])
 def test_counts_do_not_cover_each_other(detectors, lines):
     """If it fails, the numbers of several detectors cannot be read."""
     truth = InstanceData(
@@ -259,8 +259,8 @@ def test_counts_do_not_cover_each_other(detectors, lines):
     )
     figure.canvas.draw()
     captions = [axes.xaxis.label for axes in figure.axes]
-    totals = [t for axes in figure.axes for t in axes.texts if 'hits' in t.get_text()]
-    counts = '12345 hits', '23456 false alarms', '34567 misses'
+    totals = [t for axes in figure.axes for t in axes.texts if ' TP' in t.get_text()]
+    counts = '12345 TP', '23456 FP', '34567 FN'
     assert len(totals) == detectors
     for text in totals:
         assert text.get_text().count('\n') == lines - 1
@@ -323,12 +323,12 @@ def test_command_pictures_two_detectors(detectors, tmp_path):
     assert result.returncode == 0, result.stderr
     assert f'picture: {out}' in result.stdout
     for name in ('bilinear', 'dlu'):
-        pattern = rf'^{name}: (\d+) hits?, (\d+) false alarms?, (\d+) miss'
+        pattern = rf'^{name}: (\d+) TP, (\d+) FP, (\d+) FN'
         line = re.search(pattern, result.stdout, re.M)
-        hits, false_alarms, misses = map(int, line.groups())
+        tp, fp, fn = map(int, line.groups())
         # three objects, not counting the crowd; random weights fire everywhere
-        assert hits + misses == 3
-        assert false_alarms > 0
+        assert tp + fn == 3
+        assert fp > 0
     assert 'over 2 images' in result.stdout
     assert Image.open(out).format == 'PNG'
 
@@ -338,9 +338,9 @@ def test_totals_are_those_of_the_drawn_detections(
 ):
     """If it fails, the printed comparison of two detectors is wrong."""
     answers = {
-        # one hit, one of too low a score, one of another class
+        # one TP, one of too low a score, one of another class
         '10': [([8, 8, 48, 48], 0, 0.9), ([60, 60, 90, 80], 1, 0.2)],
-        # one in the crowd, one false alarm of the wrong class
+        # one in the crowd, one FP of the wrong class
         '30': [([52, 12, 80, 40], 0, 0.8), ([16, 24, 40, 56], 0, 0.7)],
     }
 
@@ -349,10 +349,10 @@ def test_totals_are_those_of_the_drawn_detections(
     call(tool, monkeypatch, *detectors['dlu'], *detectors['dlu'], '--out', out)
     printed = capsys.readouterr().out
     # two of the same upsampler stay apart
-    assert 'dlu (1): 1 hit, 1 false alarm, 2 misses' in printed
-    assert 'dlu (2): 1 hit, 1 false alarm, 2 misses' in printed
+    assert 'dlu (1): 1 TP, 1 FP, 2 FN' in printed
+    assert 'dlu (2): 1 TP, 1 FP, 2 FN' in printed
     call(tool, monkeypatch, *detectors['dlu'], '--out', out, '--image-ids', '10')
-    assert 'dlu: 1 hit, 0 false alarms, 1 miss' in capsys.readouterr().out
+    assert 'dlu: 1 TP, 0 FP, 1 FN' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -458,7 +458,7 @@ def test_only_differences_searches_the_whole_set(
         monkeypatch,
         {
             'bilinear': {'10': [disc, wrong], '20': [wrong, wrong], '30': [other]},
-            # another object at 10, as many hits; fewer false alarms at 20
+            # another object at 10, as many TP; fewer FP at 20
             'dlu': {'10': [cross, wrong], '20': [wrong], '30': [other]},
         },
     )
@@ -475,15 +475,15 @@ def test_only_differences_searches_the_whole_set(
     printed = capsys.readouterr().out
     # of the whole set, though one image is shown
     assert 'over 3 images' in printed
-    assert 'bilinear: 2 hits, 3 false alarms, 1 miss ' in printed
+    assert 'bilinear: 2 TP, 3 FP, 1 FN ' in printed
     axes = drawn[-1].axes
     assert len(axes) == 3
     assert axes[0].get_ylabel() == 'image 10: 2 found by one only'
     below = [panel.texts[-1].get_text() for panel in axes]
     assert below == [
         'all 3 images:',
-        '2 hits, 3 false alarms, 1 miss',
-        '2 hits, 2 false alarms, 1 miss',
+        '2 TP, 3 FP, 1 FN',
+        '2 TP, 2 FP, 1 FN',
     ]
     # the image on which they agree is not shown, however many are asked for
     call(tool, monkeypatch, *pair, '--out', out, '--num-images', 3)

@@ -82,7 +82,7 @@ def test_sampled_kernel_is_made_of_the_framed_source_kernels():
             at = y % 2 * 2 + x_ % 2
             dx, dy = offsets[0, [at, 4 + at], y // 2, x_ // 2].tolist()
             place = [min(max(x_ // 2 + dx, 0), 6), min(max(y // 2 + dy, 0), 5)]
-            np.testing.assert_allclose(maps.places[y, x_], place, atol=1e-5)
+            np.testing.assert_allclose(maps.sample_points[y, x_], place, atol=1e-5)
             clamped += place != [x_ // 2 + dx, y // 2 + dy]
     assert 0 < clamped < 12 * 14
 
@@ -198,7 +198,7 @@ ANY = [
     'name, options, expected', ANY, ids=['yolox', 'rtmdet', 'list']
 )
 def test_pictures_of_any_neck(name, options, expected):
-    """If it fails, a neck with places of its own has no pictures, or the wrong."""
+    """If it fails, a neck with sites of its own has no pictures, or the wrong."""
     model, cfg = any_detector(name, **options)
     recording = record(model, item(96, 128))
     counts = {level: len(found) for level, found in recording.upsamplings.items()}
@@ -293,7 +293,7 @@ def test_kernel_picture_shows_kernels_and_places():
     ]
     start, end = arrow._posA_posB
     np.testing.assert_allclose(start, [2.5 * 16, 3.5 * 16])
-    np.testing.assert_allclose(end, (values.places[y, x] + 0.5) * 16, rtol=1e-6)
+    np.testing.assert_allclose(end, (values.sample_points[y, x] + 0.5) * 16, rtol=1e-6)
 
     with pytest.raises(ValueError, match='5,99 is outside'):
         draw_kernels(recording, maps, [(5, 99)], 'P3')
@@ -332,7 +332,7 @@ def test_the_picture_of_dysample_shows_where_it_samples():
     kernel = panels['kernel'].images[0].get_array()
     np.testing.assert_array_equal(kernel, maps.kernels[6, 5])
     *_, arrow = panels['the image around it'].patches
-    end = (maps.places[6, 5] + 0.5) * 16
+    end = (maps.sample_points[6, 5] + 0.5) * 16
     np.testing.assert_allclose(arrow._posA_posB[1], end, rtol=1e-6)
     key = [text.get_text() for text in figure.texts]
     assert key[-1] == 'arrow: to where\nit samples the map'
@@ -371,7 +371,7 @@ def test_large_ratios_show_corners_and_quarters():
     *corners, own = arrows['the image around it']
     ends = [arrow._posA_posB[1] for arrow in (*corners, own)]
     places = [(16, 0), (31, 0), (16, 15), (31, 15), (20, 3)]
-    expected = [(maps.places[y, x] + 0.5) * 64 for x, y in places]
+    expected = [(maps.sample_points[y, x] + 0.5) * 64 for x, y in places]
     np.testing.assert_allclose(ends, expected, rtol=1e-6)
     # the quarters, row by row; 20,3 is in the first
     colors = [to_hex(arrow.get_edgecolor()) for arrow in (*corners, own)]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from mmengine.model import ModuleList
 
 from ..upsamplers import build_upsampler, check_ratio, upsampler_class
 
+if TYPE_CHECKING:
+    from torch.nn import Module as _Neck
+else:
+    _Neck = object
 
-class OwnUpsamplersMixin:
+
+class UpsamplerMixin(_Neck):
     """A neck with ``upsample_modules``, its upsamplers in a ModuleList.
 
     ``upsampler_cfg`` is what they were built from: ``upsample_cfg`` may be an
@@ -19,27 +25,27 @@ class OwnUpsamplersMixin:
     def add_upsample_modules(
         self,
         upsample_cfg: dict,
-        places: Iterable[tuple[int, int]],
+        sites: Iterable[tuple[int, int]],
         guide_channels: int | None = None,
     ) -> None:
         """Fill ``self.upsample_modules``.
 
         Args:
             upsample_cfg (dict): As :func:`dlu_mmdet.upsamplers.build_upsampler`.
-            places (Iterable[tuple[int, int]]): Channels and ratio of each.
+            sites (Iterable[tuple[int, int]]): Channels and ratio of each.
             guide_channels (int, optional): Channels of the high-resolution features
-                that every place has as a guide. Defaults to None, for no guide.
+                that every site has as a guide. Defaults to None, for no guide.
 
         Raises:
             TypeError: If ``upsample_cfg`` is no dict, or holds an argument
                 that the upsampler does not accept.
-            ValueError: If the upsampler is unknown, does not fit a place or has another
+            ValueError: If the upsampler is unknown, does not fit a site or has another
                 ratio.
         """
-        upsampler_class(upsample_cfg)  # an unknown one is no place's fault
+        upsampler_class(upsample_cfg)  # an unknown one is no site's fault
         self.upsampler_cfg = dict(upsample_cfg)
         self.upsample_modules = ModuleList()
-        for i, (channels, ratio) in enumerate(places):
+        for i, (channels, ratio) in enumerate(sites):
             try:
                 upsampler = build_upsampler(
                     upsample_cfg, channels, ratio, guide_channels

@@ -1,4 +1,4 @@
-"""Matches of a detector, and differences in AP that hold for other seeds and images."""
+"""AP of stored matches, and differences in AP with intervals over seeds and images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,7 +15,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from scipy import stats
 
-from ..datasets import coco_io as annotations
+from ..datasets import coco_io
 from .matching import MAX_DETECTIONS
 from .significance import LEVEL, Difference, holm, seed_difference
 
@@ -40,19 +40,48 @@ _MAX_THREADS = 8
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What pycocotools' ``evaluate`` found for a detector on a data set.
-
-    Detections come category after category, in the order that was asked for, and by
-    falling score in each. A areas (all, small, medium, large), T IoU thresholds (0.50
-    to 0.95), K categories, I images, D detections.
+class MetricDifference:
+    """An upsampler's difference to the baseline in one metric.
 
     Attributes:
-        start (np.ndarray): (K + 1,) int64, where each category begins.
+        difference (float): Mean over the seeds that both have, as a fraction.
+        low (float, optional): Lower end of the 95 % interval; None without one.
+        high (float, optional): Upper end; None likewise.
+        p (float, optional): Two-sided p-value; None likewise.
+        p_holm (float, optional): The p-value corrected over all upsamplers; None where
+            the difference is not tested: of other metrics than :data:`PRIMARY`, with
+            one seed, or without an interval.
+        significant (bool, optional): Whether that is below 5 %; None likewise.
+        seeds (list[float]): The difference of each seed.
+        objects (int): Objects that the metric is measured on.
+        images (int): Images that have any.
+    """
+
+    difference: float
+    low: float | None
+    high: float | None
+    p: float | None
+    p_holm: float | None
+    significant: bool | None
+    seeds: list[float]
+    objects: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Matches of a detector on a data set, as pycocotools' ``evaluate`` finds them.
+
+    Detections are sorted by category, in the order requested, and then by descending
+    score. A areas (all, small, medium, large), T IoU thresholds (0.50 to 0.95), K
+    categories, I images, D detections.
+
+    Attributes:
+        start (np.ndarray): (K + 1,) int64, index of each category's first detection.
         image (np.ndarray): (D,) int32, index of each detection's image.
         hit (np.ndarray): (A, T, D) bool, true positives.
         ignored (np.ndarray): (A, T, D) bool, detections that do not count.
-        objects (np.ndarray): (A, K, I) int32, objects to be found.
+        objects (np.ndarray): (A, K, I) int32, number of ground-truth objects.
     """
 
     start: np.ndarray
@@ -65,23 +94,23 @@ class Evaluation:
     def from_coco(
         cls, coco: COCO, detections: list[dict], category_ids: Sequence[int]
     ) -> Evaluation:
-        """Match detections with pycocotools, each image once.
+        """Match detections with pycocotools.
 
         Args:
-            coco (COCO): The annotations; every image of them counts.
+            coco (COCO): The annotations; all of their images are evaluated.
             detections (list[dict]): COCO results: ``image_id``,
                 ``category_id``, ``bbox`` (x, y, width, height), ``score``.
-            category_ids (Sequence[int]): Categories that count.
+            category_ids (Sequence[int]): Categories to evaluate.
 
         Returns:
             Evaluation: The matches of all images.
         """
         with contextlib.redirect_stdout(io.StringIO()):
-            if not isinstance(coco, annotations.COCO):
-                coco = annotations.COCO.completed(coco)
+            if not isinstance(coco, coco_io.COCO):
+                coco = coco_io.COCO.completed(coco)
             # loadRes cannot take an empty list
             results = coco.loadRes(detections) if detections else COCO()
-            evaluation = annotations.COCOeval(coco, results, 'bbox')
+            evaluation = coco_io.COCOeval(coco, results, 'bbox')
             evaluation.params.catIds = list(category_ids)
             evaluation.params.maxDets = [MAX_DETECTIONS]
             evaluation.evaluate()
@@ -127,7 +156,7 @@ class Evaluation:
         )
 
     def save(self, path: str | Path | BinaryIO) -> None:
-        """Write it to an .npz file, by path or open."""
+        """Write an .npz file, to a path or an open file."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}
         np.savez_compressed(path, **arrays)
 
@@ -136,8 +165,8 @@ class Evaluation:
         """Read what :meth:`save` wrote.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is damaged, or something else.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If it is damaged or of another kind.
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
@@ -167,7 +196,7 @@ class Evaluation:
         return self.objects.shape[2]
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Number of objects, and of images that have any, behind each metric."""
+        """Number of objects and of images with objects, by metric."""
         return {
             name: dict(
                 objects=int(self.objects[area].sum()),
@@ -177,7 +206,7 @@ class Evaluation:
         }
 
     def category(self, k: int) -> Evaluation:
-        """The evaluation of one category alone.
+        """The evaluation of one category.
 
         Args:
             k (int): Index of the category, below K.
@@ -195,10 +224,11 @@ class Evaluation:
         )
 
     def score(self) -> dict[str, float | None]:
-        """COCO's metrics of the data set itself.
+        """COCO's metrics of the data set.
 
         Returns:
-            dict: By name as in :data:`METRICS`; None where there is no object to find.
+            dict[str, float | None]: Fractions by :data:`METRICS`; None without an
+            object.
         """
         values = self.metrics(np.ones((1, self.num_images), dtype=int))[0]
         return {
@@ -209,17 +239,16 @@ class Evaluation:
     def metrics(
         self, weights: np.ndarray, names: Sequence[str] = tuple(METRICS)
     ) -> np.ndarray:
-        """COCO's metrics of data sets made of these images.
+        """COCO's metrics of B weighted copies of the data set.
 
-        Equal to running pycocotools on images left out or repeated as ``weights`` says.
-        Where images are repeated and several detections of an image have one score,
-        the result of pycocotools depends on the order of the copies; here all copies of
-        a detection come before the next one. Only a hit can raise the interpolated
-        precision, so precision and recall are needed at hits alone.
+        Equals pycocotools on data sets that repeat or leave out images. Where images
+        repeat and detections have equal scores, the result of pycocotools depends on
+        the order of the copies; here all copies of a detection come before the next
+        detection. Only true positives can raise the interpolated precision, so
+        precision and recall are computed at true positives alone.
 
         Args:
-            weights (np.ndarray): (B, I) int, how often each data set has each
-                image.
+            weights (np.ndarray): (B, I) int, multiplicity of each image.
             names (Sequence[str]): Metrics, keys of :data:`METRICS`.
 
         Returns:
@@ -289,14 +318,15 @@ def _average_precision(
 
 
 def leave_out(num_images: int, groups: int) -> np.ndarray:
-    """Data sets that lack one group of images each.
+    """Image weights that leave out one group of images at a time.
 
     Args:
-        num_images (int): I.
-        groups (int): Number of groups, at most; G is this or I. Images take turns.
+        num_images (int): Number of images I.
+        groups (int): Maximum number of groups; G = min(groups, I). Image i belongs to
+            group i mod G.
 
     Returns:
-        np.ndarray: (G, I) int64, 0 for the images that are left out, 1 for the others.
+        np.ndarray: (G, I) int64, 0 for images that are left out and 1 for the others.
     """
     groups = min(groups, num_images)
     group = np.arange(num_images) % groups
@@ -309,43 +339,38 @@ def differences_to_baseline(
     groups: int = 200,
     names: Sequence[str] = tuple(METRICS),
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, dict[str, dict]]:
+) -> dict[str, dict[str, MetricDifference]]:
     """Difference of each upsampler to the baseline, with a 95 % interval.
 
-    The interval is about other training seeds and other test images together: Welch's
-    interval of the means over seeds, see
+    The interval covers other training seeds and other test images: Welch's interval of
+    the means over seeds, see
     :func:`~dlu_mmdet.evaluation.significance.seed_difference`, with the variance over
-    images as a third term: the jackknife's covariance of the differences of two seeds,
-    where every group of images is left out of all runs in turn. What a seed and an
-    image do together is in the variance over seeds. The interval is never narrower
-    than that for other images alone, which is what it is with one seed.
+    images as a third term. That is the jackknife's covariance of the differences of two
+    seeds, where one group of images is left out of all runs at a time. The interaction
+    of seeds and images is part of the variance over seeds. The interval is never
+    narrower than the one for other images alone, which is used with one seed.
 
-    Only the p-values of :data:`PRIMARY` are corrected, over all upsamplers, and
-    called significant or not.
+    Only the p-values of :data:`PRIMARY` are corrected, over all upsamplers, and tested.
 
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 11.
 
     Args:
-        evaluations (Mapping[str, Mapping[int, Evaluation]]): For each upsampler the
-            evaluation of each seed, all on the same images. A difference is taken over
-            the seeds that both upsamplers have.
+        evaluations (Mapping[str, Mapping[int, Evaluation]]): Evaluations by upsampler
+            and seed, all on the same images. A difference is taken over the seeds that
+            both upsamplers have.
         baseline (str): Key of the upsampler that others are compared with.
-        groups (int): Number of groups of images, at most.
+        groups (int): Maximum number of groups of images.
         names (Sequence[str]): Metrics, keys of :data:`METRICS`.
-        progress (Callable): Called with the evaluations done and their number.
+        progress (Callable): Called with the number of scored evaluations and of all.
 
     Returns:
-        dict: ``[upsampler][metric]`` holds ``difference``, ``low``, ``high``, ``p``
-        (None where there is no interval), ``p_holm`` and ``significant`` (of
-        :data:`PRIMARY` alone; None where there is one seed or no interval), ``seeds``,
-        the difference of each seed, and ``objects`` and ``images``, the number of
-        objects and of images that have any. There is no interval with fewer than
-        :data:`MIN_IMAGES` of these images. Metrics without an object and upsamplers
-        without a common seed are left out.
+        dict[str, dict[str, MetricDifference]]: By upsampler and metric. There is no
+        interval with fewer than :data:`MIN_IMAGES` images that have objects. Metrics
+        without an object and upsamplers without a common seed are left out.
 
     Raises:
-        ValueError: If the baseline is not there, an upsampler has no evaluation, or
-            they are not of the same images.
+        ValueError: If the baseline is missing, an upsampler has no evaluation, or the
+            evaluations differ in images or objects.
     """
     if baseline not in evaluations:
         raise ValueError(
@@ -381,25 +406,34 @@ def differences_to_baseline(
         common = [s for s in own if s in base]
         if not common:
             continue
-        pair = [np.stack([each[s] for s in common]) for each in (own, base)]
+        both = [np.stack([each[s] for s in common]) for each in (own, base)]
         differences[name] = {
-            metric: dict(
-                _difference(*(each[..., m] for each in pair), counts[metric]['images']),
-                **counts[metric],
-            )
+            metric: _difference(both[0][..., m], both[1][..., m], **counts[metric])
             for m, metric in enumerate(names)
             if counts[metric]['objects']
         }
-    primary = [each[PRIMARY] for each in differences.values() if PRIMARY in each]
-    # one seed is no test
-    tested = [d for d in primary if d['p'] is not None and len(d['seeds']) > 1]
-    for each, p in zip(tested, holm([each['p'] for each in tested])):
-        each.update(p_holm=float(p), significant=bool(p < LEVEL))
+    _correct([each for each in differences.values() if PRIMARY in each])
     return differences
 
 
-def _difference(own: np.ndarray, base: np.ndarray, images: int) -> dict:
-    """One metric's difference from (seeds, 1 + groups) values; images with objects."""
+def _correct(columns: Sequence[dict[str, MetricDifference]]) -> None:
+    """Correct the p-values of :data:`PRIMARY` over upsamplers, in place."""
+    # one seed is no test
+    tested = [
+        (column, found.p)
+        for column in columns
+        if (found := column[PRIMARY]).p is not None and len(found.seeds) > 1
+    ]
+    for (column, _), p in zip(tested, holm([p for _, p in tested])):
+        column[PRIMARY] = replace(
+            column[PRIMARY], p_holm=float(p), significant=bool(p < LEVEL)
+        )
+
+
+def _difference(
+    own: np.ndarray, base: np.ndarray, objects: int, images: int
+) -> MetricDifference:
+    """One metric's difference, from (seeds, 1 + groups) values."""
     each = own - base
     found = Difference(float(each[:, 0].mean()))
     if images >= MIN_IMAGES:
@@ -411,7 +445,7 @@ def _difference(own: np.ndarray, base: np.ndarray, images: int) -> dict:
     low, high, p = (
         None if np.isnan(v) else v for v in (found.low, found.high, found.p)
     )
-    return dict(
+    return MetricDifference(
         difference=found.value,
         low=low,
         high=high,
@@ -419,6 +453,8 @@ def _difference(own: np.ndarray, base: np.ndarray, images: int) -> dict:
         p_holm=None,
         significant=None,
         seeds=each[:, 0].tolist(),
+        objects=objects,
+        images=images,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from ..upsamplers import trial_of, upsample_to
 from ..utils.torch_compat import is_compiling
 
 
-class Place(NamedTuple):
+class Site(NamedTuple):
     """One call of ``torch.nn.functional.interpolate`` that enlarges a map.
 
     Attributes:
@@ -31,16 +32,16 @@ class NeckTrace(NamedTuple):
     """What a neck did with maps of zeros.
 
     Attributes:
-        calls (list[Place | None]): Every call of ``interpolate``, in order;
+        calls (list[Site | None]): Every call of ``interpolate``, in order;
             None where no upsampler can take over.
         outputs (list): What the neck returned, for each size tried.
     """
 
-    calls: list[Place | None]
+    calls: list[Site | None]
     outputs: list
 
     @property
-    def places(self) -> list[Place]:
+    def sites(self) -> list[Site]:
         """The calls that upsamplers can take over, in order."""
         return [call for call in self.calls if call is not None]
 
@@ -79,7 +80,7 @@ class _Replacement(_Calls):
     def __init__(
         self,
         upsamplers: Sequence[nn.Module],
-        calls: Sequence[Place | None],
+        calls: Sequence[Site | None],
         count: int,
     ) -> None:
         super().__init__()
@@ -90,14 +91,14 @@ class _Replacement(_Calls):
         self.followed = []
 
     def call(self, input: Tensor, size=None, scale_factor=None, *args, **kwargs):
-        place = self.calls[self.count - 1] if self.count <= len(self.calls) else None
+        site = self.calls[self.count - 1] if self.count <= len(self.calls) else None
         before = sum(call is not None for call in self.calls[: self.count - 1])
-        upsampler = None if place is None else self.upsamplers[before]
+        upsampler = None if site is None else self.upsamplers[before]
         if self.with_gradients and not is_compiling():
             self._follow(upsampler)
-        if upsampler is None:
+        if site is None or upsampler is None:
             return F.interpolate(input, size, scale_factor, *args, **kwargs)
-        s = place.scale_factor
+        s = site.scale_factor
         if size is None:
             size = (s * input.shape[2], s * input.shape[3])
         elif isinstance(size, int):
@@ -131,10 +132,10 @@ def run_replaced(
     args: tuple,
     kwargs: dict,
     upsamplers: Sequence[nn.Module],
-    calls: Sequence[Place | None],
+    calls: Sequence[Site | None],
     count: int = 0,
 ) -> tuple[object, int]:
-    """Call a function in which upsamplers enlarge maps in the place of ``interpolate``.
+    """Call a function in which upsamplers enlarge maps instead of ``interpolate``.
 
     What it recomputes in the backward (``torch.utils.checkpoint``) meets the same ones.
 
@@ -142,8 +143,8 @@ def run_replaced(
         function (Callable): A neck's forward, or a part of it.
         args (tuple): Its arguments.
         kwargs (dict): Its keyword arguments.
-        upsamplers (Sequence[nn.Module]): In the order of the places.
-        calls (Sequence[Place | None]): As in :class:`NeckTrace`.
+        upsamplers (Sequence[nn.Module]): In the order of the sites.
+        calls (Sequence[Site | None]): As in :class:`NeckTrace`.
         count (int): How many of these calls come before. Defaults to 0.
 
     Returns:
@@ -166,7 +167,7 @@ def _recomputed(replacement: _Replacement) -> Iterator[tuple[object, str]]:
     ``torch.utils.checkpoint`` has no hook for this, hence the look at the functions
     that are running. Other packages keep it as its reentrant form does.
     """
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         # the other frames' variables would live on in what f_locals gives
         names = {'replacement', 'ctx', 'gen'}.intersection(frame.f_code.co_varnames)
@@ -194,7 +195,7 @@ def trace_neck(neck: nn.Module, inputs: Sequence[tuple]) -> NeckTrace:
     Args:
         neck (nn.Module): Any neck.
         inputs (Sequence[tuple]): What its forward takes, once for each of
-            several sizes. A ratio that differs between them is no place.
+            several sizes. A ratio that differs between them is no site.
 
     Returns:
         NeckTrace: Calls and outputs.
@@ -211,14 +212,14 @@ def trace_neck(neck: nn.Module, inputs: Sequence[tuple]) -> NeckTrace:
     if len(set(counts)) > 1:
         raise ValueError(
             f'{type(neck).__name__} interpolates {" or ".join(map(str, counts))} '
-            'times, depending on the size of its maps; an upsampler needs a place '
+            'times, depending on the size of its maps; an upsampler needs a site '
             'that every input has'
         )
-    return NeckTrace([_place(*same_call) for same_call in zip(*shapes)], outputs)
+    return NeckTrace([_site(*same_call) for same_call in zip(*shapes)], outputs)
 
 
-def _place(*shapes: tuple[torch.Size, torch.Size]) -> Place | None:
-    """The place of a call, given its shapes at several sizes."""
+def _site(*shapes: tuple[torch.Size, torch.Size]) -> Site | None:
+    """The site of a call, given its shapes at several sizes."""
     ratios = set()
     for source, target in shapes:
         if len(source) != 4:
@@ -228,4 +229,4 @@ def _place(*shapes: tuple[torch.Size, torch.Size]) -> Place | None:
     ratio = ratios.pop()
     if ratios or ratio is None or ratio < 2:
         return None
-    return Place(shapes[0][0][1], ratio)
+    return Site(shapes[0][0][1], ratio)

@@ -108,15 +108,15 @@ def choose_images(
         list[dict]: ``img_path``, ``name`` and, from the data set, ``instances``.
     """
     if dataset is None:
-        images = [os.fspath(path) for path in images or ()]
-        for path in images:
+        paths = [os.fspath(path) for path in images or ()]
+        for path in paths:
             if '://' not in path and not Path(path).is_file():
                 raise FileNotFoundError(
                     f'--images: {path} does not exist; check the path, or take '
                     'images of the data set with --image-ids'
                 )
-        names = image_names(images, suffix=False)
-        return [dict(img_path=path, name=name) for path, name in zip(images, names)]
+        names = image_names(paths, suffix=False)
+        return [dict(img_path=path, name=name) for path, name in zip(paths, names)]
     if number < 1:
         raise ValueError(f'--num-images must be at least 1, got {number}')
     infos = pick_images(dataset, number, image_ids)

@@ -159,7 +159,7 @@ def draw_upsampling(
     figure.legend(
         handles=[
             Rectangle((0, 0), 1, 1, fill=False, lw=3, ec=color, ls=line_style)
-            for color, line_style in map(STYLES.get, kinds)
+            for color, line_style in (STYLES[kind] for kind in kinds)
         ],
         labels=kinds,
         loc='lower center',

@@ -18,6 +18,7 @@ html_title = f'dlu_mmdet {version}'
 html_static_path = ['_static']
 html_css_files = ['custom.css']
 html_copy_source = False
+html_show_copyright = False
 html_math_renderer = 'mathml'
 
 myst_enable_extensions = ['dollarmath']

@@ -11,7 +11,7 @@ from jinja2 import Environment
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..evaluation.complexity import COLORS
+from ..utils.plotting import COLORS, DPI, GRAY, interval_key, legend_below, style
 from ..utils.tables import printable
 from .runs import write
 from .summary import accuracy_table, cost_table, difference_table, notes
@@ -63,7 +63,7 @@ def new_figure(
     Returns:
         tuple[Figure, np.ndarray]: The figure and its (columns,) axes.
     """
-    figure = Figure((width * columns, height), dpi=110, layout='constrained')
+    figure = Figure((width * columns, height), dpi=DPI, layout='constrained')
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, columns, squeeze=False, sharey=sharey)[0]
 
@@ -74,49 +74,39 @@ def _colors(summary: dict) -> dict[str, str]:
     return {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
 
 
-def _markers(summary: dict) -> dict[str, str]:
-    """A marker for each upsampler: another where the colors begin anew."""
-    names = sorted(row['name'] for row in summary['rows'])
-    return {name: 'osD^v'[i // len(COLORS) % 5] for i, name in enumerate(names)}
-
-
-def plot_accuracy(summary: dict) -> Figure:
-    """AP against the upsamplers' parameters and against the neck's latency.
+@style()
+def plot_accuracy(summary: dict, title: str = '') -> Figure:
+    """AP, the upsamplers' parameters and the neck's latency, a row for each upsampler.
 
     Args:
         summary (dict): What :func:`~dlu_mmdet.comparison.summary.summarize`
             returned.
+        title (str): Written above, such as the data set.
 
     Returns:
         Figure: Bars are one standard deviation over seeds.
     """
-    figure, axes = new_figure(2)
-    colors, markers = _colors(summary), _markers(summary)
-    for axis, key, label in (
-        (axes[0], 'upsampler_parameters', 'parameters of the upsamplers'),
-        (axes[1], 'neck_ms', 'latency of the neck, ms'),
+    rows = summary['rows'][::-1]
+    figure, axes = new_figure(3, 1.4 + 0.3 * len(rows), width=3.4, sharey=True)
+    spread = [row['AP_std'] or 0 for row in rows]
+    for axis, key, error, label in (
+        (axes[0], 'AP', spread, 'AP, mean ± standard deviation over seeds'),
+        (axes[1], 'upsampler_parameters', None, 'parameters of the upsamplers'),
+        (axes[2], 'neck_ms', None, 'latency of the neck, ms'),
     ):
-        for row in summary['rows']:
-            axis.errorbar(
-                row[key],
-                row['AP'],
-                yerr=row['AP_std'],
-                fmt=markers[row['name']],
-                capsize=3,
-                color=colors[row['name']],
-                label=row['name'],
-            )
+        values = [row[key] for row in rows]
+        axis.errorbar(values, range(len(rows)), xerr=error, fmt='o', capsize=3)
         axis.set_xlabel(label)
-        axis.set_ylabel('AP')
-        axis.grid(alpha=0.3)
-        axis.margins(0.12)
     # some upsamplers have no parameters
-    axes[0].set_xscale('symlog', linthresh=1e4)
-    axes[0].set_xlim(left=-2e3)
-    axes[1].legend(fontsize=8)
+    axes[1].set_xscale('symlog', linthresh=1e4)
+    axes[1].set_xlim(left=-2e3)
+    axes[2].set_xlim(left=0)
+    axes[0].set_yticks(range(len(rows)), [row['name'] for row in rows])
+    figure.suptitle(title)
     return figure
 
 
+@style()
 def plot_differences(summary: dict) -> Figure:
     """Differences to the baseline with their 95 % intervals.
 
@@ -127,8 +117,9 @@ def plot_differences(summary: dict) -> Figure:
         Figure: A panel for each of AP, AP50 and AP75. Filled: significant at 5 % after
             correction. Small dots: the seeds.
     """
-    figure, axes = new_figure(3, 1.6 + 0.4 * len(summary['differences']))
-    colors = _colors(summary)
+    height = 1.9 + 0.4 * len(summary['differences'])
+    figure, axes = new_figure(3, height, width=4.2)
+    color = COLORS[0]
     names = [
         row['name']
         for row in reversed(summary['rows'])
@@ -141,13 +132,13 @@ def plot_differences(summary: dict) -> Figure:
                 continue
             if found['low'] is not None:
                 ends = [found['low'], found['high']]
-                axis.plot(ends, [place] * 2, color=colors[name])
-            face = colors[name] if found['significant'] else 'white'
+                axis.plot(ends, [place] * 2, color=color)
+            face = color if found['significant'] else 'white'
             axis.plot(
                 found['difference'],
                 place,
                 'o',
-                color=colors[name],
+                color=color,
                 markerfacecolor=face,
             )
             axis.plot(
@@ -155,7 +146,7 @@ def plot_differences(summary: dict) -> Figure:
                 [place - 0.22] * len(found['seeds']),
                 '.',
                 markersize=4,
-                color='#777777',
+                color=GRAY,
             )
         axis.axvline(0, color='black', linewidth=0.8)
         axis.set_yticks(
@@ -163,10 +154,12 @@ def plot_differences(summary: dict) -> Figure:
         )
         axis.set_xlabel(f'{metric} minus that of {summary["baseline"]}')
         axis.set_ylim(-0.6, len(names) - 0.4)
-        axis.grid(axis='x', alpha=0.3)
+        axis.grid(False, axis='y')
+    legend_below(figure, interval_key())
     return figure
 
 
+@style()
 def plot_learning(summary: dict) -> Figure:
     """Loss against iterations and, where runs were validated on the way, AP.
 
@@ -202,8 +195,7 @@ def plot_learning(summary: dict) -> Figure:
                 )
         axis.set_xlabel('iteration' if key == 'loss' else 'epoch')
         axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    legend_below(figure, axes[0].get_legend_handles_labels()[0])
     return figure
 
 

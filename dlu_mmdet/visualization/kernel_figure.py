@@ -11,14 +11,14 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.patheffects import withStroke
 
+from ..utils.plotting import COLORS as PALETTE
 from .features import Recording
 from .figures import map_colors, new_figure
 from .kernel_maps import KernelMaps, check_positions, neighbors, visible_size
 
 #: One for each quarter of a source pixel, row by row, which at a ratio of 2 is one
-#: for each of its output pixels: Okabe and Ito's, which stay apart for color-blind
-#: readers.
-SUB_PIXEL_COLORS = ('#e69f00', '#56b4e9', '#009e73', '#cc79a7')
+#: for each of its output pixels: those of the palette that are bright on dark images.
+SUB_PIXEL_COLORS = tuple(PALETTE[i] for i in (4, 5, 2, 3))
 
 _KERNEL_MAP, _DIFFERENCE_MAP = 'viridis', 'magma'
 #: What a picture must keep, for :func:`dlu_mmdet.visualization.figures.save_figure`.
@@ -30,7 +30,7 @@ COLORS = [
 _TITLE = dict(fontsize=11, fontweight='bold', pad=5)
 _SUBTITLE = dict(fontsize=9, pad=4)
 # source pixels with arrows along the longer side of the image
-_ARROWS = 8
+_ARROWS = 5
 # all in inches
 _PANEL, _GAP, _ROW_GAP = 2.1, 0.1, 0.3
 _MAP_GAP = 0.22
@@ -346,6 +346,9 @@ def _draw_mosaic(
                 fontsize=7.5,
             )
     axes.imshow(canvas, **colors)
+    # the outer ones of 4 x 4 are not in use
+    middle = pitch - 0.5, 3 * pitch - 0.5
+    axes.set(xlim=middle, ylim=(middle[1] + gap / 2, middle[0] - gap / 2))
 
 
 def _layout(

@@ -125,7 +125,7 @@ def draw_kernels(
                 f'difference {differences[name][y, x]:.2f}',
                 fontsize=7.5,
             )
-            if panels[0] is not None:
+            if name == next(iter(maps)):
                 panels[0].set_ylabel(f'{row + 1}: position {x},{y}', fontsize=8)
             if row == 0:
                 _name_panels(panels, first_of)
@@ -319,7 +319,7 @@ def _draw_zoom(
 def _draw_mosaic(
     axes: Axes, maps: KernelMaps, x: int, y: int, colors: Mapping[str, object]
 ) -> None:
-    """The source kernels around a sampled place; those in use with their weight."""
+    """The source kernels in use around a sampled place, with their weights."""
     k = maps.kernel_size
     gap = max(1, round(k / 3))  # has room for the weight
     pitch = k + gap
@@ -329,26 +329,24 @@ def _draw_mosaic(
         return
     left, top = maps.places[y, x].astype(int) - 1
     canvas = np.full((4 * pitch, 4 * pitch), np.nan)
-    corners = maps.corners(x, y)
-    for (column, row), kernel in around.items():
+    color = _color(x, y, maps.scale_factor)
+    for (column, row), weight in maps.corners(x, y).items():
         a, b = (row - top) * pitch + gap, (column - left) * pitch + gap // 2
-        canvas[a : a + k, b : b + k] = kernel
-        if (column, row) in corners:
-            color = _color(x, y, maps.scale_factor)
-            frame = Rectangle((b - 0.5, a - 0.5), k, k, fill=False, ec=color, lw=1.8)
-            axes.add_patch(frame)
-            axes.text(
-                b + (k - 1) / 2,
-                a - 0.5 - gap / 2,
-                f'{corners[column, row]:.0%}',
-                ha='center',
-                va='center',
-                fontsize=7.5,
-            )
+        canvas[a : a + k, b : b + k] = around[column, row]
+        frame = Rectangle((b - 0.5, a - 0.5), k, k, fill=False, ec=color, lw=1.8)
+        axes.add_patch(frame)
+        axes.text(
+            b + (k - 1) / 2,
+            a - 0.5 - gap / 2,
+            f'{weight:.0%}',
+            ha='center',
+            va='center',
+            fontsize=7.5,
+        )
     axes.imshow(canvas, **colors)
-    # the outer ones of 4 x 4 are not in use
+    # the outer ones of 4 x 4 have no weight
     middle = pitch - 0.5, 3 * pitch - 0.5
-    axes.set(xlim=middle, ylim=(middle[1] + gap / 2, middle[0] - gap / 2))
+    axes.set(xlim=middle, ylim=middle[::-1])
 
 
 def _layout(

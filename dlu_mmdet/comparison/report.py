@@ -155,6 +155,7 @@ def plot_differences(summary: dict) -> Figure:
         axis.set_xlabel(f'{metric} minus that of {summary["baseline"]}')
         axis.set_ylim(-0.6, len(names) - 0.4)
         axis.grid(False, axis='y')
+        axis.locator_params(axis='x', nbins=5)  # labels that do not touch
     legend_below(figure, interval_key())
     return figure
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import matplotlib
 from cycler import cycler
@@ -43,9 +43,11 @@ _STYLE = {
 }
 
 
-def style() -> AbstractContextManager:
+@contextmanager
+def style() -> Iterator[None]:
     """The style, as a context or a decorator of a function that draws."""
-    return matplotlib.rc_context(_STYLE)
+    with matplotlib.rc_context(_STYLE):
+        yield
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 4) -> None:
@@ -61,10 +63,9 @@ def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 4) ->
 
 def interval_key(color: str = COLORS[0]) -> list[Line2D]:
     """The marks of differences with intervals, for :func:`legend_below`."""
-    point = dict(color=color, marker='o', linestyle='-')
     return [
-        Line2D([], [], label='significant at 5 %', **point),
-        Line2D([], [], label='not significant', markerfacecolor='white', **point),
+        Line2D([], [], label='significant at 5 %', color=color, marker='o'),
+        Line2D([], [], label='not significant', color=color, marker='o', mfc='white'),
         Line2D([], [], label='95 % interval', color=color),
         Line2D([], [], label='one seed', color=GRAY, marker='.', ms=4, ls='none'),
     ]

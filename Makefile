@@ -1,6 +1,7 @@
 # make demo    set up, then train, score, compare and draw four detectors;
 #              DATA=deeppcb, nuclei or bccd takes real images, which it fetches
 # make test    set up, then lint and run the tests; make test-slow those of minutes
+# make docs    set up, then build the documentation into build/docs
 # STACK=openmmlab takes the upstream stack, TORCH=2.1.2 another torch, PYTHON=python3.9
 # another Python; each in an environment of its own
 STACK ?= onedl
@@ -28,7 +29,7 @@ demo_run = $(DEMO_DIR)/$(STEM)-$(subst =,-,$(subst :,-,$(1)))/seed0
 # two trainings of one thread take less time than two threads of one after the other
 JOBS ?= $(if $(shell command -v nvidia-smi),1,2)
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs clean
 demo: $(READY)
 	@echo '== 1/3 data: data/$(DATA)'
 	@$(VENV)/bin/python -m dlu_mmdet.datasets.$(MAKE_DATA)
@@ -57,6 +58,12 @@ lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# every warning is an error: a broken link, an unknown anchor, a page that no list has
+docs: $(READY)
+	@$(PIP) install -q -c $(VENV)/constraints.txt -r requirements/docs.txt
+	$(VENV)/bin/python -m sphinx -q -W --keep-going -n -b html docs build/docs
+	@echo 'documentation: build/docs/index.html'
 
 clean:
 	rm -rf .venv .venv-* build *.egg-info

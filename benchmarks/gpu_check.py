@@ -51,7 +51,7 @@ ROOT = FILE.parents[1]
 OPERATOR_TESTS = ROOT / 'tests' / 'ops'
 # the package itself imports mmdet
 find_toolkit = runpy.run_path(str(ROOT / 'dlu_mmdet/cuda_toolkit.py'))['find_toolkit']
-# the size that docs/benchmarks.md counts
+# the size that docs/cuda.md counts
 COUNTED = 'N 8, C 256, 100 x 168, K 5, G 1, s 2'
 MULTIPLY_ADDS = 8 * 256 * 100 * 168 * 4 * 25 / 32  # of whole warps
 # ncu's name, ours, unit of the column, and what a value is multiplied by

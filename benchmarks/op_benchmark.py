@@ -595,39 +595,38 @@ def plot(rows: Sequence[Row], path: str, title: str) -> None:
         path (str): PNG file to write.
         title (str): Over the drawing.
     """
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
+    from dlu_mmdet.utils import plotting
 
     batch = min(row.batch for row in rows)
     rows = [row for row in rows if row.batch == batch]
     directions = list(dict.fromkeys(row.direction for row in rows))
     sizes = list(dict.fromkeys(row.size for row in rows))
     names = list(dict.fromkeys(row.name for row in rows))
-    figure, axes = plt.subplots(
-        1, len(directions), figsize=(12, 4.5), sharey=True, squeeze=False
-    )
-    for axis, direction in zip(axes[0], directions):
-        for index, name in enumerate(names):
-            found = {
-                row.size: row.milliseconds
-                for row in rows
-                if (row.name, row.direction) == (name, direction)
-            }
-            width = 0.8 / len(names)
-            places = [
-                sizes.index(size) + (index - len(names) / 2) * width for size in found
-            ]
-            axis.bar(places, list(found.values()), width, label=name, align='edge')
-        axis.set_xticks(range(len(sizes)), [f'{h} x {w}' for h, w in sizes])
-        axis.set_xlabel('source map, height x width')
-        axis.set_title(f'{direction}, batch {batch}')
-        axis.set_yscale('log')
-        axis.grid(axis='y', alpha=0.3)
-    axes[0][0].set_ylabel('milliseconds, median')
-    axes[0][0].legend(fontsize=8, loc='upper left')
-    figure.suptitle(title)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with plotting.style():
+        figure = Figure((10, 4.6), dpi=plotting.DPI, layout='constrained')
+        axes = figure.subplots(1, len(directions), sharey=True, squeeze=False)
+        for axis, direction in zip(axes[0], directions):
+            for index, name in enumerate(names):
+                found = {
+                    row.size: row.milliseconds
+                    for row in rows
+                    if (row.name, row.direction) == (name, direction)
+                }
+                width = 0.8 / len(names)
+                places = [
+                    sizes.index(size) + (index - len(names) / 2) * width
+                    for size in found
+                ]
+                axis.bar(places, list(found.values()), width, label=name, align='edge')
+            axis.set_xticks(range(len(sizes)), [f'{h} x {w}' for h, w in sizes])
+            axis.set_xlabel('source map, height x width')
+            axis.set_title(direction)
+            axis.set_yscale('log')
+            axis.grid(False, axis='x')
+        axes[0][0].set_ylabel('milliseconds, median')
+        bars = axes[0][0].get_legend_handles_labels()[0]
+        plotting.legend_below(figure, bars, columns=6)
+        figure.suptitle(f'Time of one upsampling, batch {batch}: {title}')
+        figure.savefig(path)

@@ -138,7 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         write(args.out / 'summary.md', text + '\n')
         picture(plot(across), args.out / 'summary.png')
         if measured:
-            picture(plot_accuracy(measured), args.out / 'costs.png')
+            title = f'{names[0]}: accuracy and cost'
+            picture(plot_accuracy(measured, title), args.out / 'costs.png')
         print(f'\nwritten: summary.md and pictures in {args.out}', file=sys.stderr)
     return 0
 

@@ -15,6 +15,7 @@ from scipy import stats
 
 from ..evaluation.average_precision import MIN_IMAGES
 from ..evaluation.significance import LEVEL, Difference, holm, seed_difference
+from ..utils.plotting import COLORS, GRAY, interval_key, legend_below, style
 from ..utils.tables import to_markdown
 from .inputs import data_hashes, differing
 from .report import new_figure
@@ -377,6 +378,7 @@ def _short(difference: Difference | None) -> str:
     return f'{difference.value:+.3f}{"†" if difference.p < LEVEL else ""}'
 
 
+@style()
 def plot(across: CrossDatasetResults) -> Figure:
     """Plot differences with their intervals: a column a data set, a row an upsampler.
 
@@ -390,7 +392,7 @@ def plot(across: CrossDatasetResults) -> Figure:
     columns: Sequence[str] = [*across.sets]
     several = len(columns) > 1
     figure, axes = new_figure(
-        len(columns) + several, 1.4 + 0.36 * len(names), width=3.2, sharey=True
+        len(columns) + several, 1.8 + 0.34 * len(names), width=2.5, sharey=True
     )
     for axis, name in zip(axes, columns):
         cells = _cells(across.sets[name], 'AP')
@@ -401,20 +403,21 @@ def plot(across: CrossDatasetResults) -> Figure:
                 for (own, seed), value in cells.items()
                 if own == upsampler and (across.baseline, seed) in cells
             ]
-            axis.plot(seeds, [y - 0.25] * len(seeds), '.', ms=4, color='#777777')
+            axis.plot(seeds, [y - 0.25] * len(seeds), '.', ms=4, color=GRAY)
         axis.set_title(name)
     if several:
-        _panel(axes[-1], names, across.common(), color='black')
+        _panel(axes[-1], names, across.common())
         axes[-1].set_title('all sets')
     for axis in axes:
         axis.locator_params(axis='x', nbins=5)  # labels that do not touch
     axes[0].set_yticks(range(len(names)), names[::-1])
     axes[0].set_ylim(-0.6, len(names) - 0.4)
-    figure.supxlabel(f'AP minus that of {across.baseline}', fontsize=10)
+    figure.suptitle(f'AP minus that of {across.baseline}')
+    legend_below(figure, interval_key())
     return figure
 
 
-def _panel(axis, names: Sequence[str], found: Mapping, color: str = '#0072b2') -> None:
+def _panel(axis, names: Sequence[str], found: Mapping, color: str = COLORS[0]) -> None:
     """Draw one data set's differences; significant ones have filled markers."""
     starred = significant(found)
     for y, upsampler in enumerate(reversed(names)):
@@ -424,4 +427,4 @@ def _panel(axis, names: Sequence[str], found: Mapping, color: str = '#0072b2') -
             face = color if upsampler in starred else 'white'
             axis.plot(each.value, y, 'o', color=color, markerfacecolor=face)
     axis.axvline(0, color='black', linewidth=0.8)
-    axis.grid(axis='x', alpha=0.3)
+    axis.grid(False, axis='y')

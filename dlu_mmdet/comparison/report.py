@@ -12,7 +12,7 @@ from jinja2 import Environment
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..evaluation.complexity import COLORS
+from ..utils.plotting import COLORS, DPI, GRAY, interval_key, legend_below, style
 from ..utils.tables import printable
 from .runs import write
 from .summary import (
@@ -71,7 +71,7 @@ def new_figure(
     Returns:
         tuple[Figure, np.ndarray]: The figure and its (columns,) axes.
     """
-    figure = Figure((width * columns, height), dpi=110, layout='constrained')
+    figure = Figure((width * columns, height), dpi=DPI, layout='constrained')
     FigureCanvasAgg(figure)
     return figure, figure.subplots(1, columns, squeeze=False, sharey=sharey)[0]
 
@@ -82,48 +82,48 @@ def _colors(rows: Sequence[Row]) -> dict[str, str]:
     return {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
 
 
-def _markers(rows: Sequence[Row]) -> dict[str, str]:
-    """A marker for each upsampler; it changes where the colors repeat."""
-    names = sorted(row.name for row in rows)
-    return {name: 'osD^v'[i // len(COLORS) % 5] for i, name in enumerate(names)}
-
-
-def plot_accuracy(rows: Sequence[Row]) -> Figure:
-    """Plot AP against the upsamplers' parameters and the neck's latency.
+@style()
+def plot_accuracy(rows: Sequence[Row], title: str = '') -> Figure:
+    """Plot AP, the upsamplers' parameters and the neck's latency.
 
     Args:
         rows (Sequence[Row]): One for each upsampler.
+        title (str): Title of the figure, such as the data set.
 
     Returns:
         Figure: Bars are one standard deviation over seeds.
     """
-    figure, axes = new_figure(2)
-    colors, markers = _colors(rows), _markers(rows)
-    for axis, key, label in (
-        (axes[0], 'upsampler_parameters', 'parameters of the upsamplers'),
-        (axes[1], 'neck_ms', 'latency of the neck, ms'),
+    rows = rows[::-1]
+    figure, axes = new_figure(3, 1.4 + 0.3 * len(rows), width=3.4, sharey=True)
+    spread = [row.ap.std or 0 for row in rows]
+    for axis, values, error, label in (
+        (
+            axes[0],
+            [row.ap.mean for row in rows],
+            spread,
+            'AP, mean ± standard deviation over seeds',
+        ),
+        (
+            axes[1],
+            [row.costs.upsampler_parameters for row in rows],
+            None,
+            'parameters of the upsamplers',
+        ),
+        (axes[2], [row.costs.neck_ms for row in rows], None, 'latency of the neck, ms'),
     ):
-        for row in rows:
-            axis.errorbar(
-                getattr(row.costs, key),
-                row.ap.mean,
-                yerr=row.ap.std,
-                fmt=markers[row.name],
-                capsize=3,
-                color=colors[row.name],
-                label=row.name,
-            )
+        values = np.array(values, float)  # None is not a number
+        axis.errorbar(values, range(len(rows)), xerr=error, fmt='o', capsize=3)
         axis.set_xlabel(label)
-        axis.set_ylabel('AP')
-        axis.grid(alpha=0.3)
-        axis.margins(0.12)
     # some upsamplers have no parameters
-    axes[0].set_xscale('symlog', linthresh=1e4)
-    axes[0].set_xlim(left=-2e3)
-    axes[1].legend(fontsize=8)
+    axes[1].set_xscale('symlog', linthresh=1e4)
+    axes[1].set_xlim(left=-2e3)
+    axes[2].set_xlim(left=0)
+    axes[0].set_yticks(range(len(rows)), [row.name for row in rows])
+    figure.suptitle(title)
     return figure
 
 
+@style()
 def plot_differences(summary: Summary) -> Figure:
     """Plot differences to the baseline with 95 % intervals.
 
@@ -134,8 +134,8 @@ def plot_differences(summary: Summary) -> Figure:
         Figure: A panel for each of AP, AP50 and AP75. Filled: significant at 5 % after
             correction. Small dots: the seeds.
     """
-    figure, axes = new_figure(3, 1.6 + 0.4 * len(summary.differences))
-    colors = _colors(summary.rows)
+    figure, axes = new_figure(3, 1.9 + 0.4 * len(summary.differences), width=4.2)
+    color = COLORS[0]
     names = [
         row.name for row in reversed(summary.rows) if row.name in summary.differences
     ]
@@ -145,13 +145,13 @@ def plot_differences(summary: Summary) -> Figure:
             if found is None:
                 continue
             if found.low is not None:
-                axis.plot([found.low, found.high], [y] * 2, color=colors[name])
-            face = colors[name] if found.significant else 'white'
+                axis.plot([found.low, found.high], [y] * 2, color=color)
+            face = color if found.significant else 'white'
             axis.plot(
                 found.difference,
                 y,
                 'o',
-                color=colors[name],
+                color=color,
                 markerfacecolor=face,
             )
             axis.plot(
@@ -159,7 +159,7 @@ def plot_differences(summary: Summary) -> Figure:
                 [y - 0.22] * len(found.seeds),
                 '.',
                 markersize=4,
-                color='#777777',
+                color=GRAY,
             )
         axis.axvline(0, color='black', linewidth=0.8)
         axis.set_yticks(
@@ -167,10 +167,13 @@ def plot_differences(summary: Summary) -> Figure:
         )
         axis.set_xlabel(f'{metric} minus that of {summary.baseline}')
         axis.set_ylim(-0.6, len(names) - 0.4)
-        axis.grid(axis='x', alpha=0.3)
+        axis.grid(False, axis='y')
+        axis.locator_params(axis='x', nbins=5)  # labels that do not touch
+    legend_below(figure, interval_key())
     return figure
 
 
+@style()
 def plot_learning(summary: Summary) -> Figure:
     """Plot the loss and, with several validations, the AP during training.
 
@@ -208,8 +211,7 @@ def plot_learning(summary: Summary) -> Figure:
                 )
         axis.set_xlabel('iteration' if key == 'loss' else 'epoch')
         axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=8)
+    legend_below(figure, axes[0].get_legend_handles_labels()[0])
     return figure
 
 

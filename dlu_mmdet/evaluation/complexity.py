@@ -41,6 +41,7 @@ from ..upsamplers import (
     is_guided,
     resolve_upsampler,
 )
+from ..utils.plotting import COLORS, DPI, MARKERS, style
 from ..utils.tables import to_markdown
 from ..utils.torch_compat import count_flops_of
 
@@ -602,12 +603,8 @@ def write_csv(rows: Sequence[Row], path: str | Path) -> None:
 
 # ---- plot ----------------------------------------------------------------------
 
-# the palette of Okabe and Ito, which color-blind readers can tell apart; markers
-# say the same again
-COLORS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
-MARKERS = 'osD^vPX'
 
-
+@style()
 def plot(rows: Sequence[Row], path: str | Path) -> None:
     """Draw parameters and FLOPs against the ratio, one line per upsampler.
 
@@ -627,8 +624,8 @@ def plot(rows: Sequence[Row], path: str | Path) -> None:
             lambda row: row.counted if row.total is None else row.total,
         ),
     )
-    figure = Figure(figsize=(11, 4.6), layout='constrained')
-    figure.suptitle(f'Upsamplers of {rows[0].channels} channels')
+    figure = Figure(figsize=(11, 4.6), dpi=DPI, layout='constrained')
+    figure.suptitle(f'Cost of one upsampler of {rows[0].channels} channels')
     for axis, (title, value_of) in zip(figure.subplots(1, len(panels)), panels):
         axis.set_xscale('log', base=2)
         axis.set_yscale('log')
@@ -644,19 +641,14 @@ def plot(rows: Sequence[Row], path: str | Path) -> None:
                 points.keys(),
                 points.values(),
                 color=COLORS[i % len(COLORS)],
-                # another one where the colors begin again
-                marker=MARKERS[(i + i // len(COLORS)) % len(MARKERS)],
-                linewidth=2,
-                markersize=7,
+                marker=MARKERS[i % len(MARKERS)],
             )
         _label_ends(axis, ends)
         axis.xaxis.set_major_locator(FixedLocator(scales))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(lambda value, _: f'{value:g}')
         axis.set_xlabel('upsampling ratio')
-        axis.set_title(title, fontsize='medium')
-        axis.grid(alpha=0.3)
-        axis.spines[['top', 'right']].set_visible(False)
+        axis.set_title(title)
         if absent:
             axis.text(
                 0.98,
@@ -666,7 +658,7 @@ def plot(rows: Sequence[Row], path: str | Path) -> None:
                 ha='right',
                 color='0.35',
             )
-    figure.savefig(path, dpi=120)
+    figure.savefig(path)
 
 
 def _label_ends(axis: Axes, ends: dict[str, float]) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..utils.plotting import COLORS as _PALETTE
+from ..utils.plotting import legend_below, style
 from ..visualization.figures import new_figure
 
 _PANELS = 'deletion', 'insertion'
@@ -15,7 +17,7 @@ _ENDS = (
     ('image', 'mean color', 'low is best'),
     ('blurred', 'image', 'high is best'),
 )
-_COLORS = '#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00'
+_COLORS = _PALETTE[:5]
 #: The first control's color, and the second's.
 _GRAYS = 'black', '#888888'
 _TICKS = 0, 0.001, 0.01, 0.05, 0.2, 0.5, 1
@@ -25,6 +27,7 @@ COLORS = [*_COLORS, _GRAYS[1]]
 _WIDTH, _HEIGHT, _LEGEND = 3.6, 2.7, 0.8
 
 
+@style()
 def draw_curves(
     curves: Mapping[str, Mapping[str, np.ndarray]],
     shares: np.ndarray,
@@ -56,21 +59,13 @@ def draw_curves(
     figure.set_layout_engine('constrained')
     panels = figure.subplots(len(curves), 2, squeeze=False, sharey=True)
     for row, (name, methods) in zip(panels, curves.items()):
-        row[0].set_ylabel(f'{name}\nprobability', fontsize=8)
+        row[0].set_ylabel(f'{name}\nprobability')
         for side, axes in enumerate(row):
             _draw(axes, methods, side, shares, controls)
             start, end, best = _ENDS[side]
-            axes.set_xlabel(
-                f'share of pixels replaced, from {start} to {end}', fontsize=8
-            )
-            axes.set_title(f'{_PANELS[side]} ({best})', fontsize=9)
-    figure.legend(
-        *panels[0, 0].get_legend_handles_labels(),
-        loc='outside lower center',
-        ncols=3,
-        frameon=False,
-        fontsize=8,
-    )
+            axes.set_xlabel(f'share of pixels replaced, from {start} to {end}')
+            axes.set_title(f'{_PANELS[side]} ({best})')
+    legend_below(figure, panels[0, 0].get_legend_handles_labels()[0], columns=3)
     return figure
 
 
@@ -89,7 +84,7 @@ def _draw(
         mean = found.mean(0)
         error = found.std(0, ddof=1) / len(found) ** 0.5 if len(found) > 1 else 0
         style = '--' if title in controls else '-'
-        axes.plot(shares, mean, style, color=colors[title], lw=1.4, label=title)
+        axes.plot(shares, mean, style, color=colors[title], label=title)
         axes.fill_between(
             shares, mean - error, mean + error, color=colors[title], alpha=0.15, lw=0
         )
@@ -97,4 +92,3 @@ def _draw(
     axes.set_xticks(_TICKS, [f'{100 * tick:g} %' for tick in _TICKS])
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.tick_params(labelsize=7)
-    axes.grid(alpha=0.3)

@@ -63,7 +63,7 @@ def draw_heatmaps(rows: Sequence[HeatmapRow], methods: Sequence[str]) -> Figure:
 
     The image comes first, then a column per method with the two axiom figures
     under it. Every map is shown from 0 to its own largest value: the methods'
-    weights have different units.
+    weights have different units. A row without a detection has the image alone.
 
     Args:
         rows (Sequence[HeatmapRow]): What to draw.
@@ -78,6 +78,8 @@ def draw_heatmaps(rows: Sequence[HeatmapRow], methods: Sequence[str]) -> Figure:
     """
     if not rows:
         raise ValueError('rows must hold at least one row, got none')
+    if not any(row.explanations for row in rows):
+        methods = ()
     aspects = [min(r.image.shape[0] / r.image.shape[1], _MAX_ASPECT) for r in rows]
     columns = len(methods) + 1
     figure = new_figure(
@@ -93,15 +95,18 @@ def draw_heatmaps(rows: Sequence[HeatmapRow], methods: Sequence[str]) -> Figure:
         # gray, so that every color is the map's
         gray = reduced(row.image).mean(2, keepdims=True)
         gray = np.repeat(gray, 3, axis=2).astype(np.uint8)
-        for panel in axes[1:]:
-            _show(panel, row, gray)
         axes[0].set_ylabel(row.name, fontsize=9, fontweight='bold')
         axes[0].set_xlabel(row.caption, fontsize=7)
         for panel, method in zip(axes[1:], methods):
             if method in row.explanations:
+                _show(panel, row, gray)
                 _overlay(panel, row, row.explanations[method])
+            else:
+                panel.set_axis_off()
     for panel, title in zip(panels[0], ['detection', *map(TITLES.get, methods)]):
         panel.set_title(title, fontsize=9, fontweight='bold')
+    if not methods:
+        return figure
     bar = figure.colorbar(
         ScalarMappable(Normalize(0, 1), _SEEN),
         ax=panels,

@@ -44,7 +44,7 @@ def upsample_to(
             for any.
 
     Returns:
-        Tensor: (N, C, *size), or (N, C, h, w) from a guided upsampler.
+        Tensor: (N, C, h, w): ``size``, or the size of the guide.
 
     Raises:
         ValueError: If the upsampler's output has another size than it must have.

@@ -20,11 +20,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ..utils.files import atomic_write
+from ..utils.plotting import DPI
 from .fonts import write_plainly
 from .images import file_name, folded
-
-#: Dots per inch of every figure.
-DPI = 150
 
 # the PNG standard's keywords; the last one tells our pictures from others'
 _TITLE, _CAPTION, _MAKER, _SOURCE = 'Title', 'Description', 'Software', 'Source'

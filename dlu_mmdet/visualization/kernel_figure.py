@@ -11,14 +11,14 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.patheffects import withStroke
 
+from ..utils.plotting import COLORS as PALETTE
 from .features import Recording
 from .figures import map_colors, new_figure
 from .kernel_maps import KernelMaps, check_positions, neighbors, visible_size
 
 #: One for each quarter of a source pixel, row by row, which at a ratio of 2 is one
-#: for each of its output pixels: Okabe and Ito's, which stay apart for color-blind
-#: readers.
-SUB_PIXEL_COLORS = ('#e69f00', '#56b4e9', '#009e73', '#cc79a7')
+#: for each of its output pixels: those of the palette that are bright on dark images.
+SUB_PIXEL_COLORS = tuple(PALETTE[i] for i in (4, 5, 2, 3))
 
 _KERNEL_MAP, _DIFFERENCE_MAP = 'viridis', 'magma'
 #: What a picture must keep, for :func:`dlu_mmdet.visualization.figures.save_figure`.
@@ -30,7 +30,7 @@ COLORS = [
 _TITLE = dict(fontsize=11, fontweight='bold', pad=5)
 _SUBTITLE = dict(fontsize=9, pad=4)
 # source pixels with arrows along the longer side of the image
-_ARROWS = 8
+_ARROWS = 5
 # all in inches
 _PANEL, _GAP, _ROW_GAP = 2.1, 0.1, 0.3
 _MAP_GAP = 0.22
@@ -125,7 +125,7 @@ def draw_kernels(
                 f'difference {differences[name][y, x]:.2f}',
                 fontsize=7.5,
             )
-            if panels[0] is not None:
+            if name == next(iter(maps)):
                 panels[0].set_ylabel(f'{row + 1}: position {x},{y}', fontsize=8)
             if row == 0:
                 _name_panels(panels, first_of)
@@ -317,7 +317,7 @@ def _draw_zoom(
 def _draw_mosaic(
     axes: Axes, maps: KernelMaps, x: int, y: int, colors: Mapping[str, object]
 ) -> None:
-    """The source kernels around a sampled point; those in use with their weight."""
+    """The source kernels in use around a sampled point, with their weights."""
     k = maps.kernel_size
     gap = max(1, round(k / 3))  # has room for the weight
     pitch = k + gap
@@ -327,23 +327,24 @@ def _draw_mosaic(
         return
     left, top = maps.sample_point(x, y).astype(int) - 1
     canvas = np.full((4 * pitch, 4 * pitch), np.nan)
-    corners = maps.corners(x, y)
-    for (column, row), kernel in around.items():
+    color = _color(x, y, maps.scale_factor)
+    for (column, row), weight in maps.corners(x, y).items():
         a, b = (row - top) * pitch + gap, (column - left) * pitch + gap // 2
-        canvas[a : a + k, b : b + k] = kernel
-        if (column, row) in corners:
-            color = _color(x, y, maps.scale_factor)
-            frame = Rectangle((b - 0.5, a - 0.5), k, k, fill=False, ec=color, lw=1.8)
-            axes.add_patch(frame)
-            axes.text(
-                b + (k - 1) / 2,
-                a - 0.5 - gap / 2,
-                f'{corners[column, row]:.0%}',
-                ha='center',
-                va='center',
-                fontsize=7.5,
-            )
+        canvas[a : a + k, b : b + k] = around[column, row]
+        frame = Rectangle((b - 0.5, a - 0.5), k, k, fill=False, ec=color, lw=1.8)
+        axes.add_patch(frame)
+        axes.text(
+            b + (k - 1) / 2,
+            a - 0.5 - gap / 2,
+            f'{weight:.0%}',
+            ha='center',
+            va='center',
+            fontsize=7.5,
+        )
     axes.imshow(canvas, **colors)
+    # the outer ones of 4 x 4 have no weight
+    middle = pitch - 0.5, 3 * pitch - 0.5
+    axes.set(xlim=middle, ylim=middle[::-1])
 
 
 def _layout(

@@ -285,6 +285,10 @@ def test_kernel_picture_shows_kernels_and_places():
     mosaic = panels['source kernels at the arrow'].images[0]
     assert mosaic.get_clim() == kernel.get_clim()
     assert np.nanmax(mosaic.get_array()) <= kernel.get_clim()[1]
+    # those with a weight and no others
+    assert np.ma.count(mosaic.get_array()) == 25 * len(values.corners(x, y))
+    rows = [panel.get_ylabel() for panel in figure.axes if panel.get_ylabel()]
+    assert rows == ['1: position 5,6']
     # output pixels are 8 wide here, source pixels 16
     (arrow,) = [
         patch

@@ -38,7 +38,7 @@ def help_of(name, capsys):
     """The help of a command, and of its subcommands."""
     if name not in HELP:
         parse_args = import_module(f'dlu_mmdet.cli.{name}').parse_args
-        subcommands = ['detections', 'kernels', 'features']
+        subcommands = ['detections', 'kernels', 'features', 'upsampling']
         for first in subcommands if name == 'visualize' else ['--help']:
             with pytest.raises(SystemExit):
                 parse_args([first, '--help'])

@@ -633,7 +633,7 @@ def test_the_map_of_every_upsampler_and_what_its_detector_finds(
     judged, new = (Image.open(p) for p in (out, tmp_path / 'new/upsampling-10.png'))
     assert judged.size == new.size and 'bilinear, dlu' in judged.text['Description']
     texts = [[caption for _, caption in panels] for panels in drawn]
-    assert texts[0] == ['2 objects', *['1 hit\n0 false alarms, 1 miss'] * 2]
+    assert texts[0] == ['2 objects', *['1 TP\n0 FP, 1 FN'] * 2]
     assert texts[1] == ['', '1 detection', '1 detection']
     with pytest.raises(ValueError, match='upsamples to P5, P4, P3, P2, not to P7; ch'):
         call(tool, monkeypatch, *models, '--level', 'P7', '--out', out,

@@ -33,7 +33,7 @@ def use_dataset_folder(
     train_json: str | os.PathLike | None = None,
     val_json: str | os.PathLike | None = None,
 ) -> None:
-    """Take a folder's data in the place of a config's, so that the config is complete.
+    """Replace the data of a config by those of a folder.
 
     The folder has an annotation file in COCO's format for training and one for
     validation, which is tested on too: the only .json of the folder, or in one of its

@@ -160,7 +160,7 @@ def _is_misspelt(path: tuple[str, ...], options: set[str]) -> bool:
 def _hint(
     path: tuple[str, ...], value: object, names: Sequence[str], options: set[str]
 ) -> str:
-    """What would work in the place of a setting."""
+    """What would work instead of a setting."""
     setting, name = path[-1], '.'.join(path[1:-1])
     if path[0] != 'custom_keys':
         known = ['custom_keys', *_KNOWN]

@@ -319,7 +319,7 @@ def _check_order(each: list[Source]) -> None:
     """Check that a class has the same label in every data set of a config."""
     # a model that is given names reads labels by them
     each = [s for s in each if s.classes and not s.cfg.get('return_classes')]
-    # a name in the place of a list of them is told with its file
+    # a name instead of a list of names; the error names its file
     each = [s for s in each if not isinstance(s.classes, str)]
     for source in each[1:]:
         if found := first_label_mismatch(each[0].classes, source.classes):

@@ -75,7 +75,7 @@ class LayerScore:
         """Run the rest of the network.
 
         Args:
-            features (Tensor): (N, K, H, W), in the place of the layer's output.
+            features (Tensor): (N, K, H, W), which replace the layer's output.
 
         Returns:
             Tensor: (N,), the scores.
@@ -151,7 +151,7 @@ def _check_layer(layer: str, outputs: Sequence, maps: Sequence[str]) -> None:
 
 
 def _other_layers(layer: str, maps: Sequence[str]) -> str:
-    """Which layer to name in the place of one that cannot be explained."""
+    """The layer to suggest for one that cannot be explained."""
     parts = [name for name in maps if name.startswith(f'{layer}.')]
     parts = sorted(parts, key=lambda name: name.count('.'))[:8]
     if parts:

@@ -59,7 +59,7 @@ def detection_probability(
 
     Returns:
         Callable[[Tensor], Tensor]: A function that gives the probabilities (N,) of
-        images (N, C, H, W), each in the place of ``inputs``.
+        images (N, C, H, W), each instead of ``inputs``.
 
     Raises:
         ValueError: If the detector is of another kind.

@@ -307,7 +307,7 @@ CHECKS: tuple[tuple[str, Callable[[Subject], None], str], ...] = (
     (
         'empty batch',
         check_empty_batch,
-        'reshape with explicit sizes in the place of -1, and use every parameter',
+        'reshape with explicit sizes instead of -1, and use every parameter',
     ),
     (
         'channels_last',

@@ -89,7 +89,7 @@ def to_json(value: object, indent: int | None = 2) -> str:
         indent (int, optional): Spaces of a level. Defaults to 2.
 
     Returns:
-        str: With null in the place of numbers that are not finite.
+        str: JSON, with null for numbers that are not finite.
     """
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 

@@ -606,6 +606,25 @@ def test_fake_and_meta_tensors_are_checked_alike(name):
         call(fakes[0], *(t.to('meta') for t in fakes[1:]), *sizes)
 
 
+@pytest.mark.parametrize('op', ['dlu', 'carafe'])
+def test_a_kernel_checks_its_arguments_once(op, monkeypatch):
+    """In a training step: the forward and each of the two backward kernels."""
+    if not library.cpu_loops():
+        pytest.skip('the CPU loops are not loaded')
+    checked = []
+
+    def check(features, sizes, grad=None, **others):
+        checked.append((grad is not None, *others))
+
+    monkeypatch.setattr('dlu_mmdet.ops.backend.check_arguments', check)
+    inputs, grad, sizes = make(1, 2, 3, 4, 3, 1, 2, op=op)
+    others = ('kernels', 'offsets') if op == 'dlu' else ('masks',)
+    out = getattr(ops, op)(*inputs, *sizes)
+    assert checked == [(False, *others)]
+    torch.autograd.grad(out, inputs, grad)
+    assert checked == [(False, *others), (True, *others), (True, *others)]
+
+
 @needs_ops
 @needs_later_torch
 def test_compiles_for_any_size():

@@ -42,34 +42,44 @@ const Loops& loops() {
   return chosen;
 }
 
-// A tensor: address, or 0 for none, dtype as in Type, strides and sizes.
-Map read_map(const int64_t*& v) {
+// A tensor of these sizes: address, or 0 for none, dtype as in Type and strides.
+Map read_map(const int64_t*& v, int64_t n, int64_t c, int64_t y, int64_t x) {
   Map map;
   map.data = reinterpret_cast<void*>(*v++);
   map.type = static_cast<Type>(*v++);
-  int64_t last = 0;
-  for (int64_t* stride : {&map.n, &map.c, &map.y, &map.x}) {
-    *stride = *v++;
-    last += (v[3] - 1) * *stride;
-  }
-  v += 4;
+  map.n = *v++;
+  map.c = *v++;
+  map.y = *v++;
+  map.x = *v++;
   const int64_t bytes = map.type == Type::f64 ? 8 : map.type == Type::f32 ? 4 : 2;
+  const int64_t last =
+      (n - 1) * map.n + (c - 1) * map.c + (y - 1) * map.y + (x - 1) * map.x;
   map.end = static_cast<char*>(map.data) + (last + 1) * bytes;
   return map;
 }
 
-// A call: its numbers and then its tensors, in the order of these lists.
+enum Operation { kForward, kBackwardFeatures, kBackwardKernels };
+
+// A call: its numbers and then its tensors, as compute() of ops/cpu.py packs them.
 struct Call : Problem {
   int64_t threads;
 
-  explicit Call(const int64_t* v) : Problem{} {
+  Call(int operation, const int64_t* v) : Problem{} {
     for (int64_t* number : {&N, &C, &H, &W, &K, &G, &s, &threads}) *number = *v++;
     channels_last = *v++ != 0;
     carafe = *v++ != 0;
-    for (Map* map : {&features, &kernels, &offsets, &grad, &out, &grad_kernels,
-                     &grad_offsets}) {
-      *map = read_map(v);
-    }
+    const int64_t taps = G * T(), shifts = 2 * G * Q(), height = s * H, width = s * W;
+    const auto read_kernels = [&] {
+      return carafe ? read_map(v, N, taps, height, width) : read_map(v, N, taps, H, W);
+    };
+    features = read_map(v, N, C, H, W);
+    kernels = read_kernels();
+    offsets = read_map(v, N, shifts, H, W);
+    grad = read_map(v, N, C, height, width);
+    out = operation == kForward ? read_map(v, N, C, height, width)
+                                : read_map(v, N, C, H, W);
+    grad_kernels = read_kernels();
+    grad_offsets = read_map(v, N, shifts, H, W);
   }
 };
 
@@ -170,8 +180,6 @@ void backward_kernels(const Call& p, char* scratch) {
   }
 }
 
-enum Operation { kForward, kBackwardFeatures, kBackwardKernels };
-
 // Whether int64 counts the scratch of all threads and of a pass: an estimate from above,
 // for cells of up to 16 pixels, blocks of up to 64 channels and items of up to 8 rows.
 bool is_countable(const Call& p) {
@@ -189,9 +197,9 @@ extern "C" {
 
 // Bytes of scratch that an operation needs, from the beginning of a cache line on; -1 if
 // they are too many to be counted.
-int64_t dlu_mmdet_scratch(int operation, const int64_t* values) {
+int64_t dlu_mmdet_scratch_bytes(int operation, const int64_t* values) {
   using namespace dlu_mmdet;
-  const Call p(values);
+  const Call p(operation, values);
   if (p.N == 0) return 0;
   if (!is_countable(p)) return -1;
   switch (operation) {
@@ -201,9 +209,9 @@ int64_t dlu_mmdet_scratch(int operation, const int64_t* values) {
   }
 }
 
-void dlu_mmdet_run(int operation, const int64_t* values, void* scratch) {
+void dlu_mmdet_compute(int operation, const int64_t* values, void* scratch) {
   using namespace dlu_mmdet;
-  const Call p(values);
+  const Call p(operation, values);
   if (p.N == 0) return;
   char* const bytes = static_cast<char*>(scratch);
   switch (operation) {

@@ -14,7 +14,7 @@ goes beyond takes this formula, and only then the masks (N, G*K*K, s*H, s*W) exi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from .reference import Sampler, accumulation_dtype
 
 _OPS = torch.ops.dlu_mmdet
 _forward_mode = forward_ad._set_fwd_grad_enabled
+_unpack_dual = torch._C._VariableFunctions._unpack_dual
 
 
 def register(library: torch.library.Library, name: str) -> None:
@@ -88,12 +89,26 @@ def _autograd_kernel(op: Callable, backward: Callable, jvp: Callable) -> Callabl
 
     def kernel(*args):
         if not torch._C._are_functorch_transforms_active():
-            return Derivative.apply(*args, None)
+            if _is_differentiated(args[:-3]):
+                return Derivative.apply(*args, None)
+            with torch._C._AutoDispatchBelowAutograd():
+                return op(*args)
         modes = (torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled())
         with enable_single_level_autograd_function():
             return Derivative.apply(*args, modes)
 
     return kernel
+
+
+def _is_differentiated(tensors: Sequence[Tensor]) -> bool:
+    """Whether a result may have a derivative; finding out costs less than a node."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return True
+    # a mode would see the question below
+    if torch._C._len_torch_dispatch_stack():
+        return True
+    # a compiled graph enters forward mode without Python's counter of levels
+    return any(_unpack_dual(tensor, level=0)[1] is not None for tensor in tensors)
 
 
 def _batching_rule(op: Callable) -> Callable:

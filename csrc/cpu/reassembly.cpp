@@ -1,12 +1,15 @@
 // The operators on the CPU as C functions: threads, memory and instruction set; the
 // loops are in kernels_impl.h. Nothing of PyTorch or Python is in here, so one library
-// serves every version of both: dlu_mmdet/ops/cpu.py checks the tensors, makes those of
-// the results and calls.
+// serves every version of both: dlu_mmdet/ops/backend.py checks the tensors and makes
+// those of the results, and cpu.py calls.
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
 #if defined(__linux__)
 #include <sys/mman.h>
+#endif
+#if defined(__x86_64__)
+#include <xmmintrin.h>
 #endif
 
 #include <algorithm>
@@ -83,6 +86,37 @@ struct Call : Problem {
   }
 };
 
+// How this thread rounds and what it does with denormal numbers.
+#if defined(__x86_64__)
+constexpr unsigned kFlush = 0x8040;  // FTZ and DAZ: results and operands
+unsigned float_mode() { return _mm_getcsr(); }
+void set_float_mode(unsigned mode) { _mm_setcsr(mode); }
+#elif defined(__aarch64__)
+constexpr uint64_t kFlush = 1 << 24;  // FZ: both
+uint64_t float_mode() {
+  uint64_t mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode)::"memory");
+  return mode;
+}
+void set_float_mode(uint64_t mode) { asm volatile("msr fpcr, %0" ::"r"(mode) : "memory"); }
+#else
+constexpr int kFlush = 0;
+int float_mode() { return 0; }
+void set_float_mode(int) {}
+#endif
+
+// Denormal numbers count as zero for a thread as long as this lives: arithmetic with
+// them takes a hundred times as long. Afterwards the thread has the mode it had before.
+class FlushDenormals {
+ public:
+  FlushDenormals() { set_float_mode(before_ | kFlush); }
+  ~FlushDenormals() { set_float_mode(before_); }
+  FlushDenormals(const FlushDenormals&) = delete;
+
+ private:
+  const decltype(float_mode()) before_ = float_mode();
+};
+
 // Threads do not share a cache line, at whose beginning vectors are loaded faster.
 int64_t lines(int64_t bytes) {
   constexpr int64_t line = 64;
@@ -97,6 +131,7 @@ void parallel(const Call& call, int64_t items, int64_t bytes, char* scratch,
   const int threads = static_cast<int>(std::min(call.threads, items));
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
+    const FlushDenormals flush;
 #if defined(_OPENMP)
     // fewer may come than were asked for
     const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();

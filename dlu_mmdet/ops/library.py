@@ -7,8 +7,8 @@ from an autocast softmax meet half-precision features without a cast.
 
 The operators are differentiable any number of times, in reverse and in forward mode;
 what goes beyond the first gradients holds kernels at output resolution. CPU results do
-not depend on the number of threads. On CUDA the gradient of DLU's ``kernels`` is a sum
-in no fixed order.
+not depend on the number of threads, and denormal numbers count as zero in them. On CUDA
+the gradient of DLU's ``kernels`` is a sum in no fixed order.
 
 Environment: ``DLU_MMDET_NO_EXT=1`` ignores what is built, ``DLU_MMDET_LIBRARY`` names
 a library to load instead, which registers kernels of its own with torch, and

@@ -14,6 +14,7 @@ goes beyond takes this formula, and only then the masks (N, G*K*K, s*H, s*W) exi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -26,6 +27,7 @@ from torch.autograd import forward_ad
 
 from ..utils.torch_compat import register_vmap
 from .reference import Sampler, accumulation_dtype
+from .tracing import untraced
 
 _OPS = torch.ops.dlu_mmdet
 _forward_mode = forward_ad._set_fwd_grad_enabled
@@ -40,7 +42,8 @@ def register(library: torch.library.Library, name: str) -> None:
         name (str): Its name there.
     """
     op = getattr(_OPS, name).default
-    library.impl(name, _autograd_kernel(op, *_RULES[name]), 'Autograd')
+    kernel = _autograd_kernel(op, *_RULES[name])
+    library.impl(name, untraced(kernel), 'Autograd')
     register_vmap(f'dlu_mmdet::{name}', _batching_rule(op))
 
 
@@ -104,10 +107,12 @@ def _is_differentiated(tensors: Sequence[Tensor]) -> bool:
     """Whether a result may have a derivative; finding out costs less than a node."""
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return True
+    # a compiled graph enters forward mode without Python's counter of levels
+    if forward_ad._current_level < 0 and 'torch._dynamo' not in sys.modules:
+        return False
     # a mode would see the question below
     if torch._C._len_torch_dispatch_stack():
         return True
-    # a compiled graph enters forward mode without Python's counter of levels
     return any(_unpack_dual(tensor, level=0)[1] is not None for tensor in tensors)
 
 

@@ -168,11 +168,11 @@ def check_countable(shape: Sequence[int], sizes: Sequence[int]) -> None:
     Raises:
         ValueError: If one of them cannot.
     """
-    _, _, h, w = shape
+    n, c, h, w = shape
     k, g, s = sizes
-    every = (*shape, g * k * k, g * 2 * s * s, s * h, s * w)
+    every = (n, c, g * k * k, g * 2 * s * s, s * h, s * w)
     # one that is open while torch traces is known when the operator runs
-    known = max(size if isinstance(size, int) else 0 for size in every)
+    known = max([size if isinstance(size, int) else 0 for size in every])
     if known >= 2**31:
         raise ValueError(
             f'every size must be less than 2^31, got {known}; split the tensors'

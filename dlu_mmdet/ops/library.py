@@ -32,6 +32,7 @@ from . import autograd, flops
 from .backend import Backend
 from .checks import check_arguments
 from .cpu import Operators
+from .tracing import untraced
 
 _SIZES = 'int kernel_size, int group_size, int scale_factor'
 _DLU = f'Tensor features, Tensor kernels, Tensor offsets, {_SIZES}'
@@ -75,7 +76,7 @@ _REINSTALL = 'pip install --no-build-isolation --force-reinstall --no-deps'
 def implement(backend: Backend, key: str) -> None:
     """Make a backend the kernels of a dispatch key, as 'CPU' or 'CUDA'."""
     for name in _SCHEMAS:
-        _OPERATORS.impl(name, getattr(backend, name), key)
+        _OPERATORS.impl(name, untraced(getattr(backend, name)), key)
 
 
 def _load_cpu() -> Operators | None:

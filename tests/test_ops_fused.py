@@ -636,7 +636,7 @@ def test_denormals_count_as_zero_in_the_operators_alone(op, flush):
 @needs_cpu_loops
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_every_half_keeps_its_value(layout):
-    """Its subnormal numbers too, which are not small for float32."""
+    """Its subnormal numbers too, which are widened by way of denormal floats."""
     bits = torch.arange(-(2**15), 2**15).to(torch.int16)
     halves = bits.view(torch.float16).reshape(1, 16, 64, 64)
     ones = torch.ones(1, 1, 64, 64)

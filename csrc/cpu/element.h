@@ -30,18 +30,13 @@ DLU_INLINE double widen(double v) { return v; }
 DLU_INLINE float widen(bfloat16 v) {
   return bit_cast<float>(static_cast<uint32_t>(v.bits) << 16);
 }
-// By no denormal float on the way: threads take those for zero. A subnormal half, which
-// lacks the implicit one, is read with it, and that is taken off again.
 DLU_INLINE float widen(half v) {
-  constexpr uint32_t one = 1u << 23;  // of the exponent, whose bias is 112 more
   const uint32_t magnitude = static_cast<uint32_t>(v.bits & 0x7fffu) << 13;
-  const bool is_subnormal = magnitude < one;
-  const uint32_t lifted = magnitude + (is_subnormal ? 113 * one : 112 * one);
-  const uint32_t excess = is_subnormal ? 0x38800000u : 0u;  // 2^-14
-  const uint32_t infinite = magnitude >= 31 * one ? 112 * one : 0u;
-  const float f = bit_cast<float>(lifted) - bit_cast<float>(excess);
-  return bit_cast<float>((bit_cast<uint32_t>(f) + infinite) |
-                         (v.bits & 0x8000u) << 16);
+  // 2^112 moves the exponent bias from 15 to 127 and normalizes subnormals, which are
+  // denormal floats until then: FlushDenormals of reassembly.cpp spares them
+  float f = bit_cast<float>(magnitude) * 0x1p112f;
+  f = f >= 65536.f ? bit_cast<float>(bit_cast<uint32_t>(f) | 0x7f800000u) : f;
+  return bit_cast<float>(bit_cast<uint32_t>(f) | (v.bits & 0x8000u) << 16);
 }
 
 template <typename T>

@@ -88,11 +88,11 @@ struct Call : Problem {
 
 // How this thread rounds and what it does with denormal numbers.
 #if defined(__x86_64__)
-constexpr unsigned kFlush = 0x8040;  // FTZ and DAZ: results and operands
+constexpr unsigned kFlushResults = 0x8000, kFlush = 0x8040;  // FTZ; DAZ too
 unsigned float_mode() { return _mm_getcsr(); }
 void set_float_mode(unsigned mode) { _mm_setcsr(mode); }
 #elif defined(__aarch64__)
-constexpr uint64_t kFlush = 1 << 24;  // FZ: both
+constexpr uint64_t kFlushResults = 0, kFlush = 1 << 24;  // FZ: results and operands
 uint64_t float_mode() {
   uint64_t mode;
   asm volatile("mrs %0, fpcr" : "=r"(mode)::"memory");
@@ -100,16 +100,23 @@ uint64_t float_mode() {
 }
 void set_float_mode(uint64_t mode) { asm volatile("msr fpcr, %0" ::"r"(mode) : "memory"); }
 #else
-constexpr int kFlush = 0;
+constexpr int kFlushResults = 0, kFlush = 0;
 int float_mode() { return 0; }
 void set_float_mode(int) {}
 #endif
 
 // Denormal numbers count as zero for a thread as long as this lives: arithmetic with
 // them takes a hundred times as long. Afterwards the thread has the mode it had before.
+// Operands stay as they are in a call with half tensors, whose widening needs them.
 class FlushDenormals {
  public:
-  FlushDenormals() { set_float_mode(before_ | kFlush); }
+  explicit FlushDenormals(const Problem& p) {
+    bool has_half = false;
+    for (const Map* map : {&p.features, &p.kernels, &p.offsets}) {
+      has_half |= map->type == Type::f16;
+    }
+    set_float_mode(before_ | (has_half ? kFlushResults : kFlush));
+  }
   ~FlushDenormals() { set_float_mode(before_); }
   FlushDenormals(const FlushDenormals&) = delete;
 
@@ -131,7 +138,7 @@ void parallel(const Call& call, int64_t items, int64_t bytes, char* scratch,
   const int threads = static_cast<int>(std::min(call.threads, items));
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    const FlushDenormals flush;
+    const FlushDenormals flush(call);
 #if defined(_OPENMP)
     // fewer may come than were asked for
     const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();

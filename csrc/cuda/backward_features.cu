@@ -21,7 +21,7 @@ namespace {
 template <typename T, int B>
 __global__ void
 __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
-    backward_features_planes(const Geometry p, const Plan plan) {
+    backward_features_planes(DLU_ARGUMENT Geometry p, DLU_ARGUMENT Plan plan) {
   using A = at::opmath_type<T>;
   constexpr int M = kHold<A>;
   extern __shared__ __align__(16) unsigned char shared[];
@@ -122,7 +122,7 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
 template <typename T, int V>
 __global__ void
 __launch_bounds__(kPixelThreads, kPixelBlocks<at::opmath_type<T>>)
-    backward_features_pixels(const Geometry p, const Plan plan) {
+    backward_features_pixels(DLU_ARGUMENT Geometry p, DLU_ARGUMENT Plan plan) {
   using A = at::opmath_type<T>;
   constexpr int pass = V * kShare;
   extern __shared__ __align__(16) unsigned char shared[];

@@ -136,7 +136,7 @@ __device__ void store_offsets(const Geometry& p, const Block& b, const A* uv) {
 // A lane owns two pixels and holds the sums of its task, of each B taps x 4 sub-pixels.
 template <typename T, int B>
 __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>)
-    backward_kernels_planes(const Geometry p, const Plan plan) {
+    backward_kernels_planes(DLU_ARGUMENT Geometry p, DLU_ARGUMENT Plan plan) {
   using A = at::opmath_type<T>;
   extern __shared__ __align__(16) unsigned char shared[];
   Sums<A, B> sums(shared, plan.together, kPair);
@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>
 // Eight lanes share a pixel, a warp takes four pixels at a time and every slice-th four.
 template <typename T, int V, int B>
 __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>)
-    backward_kernels_pixels(const Geometry p, const Plan plan) {
+    backward_kernels_pixels(DLU_ARGUMENT Geometry p, DLU_ARGUMENT Plan plan) {
   using A = at::opmath_type<T>;
   constexpr int four = 32 / kShare;
   extern __shared__ __align__(16) unsigned char shared[];

@@ -102,6 +102,13 @@ struct Plan {
   int64_t bytes = 0;             // of shared memory
 };
 
+// Of a kernel: read where it lies, which saves registers and with them spills.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 700
+#define DLU_ARGUMENT const __grid_constant__
+#else
+#define DLU_ARGUMENT const
+#endif
+
 // What a block works on: a tile of the map of image n and group g, the sub-pixels from
 // q0 on, channels [c0, c1) of the tensor.
 struct Block {

@@ -459,7 +459,7 @@ def timing_table(rows: Sequence[dict]) -> str:
 def kernel_names() -> list[str]:
     """Of the kernels in csrc/cuda."""
     text = ''.join(path.read_text() for path in (ROOT / 'csrc/cuda').glob('*.cu'))
-    return re.findall(r'__global__[^;{]*?\b(\w+)\(Problem\b', text)
+    return re.findall(r'__global__[^;{]*?\b(\w+)\(DLU_ARGUMENT Geometry\b', text)
 
 
 def short_name(kernel: str) -> str:

@@ -1,12 +1,15 @@
 // The operators on the CPU as C functions: threads, memory and instruction set; the
 // loops are in kernels_impl.h. Nothing of PyTorch or Python is in here, so one library
-// serves every version of both: dlu_mmdet/ops/cpu.py checks the tensors, makes those of
-// the results and calls.
+// serves every version of both: dlu_mmdet/ops/backend.py checks the tensors and makes
+// those of the results, and cpu.py calls.
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
 #if defined(__linux__)
 #include <sys/mman.h>
+#endif
+#if defined(__x86_64__)
+#include <xmmintrin.h>
 #endif
 
 #include <algorithm>
@@ -42,35 +45,83 @@ const Loops& loops() {
   return chosen;
 }
 
-// A tensor: address, or 0 for none, dtype as in Type, strides and sizes.
-Map read_map(const int64_t*& v) {
+// A tensor of these sizes: address, or 0 for none, dtype as in Type and strides.
+Map read_map(const int64_t*& v, int64_t n, int64_t c, int64_t y, int64_t x) {
   Map map;
   map.data = reinterpret_cast<void*>(*v++);
   map.type = static_cast<Type>(*v++);
-  int64_t last = 0;
-  for (int64_t* stride : {&map.n, &map.c, &map.y, &map.x}) {
-    *stride = *v++;
-    last += (v[3] - 1) * *stride;
-  }
-  v += 4;
+  map.n = *v++;
+  map.c = *v++;
+  map.y = *v++;
+  map.x = *v++;
   const int64_t bytes = map.type == Type::f64 ? 8 : map.type == Type::f32 ? 4 : 2;
+  const int64_t last =
+      (n - 1) * map.n + (c - 1) * map.c + (y - 1) * map.y + (x - 1) * map.x;
   map.end = static_cast<char*>(map.data) + (last + 1) * bytes;
   return map;
 }
 
-// A call: its numbers and then its tensors, in the order of these lists.
+enum Operation { kForward, kBackwardFeatures, kBackwardKernels };
+
+// A call: its numbers and then its tensors, as compute() of ops/cpu.py packs them.
 struct Call : Problem {
   int64_t threads;
 
-  explicit Call(const int64_t* v) : Problem{} {
+  Call(int operation, const int64_t* v) : Problem{} {
     for (int64_t* number : {&N, &C, &H, &W, &K, &G, &s, &threads}) *number = *v++;
     channels_last = *v++ != 0;
     carafe = *v++ != 0;
-    for (Map* map : {&features, &kernels, &offsets, &grad, &out, &grad_kernels,
-                     &grad_offsets}) {
-      *map = read_map(v);
-    }
+    const int64_t taps = G * T(), shifts = 2 * G * Q(), height = s * H, width = s * W;
+    const auto read_kernels = [&] {
+      return carafe ? read_map(v, N, taps, height, width) : read_map(v, N, taps, H, W);
+    };
+    features = read_map(v, N, C, H, W);
+    kernels = read_kernels();
+    offsets = read_map(v, N, shifts, H, W);
+    grad = read_map(v, N, C, height, width);
+    out = operation == kForward ? read_map(v, N, C, height, width)
+                                : read_map(v, N, C, H, W);
+    grad_kernels = read_kernels();
+    grad_offsets = read_map(v, N, shifts, H, W);
   }
+};
+
+// How this thread rounds and what it does with denormal numbers.
+#if defined(__x86_64__)
+constexpr unsigned kFlushResults = 0x8000, kFlush = 0x8040;  // FTZ; DAZ too
+unsigned float_mode() { return _mm_getcsr(); }
+void set_float_mode(unsigned mode) { _mm_setcsr(mode); }
+#elif defined(__aarch64__)
+constexpr uint64_t kFlushResults = 0, kFlush = 1 << 24;  // FZ: results and operands
+uint64_t float_mode() {
+  uint64_t mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode)::"memory");
+  return mode;
+}
+void set_float_mode(uint64_t mode) { asm volatile("msr fpcr, %0" ::"r"(mode) : "memory"); }
+#else
+constexpr int kFlushResults = 0, kFlush = 0;
+int float_mode() { return 0; }
+void set_float_mode(int) {}
+#endif
+
+// Denormal numbers count as zero for a thread as long as this lives: arithmetic with
+// them takes a hundred times as long. Afterwards the thread has the mode it had before.
+// Operands stay as they are in a call with half tensors, whose widening needs them.
+class FlushDenormals {
+ public:
+  explicit FlushDenormals(const Problem& p) {
+    bool has_half = false;
+    for (const Map* map : {&p.features, &p.kernels, &p.offsets}) {
+      has_half |= map->type == Type::f16;
+    }
+    set_float_mode(before_ | (has_half ? kFlushResults : kFlush));
+  }
+  ~FlushDenormals() { set_float_mode(before_); }
+  FlushDenormals(const FlushDenormals&) = delete;
+
+ private:
+  const decltype(float_mode()) before_ = float_mode();
 };
 
 // Threads do not share a cache line, at whose beginning vectors are loaded faster.
@@ -87,6 +138,7 @@ void parallel(const Call& call, int64_t items, int64_t bytes, char* scratch,
   const int threads = static_cast<int>(std::min(call.threads, items));
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
+    const FlushDenormals flush(call);
 #if defined(_OPENMP)
     // fewer may come than were asked for
     const int64_t team = omp_get_num_threads(), me = omp_get_thread_num();
@@ -170,8 +222,6 @@ void backward_kernels(const Call& p, char* scratch) {
   }
 }
 
-enum Operation { kForward, kBackwardFeatures, kBackwardKernels };
-
 // Whether int64 counts the scratch of all threads and of a pass: an estimate from above,
 // for cells of up to 16 pixels, blocks of up to 64 channels and items of up to 8 rows.
 bool is_countable(const Call& p) {
@@ -189,9 +239,9 @@ extern "C" {
 
 // Bytes of scratch that an operation needs, from the beginning of a cache line on; -1 if
 // they are too many to be counted.
-int64_t dlu_mmdet_scratch(int operation, const int64_t* values) {
+int64_t dlu_mmdet_scratch_bytes(int operation, const int64_t* values) {
   using namespace dlu_mmdet;
-  const Call p(values);
+  const Call p(operation, values);
   if (p.N == 0) return 0;
   if (!is_countable(p)) return -1;
   switch (operation) {
@@ -201,9 +251,9 @@ int64_t dlu_mmdet_scratch(int operation, const int64_t* values) {
   }
 }
 
-void dlu_mmdet_run(int operation, const int64_t* values, void* scratch) {
+void dlu_mmdet_compute(int operation, const int64_t* values, void* scratch) {
   using namespace dlu_mmdet;
-  const Call p(values);
+  const Call p(operation, values);
   if (p.N == 0) return;
   char* const bytes = static_cast<char*>(scratch);
   switch (operation) {

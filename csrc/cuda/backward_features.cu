@@ -21,17 +21,17 @@ namespace {
 template <typename T, int B>
 __global__ void
 __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
-    backward_features_planes(Problem p) {
+    backward_features_planes(DLU_ARGUMENT Geometry p, DLU_ARGUMENT Plan plan) {
   using A = at::opmath_type<T>;
   constexpr int M = kHold<A>;
   extern __shared__ __align__(16) unsigned char shared[];
   auto* k = reinterpret_cast<Vec<A, kSub>*>(shared);
-  Block b = block_of(p, 1);
+  Block b = block_of(p, plan);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int r = p.K / 2, taps = padded(p.K, B);
   const int width = kStrip - (B - 1), strips = (p.W + width - 1) / width;
   const int target = b.tile % strips * width + lane - (B - 1);
-  const int top = b.tile / strips * p.rows, rows = min(p.rows, p.H - top);
+  const int top = b.tile / strips * plan.rows, rows = min(plan.rows, p.H - top);
   const int64_t wide = static_cast<int64_t>(p.W) * p.s, plane = p.Q() * p.plane();
   // the source pixel whose sum of taps b0 .. b0 + B - 1 ends at this lane's target
   const auto source = [&](int b0) { return target + r - b0; };
@@ -43,9 +43,9 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
     A sum[kRows][M] = {};
     for (b.q0 = 0; b.q0 < p.Q(); b.q0 += kSub) {
       const SubPixels sub(p, b.q0, p.W * p.s, 1);
-      for (int a0 = 0; a0 < p.K; a0 += p.held) {
-        const int a1 = min(a0 + p.held, p.K), held = a1 - a0;
-        if (c0 == b.c0 || p.held < p.K || p.chunks() > 1) {
+      for (int a0 = 0; a0 < p.K; a0 += plan.held) {
+        const int a1 = min(a0 + plan.held, p.K), held = a1 - a0;
+        if (c0 == b.c0 || plan.held < p.K || p.chunks() > 1) {
           __syncthreads();
           for (int i = warp; i < held * kRows * kSub; i += kWarps) {
             const int row = i / (kRows * kSub), target_row = i / kSub % kRows;
@@ -122,16 +122,16 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
 template <typename T, int V>
 __global__ void
 __launch_bounds__(kPixelThreads, kPixelBlocks<at::opmath_type<T>>)
-    backward_features_pixels(Problem p) {
+    backward_features_pixels(DLU_ARGUMENT Geometry p, DLU_ARGUMENT Plan plan) {
   using A = at::opmath_type<T>;
   constexpr int pass = V * kShare;
   extern __shared__ __align__(16) unsigned char shared[];
   auto* k = reinterpret_cast<Vec<A, kSub>*>(shared);
-  Block b = block_of(p, 1);
+  Block b = block_of(p, plan);
   const int lane = threadIdx.x % kShare, pixel = threadIdx.x / kShare;
   const int r = p.K / 2, strips = (p.W + kStrip - 1) / kStrip;
   const int x = b.tile % strips * kStrip + pixel;
-  const int top = b.tile / strips * p.rows, rows = min(p.rows, p.H - top);
+  const int top = b.tile / strips * plan.rows, rows = min(plan.rows, p.H - top);
 
   for (int c0 = b.c0; c0 < b.c1; c0 += pass) {
     const int c = c0 + lane * V;
@@ -139,11 +139,11 @@ __launch_bounds__(kPixelThreads, kPixelBlocks<at::opmath_type<T>>)
     A sum[kRows][V] = {};
     for (b.q0 = 0; b.q0 < p.Q(); b.q0 += kSub) {
       const SubPixels sub(p, b.q0, p.W * p.s * p.C, p.C);
-      for (int a0 = 0; a0 < p.K; a0 += p.held) {
-        const int a1 = min(a0 + p.held, p.K), held = a1 - a0;
+      for (int a0 = 0; a0 < p.K; a0 += plan.held) {
+        const int a1 = min(a0 + plan.held, p.K), held = a1 - a0;
         const int size = rows * held * p.K + 1;  // of a column
         const int first = top + r;
-        if (c0 == b.c0 || p.held < p.K || p.chunks() > 1) {
+        if (c0 == b.c0 || plan.held < p.K || p.chunks() > 1) {
           __syncthreads();
           const int columns = kStrip + p.K - 1;
           for (int i = pixel; i < columns * rows; i += kPixelThreads / kShare) {
@@ -200,40 +200,50 @@ __launch_bounds__(kPixelThreads, kPixelBlocks<at::opmath_type<T>>)
   }
 }
 
+// Tiles are `width` columns wide, a block takes `pass` channels at a time, and sampled
+// kernels of target rows and of `held` tap rows need bytes(rows, held).
+template <typename F>
+Plan plan_backward_features(const Geometry& p, int width, int pass, const F& bytes) {
+  Plan plan;
+  fit(p, kRows, bytes, plan);
+  plan.tiles = static_cast<int64_t>((p.H + plan.rows - 1) / plan.rows) *
+               ((p.W + width - 1) / width);
+  split_channels(p, pass, plan);
+  return plan;
+}
+
 at::Tensor backward_features(const at::Tensor& grad, const at::Tensor& features,
                              const at::Tensor& kernels, const at::Tensor& offsets,
                              int64_t K, int64_t G, int64_t s) {
-  Call call(features, kernels, offsets, grad, K, G, s);
-  Problem& p = call.p;
+  const Inputs inputs(features, kernels, offsets, grad, K, G, s);
   const c10::cuda::CUDAGuard guard(features.device());
   const at::Tensor out =
       at::empty(features.sizes(), features.options(), layout_of(features));
-  p.out = out.mutable_data_ptr();
+  const Geometry p = inputs.geometry(out);
   dispatch(features, [&](auto t) {
     using T = decltype(t);
     constexpr int64_t size = sizeof(Vec<at::opmath_type<T>, kSub>);
-    if (call.channels_last) {
+    if (inputs.channels_last) {
       const auto run = [&](auto V, auto* kernel) {
-        const int64_t bytes = fit(p, kRows, [&](int64_t rows, int64_t held) {
+        const auto bytes = [&](int64_t rows, int64_t held) {
           return size * (kStrip + p.K - 1) * (rows * held * p.K + 1);
-        });
-        call.tile_bands(kStrip);
-        call.split_channels(1, V * kShare);
-        launch(kernel, p, call.blocks(1), kPixelThreads, bytes);
+        };
+        const Plan plan = plan_backward_features(p, kStrip, V * kShare, bytes);
+        launch(kernel, p, plan, kPixelThreads);
       };
-      if (call.vectors()) {
+      if (inputs.vectors()) {
         run(4, backward_features_pixels<T, 4>);
       } else {
         run(1, backward_features_pixels<T, 1>);
       }
     } else {
       dispatch_taps(p.K, [&](auto B) {
-        const int64_t bytes = fit(p, kRows, [&](int64_t rows, int64_t held) {
+        constexpr int pass = kWarps * kHold<at::opmath_type<T>>;
+        const auto bytes = [&](int64_t rows, int64_t held) {
           return size * kStrip * rows * held * padded(p.K, B);
-        });
-        call.tile_bands(kStrip - (B - 1));
-        call.split_channels(1, kWarps * kHold<at::opmath_type<T>>);
-        launch(backward_features_planes<T, B>, p, call.blocks(1), kPlaneThreads, bytes);
+        };
+        const Plan plan = plan_backward_features(p, kStrip - (B - 1), pass, bytes);
+        launch(backward_features_planes<T, B>, p, plan, kPlaneThreads);
       });
     }
   });

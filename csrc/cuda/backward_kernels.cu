@@ -41,7 +41,7 @@ __device__ void add(const Map& map, int64_t i, A v) {
 // Number of a tap, a * K + b, of the pixel whose tap row 0 is row `upper` of the tasks,
 // for tap j of the tasks from `first` on; -1 if it has none.
 template <int B>
-__device__ int tap_of(const Problem& p, int groups, int first, int j, int upper) {
+__device__ int tap_of(const Geometry& p, int groups, int first, int j, int upper) {
   const int task = first + j / B, a = task / groups - upper;
   const int tap = task % groups * B + j % B;
   return a >= 0 && a < p.K && tap < p.K ? a * p.K + tap : -1;
@@ -50,7 +50,7 @@ __device__ int tap_of(const Problem& p, int groups, int first, int j, int upper)
 // From dk of a sub-pixel q of source pixel (y, x) to the gradient of its kernels, taps
 // start, start + step .. of those at hand, and of its offsets: du and dv.
 template <typename A, int B>
-__device__ void scatter(const Problem& p, const Block& b, int q, int y, int x,
+__device__ void scatter(const Geometry& p, const Block& b, int q, int y, int x,
                         const A* dk, const int* number, int count, int start, int step,
                         A& du, A& dv) {
   if (p.carafe) {
@@ -98,18 +98,19 @@ struct Sums {
   A *dk, *uv;
   int *number;
 
-  __device__ Sums(void* shared, const Problem& p, int rows) {
+  __device__ Sums(void* shared, int together, int rows) {
     dk = static_cast<A*>(shared);
-    uv = dk + rows * p.together * B * kTap;
+    uv = dk + rows * together * B * kTap;
     number = reinterpret_cast<int*>(uv + rows * 2 * kUnit);
     for (int i = threadIdx.x; i < rows * 2 * kUnit; i += blockDim.x) uv[i] = 0;
   }
-  static int64_t bytes(const Problem& p, int rows) {
-    const int taps = p.together * B;
+  static int64_t bytes(int together, int rows) {
+    const int taps = together * B;
     return rows * (sizeof(A) * (taps * kTap + 2 * kUnit) + sizeof(int) * taps);
   }
-  __device__ void number_taps(const Problem& p, int groups, int first, int rows) {
-    const int taps = p.together * B;
+  __device__ void number_taps(const Geometry& p, int together, int groups, int first,
+                              int rows) {
+    const int taps = together * B;
     for (int i = threadIdx.x; i < rows * taps; i += blockDim.x) {
       number[i] = tap_of<B>(p, groups, first, i % taps, i / taps);
     }
@@ -118,7 +119,7 @@ struct Sums {
 
 // The gradients of the offsets, when all taps are in.
 template <int ROWS, typename A>
-__device__ void store_offsets(const Problem& p, const Block& b, const A* uv) {
+__device__ void store_offsets(const Geometry& p, const Block& b, const A* uv) {
   if (p.carafe) return;
   __syncthreads();
   for (int i = threadIdx.x; i < ROWS * 2 * kUnit; i += blockDim.x) {
@@ -135,20 +136,20 @@ __device__ void store_offsets(const Problem& p, const Block& b, const A* uv) {
 // A lane owns two pixels and holds the sums of its task, of each B taps x 4 sub-pixels.
 template <typename T, int B>
 __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>)
-    backward_kernels_planes(Problem p) {
+    backward_kernels_planes(DLU_ARGUMENT Geometry p, DLU_ARGUMENT Plan plan) {
   using A = at::opmath_type<T>;
   extern __shared__ __align__(16) unsigned char shared[];
-  Sums<A, B> sums(shared, p, kPair);
-  const Block b = block_of(p, p.chunks());
+  Sums<A, B> sums(shared, plan.together, kPair);
+  const Block b = block_of(p, plan);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int place = warp % p.together, slice = warp / p.together;
+  const int place = warp % plan.together, slice = warp / plan.together;
   const int r = p.K / 2, groups = padded(p.K, B) / B, all = (p.K + 1) * groups;
   const Pixel<kPair> own(p, b, lane);
   const int64_t plane = p.plane(), wide = p.Q() * static_cast<int64_t>(p.W);
   const SubPixels sub(p, b.q0, p.W * p.s, 1);
 
-  for (int first = 0; first < all; first += p.together) {
-    const int tasks = min(p.together, all - first);
+  for (int first = 0; first < all; first += plan.together) {
+    const int tasks = min(plan.together, all - first);
     const int task = first + min(place, tasks - 1);  // a warp without one repeats another
     const int row = task / groups, tap = task % groups * B;
     const int y = own.y + row - r, x = own.x + tap - r;
@@ -167,9 +168,9 @@ __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>
                       static_cast<int64_t>(y) * p.W + x;
       const T* grad = static_cast<const T*>(p.grad) + c * p.Q() * plane +
                       own.y * wide + static_cast<int64_t>(own.x) * p.s;
-      const int64_t step = p.slices * plane, grad_step = step * p.Q();
+      const int64_t step = plan.slices * plane, grad_step = step * p.Q();
 #pragma unroll 2
-      for (int i = b.c0 + slice; i < b.c1; i += p.slices) {
+      for (int i = b.c0 + slice; i < b.c1; i += plan.slices) {
         Vec<A, kSub> g[kPair];
         A value[B];
 #pragma unroll
@@ -201,9 +202,9 @@ __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>
     }
 
     __syncthreads();  // the taps before these are scattered
-    sums.number_taps(p, groups, first, kPair);
+    sums.number_taps(p, plan.together, groups, first, kPair);
     // the slices of a task add their sums in turn, so in a fixed order
-    for (int turn = 0; turn < p.slices; ++turn) {
+    for (int turn = 0; turn < plan.slices; ++turn) {
       if (slice == turn && place < tasks) {
 #pragma unroll
         for (int u = 0; u < kPair; ++u) {
@@ -211,7 +212,8 @@ __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>
           for (int j = 0; j < B; ++j) {
 #pragma unroll
             for (int q = 0; q < kSub; ++q) {
-              A* to = sums.dk + ((u * p.together + place) * B + j) * kTap + q * kStrip + lane;
+              A* to = sums.dk + ((u * plan.together + place) * B + j) * kTap +
+                      q * kStrip + lane;
               *to = turn == 0 ? sum[u][j][q] : *to + sum[u][j][q];
             }
           }
@@ -220,7 +222,7 @@ __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>
       __syncthreads();
     }
     for (int unit = warp; unit < kPair * kSub; unit += blockDim.x / 32) {
-      const int u = unit / kSub, q = unit % kSub, taps = p.together * B;
+      const int u = unit / kSub, q = unit % kSub, taps = plan.together * B;
       if (!own.valid || own.y + u >= p.H || b.q0 + q >= p.Q()) continue;
       A du = 0, dv = 0;
       scatter<A, B>(p, b, b.q0 + q, own.y + u, own.x,
@@ -237,24 +239,24 @@ __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>
 // Eight lanes share a pixel, a warp takes four pixels at a time and every slice-th four.
 template <typename T, int V, int B>
 __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>)
-    backward_kernels_pixels(Problem p) {
+    backward_kernels_pixels(DLU_ARGUMENT Geometry p, DLU_ARGUMENT Plan plan) {
   using A = at::opmath_type<T>;
   constexpr int four = 32 / kShare;
   extern __shared__ __align__(16) unsigned char shared[];
-  Sums<A, B> sums(shared, p, 1);
-  const Block b = block_of(p, p.chunks());
+  Sums<A, B> sums(shared, plan.together, 1);
+  const Block b = block_of(p, plan);
   const int lane = threadIdx.x % kShare, warp = threadIdx.x / 32;
-  const int place = warp % p.together, slice = warp / p.together;
+  const int place = warp % plan.together, slice = warp / plan.together;
   const int r = p.K / 2, groups = padded(p.K, B) / B, all = p.K * groups;
   const SubPixels sub(p, b.q0, p.W * p.s * p.C, p.C);
 
-  for (int first = 0; first < all; first += p.together) {
-    const int tasks = min(p.together, all - first);
+  for (int first = 0; first < all; first += plan.together) {
+    const int tasks = min(plan.together, all - first);
     const int task = first + min(place, tasks - 1);
     const int tap = task % groups * B;
     __syncthreads();
-    sums.number_taps(p, groups, first, 1);
-    for (int quad = slice; quad < kStrip / four; quad += p.slices) {
+    sums.number_taps(p, plan.together, groups, first, 1);
+    for (int quad = slice; quad < kStrip / four; quad += plan.slices) {
       const int pixel = quad * four + threadIdx.x % 32 / kShare;
       const Pixel<1> own(p, b, pixel);
       const int y = own.y + task / groups - r, x = own.x + tap - r;
@@ -323,14 +325,29 @@ __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>
   store_offsets<1>(p, b, sums.uv);
 }
 
+// Strips are `rows` rows high; `together` of the tasks need bytes(together).
+template <typename F>
+Plan plan_backward_kernels(const Geometry& p, int rows, int tasks, const F& bytes) {
+  Plan plan;
+  plan.tiles = strips(p, rows);
+  plan.chunks = p.chunks();
+  plan.per_part = p.Cg();
+  plan.together = std::min(tasks, kMostTogether);
+  const int64_t limit = shared_memory_limit();
+  while (plan.together > 1 && bytes(plan.together) > limit) --plan.together;
+  plan.bytes = bytes(plan.together);
+  const int enough = (kLeastWarps + plan.together - 1) / plan.together;
+  plan.slices = std::min(enough, kMostThreads / 32 / plan.together);
+  return plan;
+}
+
 std::tuple<at::Tensor, at::Tensor> backward_kernels(
     const at::Tensor& grad, const at::Tensor& features, const at::Tensor& kernels,
     const at::Tensor& offsets, int64_t K, int64_t G, int64_t s) {
-  Call call(features, kernels, offsets, grad, K, G, s);
-  Problem& p = call.p;
+  const Inputs inputs(features, kernels, offsets, grad, K, G, s);
   const c10::cuda::CUDAGuard guard(features.device());
   at::Tensor grad_kernels, grad_offsets;
-  if (p.carafe) {
+  if (!offsets.defined()) {
     grad_kernels = at::empty(kernels.sizes(), kernels.options(), layout_of(kernels));
   } else {
     // atomic additions of floats, in no fixed order
@@ -342,27 +359,21 @@ std::tuple<at::Tensor, at::Tensor> backward_kernels(
         layout_of(kernels)).zero_();
     grad_offsets = at::empty(offsets.sizes(), offsets.options(), layout_of(offsets));
   }
-  p.grad_kernels = map_of(grad_kernels);
-  p.grad_offsets = map_of(grad_offsets);
-  const int64_t chunks = p.chunks();
+  const Geometry p = inputs.geometry({}, grad_kernels, grad_offsets);
   dispatch(features, [&](auto t) {
     using T = decltype(t);
     dispatch_taps(p.K, [&](auto B) {
-      const int rows = call.channels_last ? 1 : kPair;
+      const int rows = inputs.channels_last ? 1 : kPair;
       const int tasks = (p.K + rows - 1) * (padded(p.K, B) / B);
-      p.together = std::min(tasks, kMostTogether);
-      const auto bytes_of = [&] { return Sums<at::opmath_type<T>, B>::bytes(p, rows); };
-      const int64_t limit = shared_memory_limit();
-      while (p.together > 1 && bytes_of() > limit) --p.together;
-      const int64_t bytes = bytes_of();
-      const int enough = (kLeastWarps + p.together - 1) / p.together;
-      p.slices = std::min(enough, kMostThreads / 32 / p.together);
+      const Plan plan = plan_backward_kernels(p, rows, tasks, [&](int together) {
+        return Sums<at::opmath_type<T>, B>::bytes(together, rows);
+      });
       const auto run = [&](auto* kernel) {
-        launch(kernel, p, call.blocks(chunks), 32 * p.together * p.slices, bytes);
+        launch(kernel, p, plan, 32 * plan.together * plan.slices);
       };
-      if (!call.channels_last) {
+      if (!inputs.channels_last) {
         run(backward_kernels_planes<T, B>);
-      } else if (call.vectors()) {
+      } else if (inputs.vectors()) {
         run(backward_kernels_pixels<T, 4, B>);
       } else {
         run(backward_kernels_pixels<T, 1, B>);

@@ -18,12 +18,12 @@ namespace {
 template <typename T, int B>
 __global__ void
 __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
-    forward_planes(Problem p) {
+    forward_planes(DLU_ARGUMENT Geometry p, DLU_ARGUMENT Plan plan) {
   using A = at::opmath_type<T>;
   constexpr int M = kHold<A>;
   extern __shared__ __align__(16) unsigned char shared[];
   auto* k = reinterpret_cast<Vec<A, kSub>*>(shared);
-  const Block b = block_of(p, p.chunks());
+  const Block b = block_of(p, plan);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const Pixel<kPair> own(p, b, lane);
   const int r = p.K / 2, taps = padded(p.K, B);
@@ -31,9 +31,9 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
   for (int c0 = b.c0; c0 < b.c1; c0 += kWarps * M) {
     const int c = c0 + warp * M;
     A sum[kPair][M][kSub] = {};
-    for (int a0 = 0; a0 < p.K; a0 += p.held) {
-      const int held = min(p.held, p.K - a0);
-      if (c0 == b.c0 || p.held < p.K) {
+    for (int a0 = 0; a0 < p.K; a0 += plan.held) {
+      const int held = min(plan.held, p.K - a0);
+      if (c0 == b.c0 || plan.held < p.K) {
         __syncthreads();
         for (int i = warp; i < kPair * kSub; i += kWarps) {
           const int u = i / kSub, from = sampled_lane(i), q = lane % kSub;
@@ -121,25 +121,25 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
 template <typename T, int V>
 __global__ void
 __launch_bounds__(kPixelThreads, kPixelBlocks<at::opmath_type<T>>)
-    forward_pixels(Problem p) {
+    forward_pixels(DLU_ARGUMENT Geometry p, DLU_ARGUMENT Plan plan) {
   using A = at::opmath_type<T>;
   constexpr int pass = V * kShare;
   extern __shared__ __align__(16) unsigned char shared[];
   auto* k = reinterpret_cast<Vec<A, kSub>*>(shared);
-  const Block b = block_of(p, p.chunks());
+  const Block b = block_of(p, plan);
   const int lane = threadIdx.x % kShare, pixel = threadIdx.x / kShare;
   const Pixel<1> own(p, b, pixel);
   const int r = p.K / 2;
   const SubPixels sub(p, b.q0, p.W * p.s * p.C, p.C);
-  k += pixel * (p.held * p.K + 1);
+  k += pixel * (plan.held * p.K + 1);
 
   for (int c0 = b.c0; c0 < b.c1; c0 += pass) {
     const int c = c0 + lane * V;
     const bool active = c < b.c1 && own.valid;
     A sum[kSub][V] = {};
-    for (int a0 = 0; a0 < p.K; a0 += p.held) {
-      const int a1 = min(a0 + p.held, p.K);
-      if (c0 == b.c0 || p.held < p.K) {
+    for (int a0 = 0; a0 < p.K; a0 += plan.held) {
+      const int a1 = min(a0 + plan.held, p.K);
+      if (c0 == b.c0 || plan.held < p.K) {
         __syncthreads();
         for (int q = 0; q < kSub; ++q) {
           sample<A>(p, b, b.q0 + q, own.y, own.x, a0 * p.K + lane, a1 * p.K, kShare,
@@ -179,38 +179,48 @@ __launch_bounds__(kPixelThreads, kPixelBlocks<at::opmath_type<T>>)
   }
 }
 
+// Strips are `rows` rows high, a block takes `pass` channels at a time, and `held` tap
+// rows of sampled kernels need bytes(held).
+template <typename F>
+Plan plan_forward(const Geometry& p, int rows, int pass, const F& bytes) {
+  Plan plan;
+  plan.tiles = strips(p, rows);
+  plan.chunks = p.chunks();
+  split_channels(p, pass, plan);
+  fit(p, 1, [&](int64_t, int64_t held) { return bytes(held); }, plan);
+  return plan;
+}
+
 at::Tensor forward(const at::Tensor& features, const at::Tensor& kernels,
                    const at::Tensor& offsets, int64_t K, int64_t G, int64_t s) {
-  Call call(features, kernels, offsets, {}, K, G, s);
-  Problem& p = call.p;
+  const Inputs inputs(features, kernels, offsets, {}, K, G, s);
   const c10::cuda::CUDAGuard guard(features.device());
-  const at::Tensor out = at::empty({p.N, p.C, s * p.H, s * p.W}, features.options(),
-                                   layout_of(features));
-  p.out = out.mutable_data_ptr();
-  const int64_t chunks = p.chunks();
+  const at::Tensor out = at::empty(
+      {features.size(0), features.size(1), s * features.size(2), s * features.size(3)},
+      features.options(), layout_of(features));
+  const Geometry p = inputs.geometry(out);
   dispatch(features, [&](auto t) {
     using T = decltype(t);
     constexpr int64_t size = sizeof(Vec<at::opmath_type<T>, kSub>);
-    if (call.channels_last) {
+    if (inputs.channels_last) {
       const auto run = [&](auto V, auto* kernel) {
-        call.split_channels(chunks, V * kShare);
-        const int64_t bytes = fit(p, 1, [&](int64_t, int64_t held) {
+        const Plan plan = plan_forward(p, 1, V * kShare, [&](int64_t held) {
           return size * kStrip * (held * p.K + 1);
         });
-        launch(kernel, p, call.blocks(chunks), kPixelThreads, bytes);
+        launch(kernel, p, plan, kPixelThreads);
       };
-      if (call.vectors()) {
+      if (inputs.vectors()) {
         run(4, forward_pixels<T, 4>);
       } else {
         run(1, forward_pixels<T, 1>);
       }
     } else {
       dispatch_taps(p.K, [&](auto B) {
-        call.split_channels(chunks, kWarps * kHold<at::opmath_type<T>>);
-        const int64_t bytes = fit(p, 1, [&](int64_t, int64_t held) {
+        constexpr int pass = kWarps * kHold<at::opmath_type<T>>;
+        const Plan plan = plan_forward(p, kPair, pass, [&](int64_t held) {
           return size * kStrip * kPair * held * padded(p.K, B);
         });
-        launch(forward_planes<T, B>, p, call.blocks(chunks), kPlaneThreads, bytes);
+        launch(forward_planes<T, B>, p, plan, kPlaneThreads);
       });
     }
   });

@@ -28,73 +28,95 @@ inline Map map_of(const at::Tensor& tensor) {
           tensor.stride(3)};
 }
 
-// A checked call: features and gradient in one of the two layouts, the rest as it is.
-struct Call {
-  at::Tensor features, grad;
-  bool channels_last;
-  Problem p{};
+// Checked inputs: features and gradient in one of the two layouts, the rest as it is.
+class Inputs {
+ public:
+  const bool channels_last;
 
-  Call(const at::Tensor& features_, const at::Tensor& kernels, const at::Tensor& offsets,
-       const at::Tensor& grad_, int64_t K, int64_t G, int64_t s) {
-    check_arguments(features_, kernels, offsets, grad_, !offsets.defined(), K, G, s);
-    const at::MemoryFormat layout = layout_of(features_);
-    channels_last = layout == at::MemoryFormat::ChannelsLast;
-    features = features_.contiguous(layout);
-    if (grad_.defined()) grad = grad_.contiguous(layout);
-    p.N = features.size(0);
-    p.C = static_cast<int>(features.size(1));
-    p.H = static_cast<int>(features.size(2));
-    p.W = static_cast<int>(features.size(3));
-    p.K = static_cast<int>(K);
-    p.G = static_cast<int>(G);
-    p.s = static_cast<int>(s);
-    p.carafe = !offsets.defined();
-    const int rows = channels_last ? 1 : kPair;
-    p.tiles = ((p.H + rows - 1) / rows * static_cast<int64_t>(p.W) + kStrip - 1) / kStrip;
-    p.rows = p.parts = p.together = p.slices = 1;
-    p.per_part = p.Cg();
-    p.held = p.K;
-    const int64_t pixels = p.s * static_cast<int64_t>(p.s) * p.W;
+  Inputs(const at::Tensor& features, const at::Tensor& kernels, const at::Tensor& offsets,
+         const at::Tensor& grad, int64_t K, int64_t G, int64_t s)
+      : channels_last(check(features, kernels, offsets, grad, K, G, s)),
+        features_(features.contiguous(layout())),
+        grad_(grad.defined() ? grad.contiguous(layout()) : grad),
+        kernels_(kernels),
+        offsets_(offsets),
+        K_(static_cast<int>(K)),
+        G_(static_cast<int>(G)),
+        s_(static_cast<int>(s)) {}
+
+  // What is computed from them into `out`, or into the other two.
+  Geometry geometry(const at::Tensor& out, const at::Tensor& grad_kernels = {},
+                    const at::Tensor& grad_offsets = {}) const {
+    Geometry p{};
+    p.N = features_.size(0);
+    p.C = static_cast<int>(features_.size(1));
+    p.H = static_cast<int>(features_.size(2));
+    p.W = static_cast<int>(features_.size(3));
+    p.K = K_;
+    p.G = G_;
+    p.s = s_;
+    p.carafe = !offsets_.defined();
+    p.pairs = s_ % 2 == 0 && (!grad_.defined() || aligned(grad_, 2));
+    p.features = features_.const_data_ptr();
+    if (grad_.defined()) p.grad = grad_.const_data_ptr();
+    if (out.defined()) p.out = out.mutable_data_ptr();
+    p.kernels = map_of(kernels_);
+    p.offsets = map_of(offsets_);
+    p.grad_kernels = map_of(grad_kernels);
+    p.grad_offsets = map_of(grad_offsets);
+    return p;
+  }
+
+  // Whether four channels may be loaded at once.
+  bool vectors() const {
+    return features_.size(1) / G_ % 4 == 0 && aligned(features_, 4) &&
+           (!grad_.defined() || aligned(grad_, 4));
+  }
+
+ private:
+  const at::Tensor features_, grad_, kernels_, offsets_;
+  const int K_, G_, s_;
+
+  at::MemoryFormat layout() const {
+    return channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+  }
+
+  // Whether the layout is channels last, of arguments that fit.
+  static bool check(const at::Tensor& features, const at::Tensor& kernels,
+                    const at::Tensor& offsets, const at::Tensor& grad, int64_t K,
+                    int64_t G, int64_t s) {
+    check_arguments(features, kernels, offsets, grad, !offsets.defined(), K, G, s);
+    const bool last = layout_of(features) == at::MemoryFormat::ChannelsLast;
+    const int64_t pixels = s * s * features.size(3);
     check_size("scale_factor rows of the output", pixels);  // then the product fits too
-    if (channels_last) check_size("scale_factor rows of the output", pixels * p.C);
-    p.features = features.const_data_ptr();
-    p.kernels = map_of(kernels);
-    p.offsets = map_of(offsets);
-    p.pairs = s % 2 == 0;
-    if (grad.defined()) {
-      p.grad = grad.const_data_ptr();
-      p.pairs = p.pairs && aligned(grad, 2);
-    }
+    if (last) check_size("scale_factor rows of the output", pixels * features.size(1));
+    return last;
   }
 
   static bool aligned(const at::Tensor& tensor, int count) {
     const auto address = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
     return address % (count * tensor.element_size()) == 0;
   }
-
-  // Whether four channels may be loaded at once.
-  bool vectors() const {
-    return p.Cg() % 4 == 0 && aligned(features, 4) &&
-           (!grad.defined() || aligned(grad, 4));
-  }
-
-  // Tiles of `rows` rows and `width` columns.
-  void tile_bands(int width) {
-    p.tiles = static_cast<int64_t>((p.H + p.rows - 1) / p.rows) *
-              ((p.W + width - 1) / width);
-  }
-
-  // Blocks without and with several parts; `pass` channels are the least of one.
-  int64_t blocks(int64_t chunks) const {
-    return p.N * p.G * chunks * p.parts * p.tiles;
-  }
-  void split_channels(int64_t chunks, int pass) {
-    const int most = (p.Cg() + pass - 1) / pass;
-    while (p.parts < most && blocks(chunks) < kEnoughBlocks) ++p.parts;
-    p.per_part = (most + p.parts - 1) / p.parts * pass;
-    p.parts = (p.Cg() + p.per_part - 1) / p.per_part;
-  }
 };
+
+// ---- parts of a plan -----------------------------------------------------------
+
+// Strips of 32 pixels, `rows` rows high, that cover the map.
+inline int64_t strips(const Geometry& p, int rows) {
+  return ((p.H + rows - 1) / rows * static_cast<int64_t>(p.W) + kStrip - 1) / kStrip;
+}
+
+inline int64_t blocks(const Geometry& p, const Plan& plan) {
+  return p.N * p.G * plan.chunks * plan.parts * plan.tiles;
+}
+
+// Shares out the channels until there are enough blocks; `pass` are the least of one.
+inline void split_channels(const Geometry& p, int pass, Plan& plan) {
+  const int most = (p.Cg() + pass - 1) / pass;
+  while (plan.parts < most && blocks(p, plan) < kEnoughBlocks) ++plan.parts;
+  plan.per_part = (most + plan.parts - 1) / plan.parts * pass;
+  plan.parts = (p.Cg() + plan.per_part - 1) / plan.per_part;
+}
 
 // Bytes of shared memory that a block may have.
 inline int64_t shared_memory_limit() {
@@ -108,30 +130,34 @@ inline int64_t shared_memory_limit() {
 // Fits the sampled kernels, bytes(rows, held), into shared memory: fewer target rows,
 // then fewer tap rows at a time, sampled again for every share of the channels.
 template <typename F>
-int64_t fit(Problem& p, int rows, const F& bytes) {
+void fit(const Geometry& p, int rows, const F& bytes, Plan& plan) {
   const int64_t limit = shared_memory_limit();
-  p.rows = std::min(rows, p.H);
-  p.held = p.K;
-  while (p.rows > 1 && bytes(p.rows, p.held) > std::min(limit, kTwoBlocks)) --p.rows;
-  while (p.held > 1 && bytes(p.rows, p.held) > limit) --p.held;
-  const int64_t needed = bytes(p.rows, p.held);
-  TORCH_CHECK_VALUE(needed <= limit, "kernel_size ", p.K, " needs ", needed,
+  plan.rows = std::min(rows, p.H);
+  plan.held = p.K;
+  const auto needed = [&] { return bytes(plan.rows, plan.held); };
+  while (plan.rows > 1 && needed() > std::min(limit, kTwoBlocks)) --plan.rows;
+  while (plan.held > 1 && needed() > limit) --plan.held;
+  plan.bytes = needed();
+  TORCH_CHECK_VALUE(plan.bytes <= limit, "kernel_size ", p.K, " needs ", plan.bytes,
                     " bytes of shared memory, and this GPU has ", limit,
                     "; use dlu_mmdet.ops.reference");
-  return needed;
 }
 
+// ---- launches ------------------------------------------------------------------
+
 template <typename Kernel>
-void launch(Kernel* kernel, const Problem& p, int64_t blocks, int threads, int64_t bytes) {
-  if (blocks == 0) return;
-  TORCH_CHECK_VALUE(blocks <= std::numeric_limits<int>::max(),
-                    "the tensors are too large for one launch: ", blocks, " blocks");
-  if (bytes > (48 << 10)) {
-    C10_CUDA_CHECK(cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+void launch(Kernel* kernel, const Geometry& p, const Plan& plan, int threads) {
+  const int64_t count = blocks(p, plan);
+  if (count == 0) return;
+  TORCH_CHECK_VALUE(count <= std::numeric_limits<int>::max(),
+                    "the tensors are too large for one launch: ", count, " blocks");
+  if (plan.bytes > (48 << 10)) {
+    C10_CUDA_CHECK(cudaFuncSetAttribute(kernel,
+                                        cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                        static_cast<int>(plan.bytes)));
   }
-  kernel<<<static_cast<unsigned>(blocks), threads, bytes,
-           c10::cuda::getCurrentCUDAStream()>>>(p);
+  kernel<<<static_cast<unsigned>(count), threads, plan.bytes,
+           c10::cuda::getCurrentCUDAStream()>>>(p, plan);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

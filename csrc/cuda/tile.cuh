@@ -73,17 +73,12 @@ struct Map {
   }
 };
 
-struct Problem {
+// What is computed: sizes and tensors of a call.
+struct Geometry {
   int64_t N;
   int C, H, W, K, G, s;
-  bool carafe;
-  bool pairs;  // two sub-pixels of a row are aligned neighbors in NCHW
-  int64_t tiles;  // blocks that cover the map
-  int rows;    // target rows of a block, see backward_features.cu
-  int held;    // tap rows whose sampled kernels are in shared memory at a time
-  int parts;   // blocks that share the channels of a strip
-  int per_part;
-  int together, slices;  // see backward_kernels.cu
+  bool carafe;  // kernels are masks at output resolution, no offsets
+  bool pairs;   // two sub-pixels of a row are aligned neighbors in NCHW
   const void *features, *grad;
   void* out;
   Map kernels, offsets, grad_kernels, grad_offsets;
@@ -94,6 +89,25 @@ struct Problem {
   __host__ __device__ int chunks() const { return (Q() + kSub - 1) / kSub; }
   __host__ __device__ int64_t plane() const { return static_cast<int64_t>(H) * W; }
 };
+
+// How blocks share the work; each operator has a function that makes one.
+struct Plan {
+  int64_t tiles = 0;  // blocks that cover the map
+  int chunks = 1;     // blocks that share the sub-pixels of a tile
+  int parts = 1;      // blocks that share the channels of a tile
+  int per_part = 0;   // channels of such a block
+  int rows = 1;       // target rows of a block, see backward_features.cu
+  int held = 0;       // tap rows whose sampled kernels are in shared memory at a time
+  int together = 1, slices = 1;  // see backward_kernels.cu
+  int64_t bytes = 0;             // of shared memory
+};
+
+// Of a kernel: read where it lies, which saves registers and with them spills.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 700
+#define DLU_ARGUMENT const __grid_constant__
+#else
+#define DLU_ARGUMENT const
+#endif
 
 // What a block works on: a tile of the map of image n and group g, the sub-pixels from
 // q0 on, channels [c0, c1) of the tensor.
@@ -106,19 +120,19 @@ struct Block {
   }
 };
 
-static __device__ Block block_of(const Problem& p, int chunks) {
+static __device__ Block block_of(const Geometry& p, const Plan& plan) {
   unsigned i = blockIdx.x;
   Block b;
-  b.tile = static_cast<int>(i % p.tiles);
-  i /= p.tiles;
-  const int part = static_cast<int>(i % p.parts);
-  i /= p.parts;
-  b.q0 = static_cast<int>(i % chunks) * kSub;
-  i /= chunks;
+  b.tile = static_cast<int>(i % plan.tiles);
+  i /= plan.tiles;
+  const int part = static_cast<int>(i % plan.parts);
+  i /= plan.parts;
+  b.q0 = static_cast<int>(i % plan.chunks) * kSub;
+  i /= plan.chunks;
   b.g = static_cast<int>(i % p.G);
   b.n = static_cast<int>(i / p.G);
-  b.c0 = b.g * p.Cg() + part * p.per_part;
-  b.c1 = min(b.c0 + p.per_part, (b.g + 1) * p.Cg());
+  b.c0 = b.g * p.Cg() + part * plan.per_part;
+  b.c1 = min(b.c0 + plan.per_part, (b.g + 1) * p.Cg());
   return b;
 }
 
@@ -129,7 +143,7 @@ struct Pixel {
   bool valid;
   int y, x;
 
-  __device__ Pixel(const Problem& p, const Block& b, int i) {
+  __device__ Pixel(const Geometry& p, const Block& b, int i) {
     const int64_t count = (p.H + ROWS - 1) / ROWS * static_cast<int64_t>(p.W);
     int64_t at = static_cast<int64_t>(b.tile) * kStrip + i;
     valid = at < count;
@@ -164,7 +178,7 @@ struct Position {
   Axis<A> u, v;
   int64_t lower, right, down;  // in elements of the kernels, for tap 0
 
-  __device__ Position(const Problem& p, const Block& b, int q, int y, int x) {
+  __device__ Position(const Geometry& p, const Block& b, int q, int y, int x) {
     const int64_t i = p.offsets.at(b.n, b.g * 2 * p.Q() + q, y, x);
     const int64_t j = i + p.Q() * p.offsets.c;
     visit(p.offsets, [&](const auto* data) {
@@ -183,7 +197,7 @@ struct Position {
 // to(t, k~[t]) for t = first, first + step .. below end, of sub-pixel q of a source
 // pixel; zeros where the pixel is outside the map or q is none.
 template <typename A, typename F>
-__device__ void sample(const Problem& p, const Block& b, int q, int y, int x, int first,
+__device__ void sample(const Geometry& p, const Block& b, int q, int y, int x, int first,
                        int end, int step, const F& to) {
   if (q >= p.Q() || !within(y, p.H) || !within(x, p.W)) {
     for (int t = first; t < end; t += step) to(t, A(0));
@@ -223,7 +237,7 @@ struct SubPixels {
   unsigned at[kSub];
   int count;  // that there are
 
-  __device__ SubPixels(const Problem& p, int q0, unsigned row, unsigned column) {
+  __device__ SubPixels(const Geometry& p, int q0, unsigned row, unsigned column) {
     int i = q0 / p.s, j = q0 % p.s;
 #pragma unroll
     for (int q = 0; q < kSub; ++q) {

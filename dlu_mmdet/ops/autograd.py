@@ -14,7 +14,8 @@ goes beyond takes this formula, and only then the masks (N, G*K*K, s*H, s*W) exi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,9 +27,11 @@ from torch.autograd import forward_ad
 
 from ..utils.torch_compat import register_vmap
 from .reference import Sampler, accumulation_dtype
+from .tracing import untraced
 
 _OPS = torch.ops.dlu_mmdet
 _forward_mode = forward_ad._set_fwd_grad_enabled
+_unpack_dual = torch._C._VariableFunctions._unpack_dual
 
 
 def register(library: torch.library.Library, name: str) -> None:
@@ -39,7 +42,8 @@ def register(library: torch.library.Library, name: str) -> None:
         name (str): Its name there.
     """
     op = getattr(_OPS, name).default
-    library.impl(name, _autograd_kernel(op, *_RULES[name]), 'Autograd')
+    kernel = _autograd_kernel(op, *_RULES[name])
+    library.impl(name, untraced(kernel), 'Autograd')
     register_vmap(f'dlu_mmdet::{name}', _batching_rule(op))
 
 
@@ -88,12 +92,28 @@ def _autograd_kernel(op: Callable, backward: Callable, jvp: Callable) -> Callabl
 
     def kernel(*args):
         if not torch._C._are_functorch_transforms_active():
-            return Derivative.apply(*args, None)
+            if _is_differentiated(args[:-3]):
+                return Derivative.apply(*args, None)
+            with torch._C._AutoDispatchBelowAutograd():
+                return op(*args)
         modes = (torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled())
         with enable_single_level_autograd_function():
             return Derivative.apply(*args, modes)
 
     return kernel
+
+
+def _is_differentiated(tensors: Sequence[Tensor]) -> bool:
+    """Whether a result may have a derivative; finding out costs less than a node."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return True
+    # a compiled graph enters forward mode without Python's counter of levels
+    if forward_ad._current_level < 0 and 'torch._dynamo' not in sys.modules:
+        return False
+    # a mode would see the question below
+    if torch._C._len_torch_dispatch_stack():
+        return True
+    return any(_unpack_dual(tensor, level=0)[1] is not None for tensor in tensors)
 
 
 def _batching_rule(op: Callable) -> Callable:

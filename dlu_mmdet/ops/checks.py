@@ -1,4 +1,8 @@
-"""The argument checks of every reassembly operator, in one place."""
+"""The argument checks of every reassembly operator, in one place.
+
+Notation: N images, C channels, H x W source pixels, K kernel_size, G group_size and
+s scale_factor.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,22 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+#: of the tensors beside the features, as messages print them
+LAYOUTS = dict(
+    kernels='(N, G*K*K, H, W)',
+    offsets='(N, G*2*s*s, H, W)',
+    masks='(N, G*K*K, s*H, s*W)',
+    queries='(N, C, s*H, s*W)',
+    grad='(N, C, s*H, s*W)',
+)
+
+
+def _check_int(name: str, value: int) -> None:
+    # a torch.SymInt while torch traces for any size
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(
+            f'{name} must be an int, got {value!r} of type {type(value).__name__}'
+        )
 
 
 def check_number(name: str, value: int, least: int) -> None:
@@ -17,11 +37,7 @@ def check_number(name: str, value: int, least: int) -> None:
         TypeError: If it is not an int.
         ValueError: If it is less than ``least``.
     """
-    # a torch.SymInt while torch traces for any size
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(
-            f'{name} must be an int, got {value!r} of type {type(value).__name__}'
-        )
+    _check_int(name, value)
     if value < least:
         raise ValueError(f'{name} must be at least {least}, got {value}')
 
@@ -58,9 +74,77 @@ def check_geometry(
         )
 
 
-def _check_tensor(
-    name: str, tensor: Tensor, layout: str, expected: tuple[int, ...] | None
+def check_types(sizes: Sequence[int], **tensors: Tensor) -> None:
+    """Check what a schema of torch refuses in its own words, or takes for a number.
+
+    Args:
+        sizes (Sequence[int]): kernel_size, group_size and scale_factor.
+        **tensors (Tensor): All others, by name.
+
+    Raises:
+        TypeError: If one is not a tensor, or not an int.
+    """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f'{name} must be a Tensor, got {type(tensor).__name__}')
+    for name, size in zip(('kernel_size', 'group_size', 'scale_factor'), sizes):
+        _check_int(name, size)
+
+
+def check_arguments(
+    features: Tensor, sizes: Sequence[int], grad: Tensor | None = None, **others: Tensor
 ) -> None:
+    """Check the arguments of any operator.
+
+    Args:
+        features (Tensor): (N, C, H, W).
+        sizes (Sequence[int]): kernel_size, group_size and scale_factor.
+        grad (Tensor, optional): The gradient of the output.
+        **others (Tensor): The other tensors, by their names in :data:`LAYOUTS`.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If a size, a shape or a device does not fit.
+    """
+    _check_tensor('features', features, '(N, C, H, W)')
+    n, c, h, w = features.shape
+    if 0 in (c, h, w):
+        raise ValueError(
+            f'features must have C, H and W of at least 1, got '
+            f'shape {tuple(features.shape)}'
+        )
+    # torch.jit.trace hands out sizes as tensors
+    check_geometry(int(c) if isinstance(c, Tensor) else c, *sizes)
+    k, g, s = sizes
+    taps, rows, columns = g * k * k, s * h, s * w
+    expected = dict(
+        kernels=(n, taps, h, w),
+        offsets=(n, g * 2 * s * s, h, w),
+        masks=(n, taps, rows, columns),
+        queries=(n, c, rows, columns),
+        grad=(n, c, rows, columns),
+    )
+    if grad is not None:
+        others['grad'] = grad
+    for name, tensor in others.items():
+        layout, shape = LAYOUTS[name], expected[name]
+        _check_tensor(name, tensor, layout)
+        if tensor.device != features.device:
+            raise ValueError(
+                f'{name} must be on the device of features, '
+                f'{features.device}, got {tensor.device}'
+            )
+        if tensor.shape != shape:
+            raise ValueError(
+                f'{name} must have shape {layout} = {shape}, got {tuple(tensor.shape)}'
+            )
+    if grad is not None and grad.dtype != features.dtype:
+        raise TypeError(
+            f'grad must have the dtype of features, {features.dtype}, got {grad.dtype}'
+        )
+
+
+def _check_tensor(name: str, tensor: Tensor, layout: str) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f'{name} must be a Tensor, got {type(tensor).__name__}')
     if tensor.dtype not in DTYPES:
@@ -72,149 +156,23 @@ def _check_tensor(
         raise ValueError(
             f'{name} must have 4 dimensions {layout}, got shape {tuple(tensor.shape)}'
         )
-    if expected is not None and tuple(tensor.shape) != expected:
-        raise ValueError(
-            f'{name} must have shape {layout} = {expected}, got {tuple(tensor.shape)}'
-        )
 
 
-def _check_common(
-    features: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
-    **others: Tensor,
-) -> tuple[int, int, int, int]:
-    """Check features, sizes and the devices of the others; (N, C, H, W)."""
-    _check_tensor('features', features, '(N, C, H, W)', None)
-    if 0 in features.shape[1:]:
-        raise ValueError(
-            f'features must have C, H and W of at least 1, got '
-            f'shape {tuple(features.shape)}'
-        )
-    for name, tensor in others.items():
-        if isinstance(tensor, Tensor) and tensor.device != features.device:
-            raise ValueError(
-                f'{name} must be on the device of features, '
-                f'{features.device}, got {tensor.device}'
-            )
-    n, c, h, w = features.shape
-    # torch.jit.trace hands out sizes as tensors
-    channels = int(c) if isinstance(c, Tensor) else c
-    check_geometry(channels, kernel_size, group_size, scale_factor)
-    return n, c, h, w
+def check_countable(shape: Sequence[int], sizes: Sequence[int]) -> None:
+    """Check that every size of the tensors can be counted in 32 bits.
 
-
-def check_dlu(
-    features: Tensor,
-    kernels: Tensor,
-    offsets: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
-) -> None:
-    """Check the arguments of :func:`dlu_mmdet.ops.dlu`.
-
-    Raises:
-        TypeError: If an argument has the wrong type or dtype.
-        ValueError: If a size, a shape or a device does not fit.
-    """
-    n, c, h, w = _check_common(
-        features,
-        kernel_size,
-        group_size,
-        scale_factor,
-        kernels=kernels,
-        offsets=offsets,
-    )
-    _check_tensor(
-        'kernels', kernels, '(N, G*K*K, H, W)', (n, group_size * kernel_size**2, h, w)
-    )
-    _check_tensor(
-        'offsets',
-        offsets,
-        '(N, G*2*s*s, H, W)',
-        (n, group_size * 2 * scale_factor**2, h, w),
-    )
-
-
-def check_carafe(
-    features: Tensor,
-    masks: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
-) -> None:
-    """Check the arguments of :func:`dlu_mmdet.ops.carafe`.
-
-    Raises:
-        TypeError: If an argument has the wrong type or dtype.
-        ValueError: If a size, a shape or a device does not fit.
-    """
-    n, c, h, w = _check_common(
-        features, kernel_size, group_size, scale_factor, masks=masks
-    )
-    _check_tensor(
-        'masks',
-        masks,
-        '(N, G*K*K, s*H, s*W)',
-        (n, group_size * kernel_size**2, h * scale_factor, w * scale_factor),
-    )
-
-
-def check_window_scores(
-    features: Tensor,
-    queries: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
-) -> None:
-    """Check the arguments of :func:`dlu_mmdet.ops.window_scores`.
-
-    Raises:
-        TypeError: If an argument has the wrong type or dtype.
-        ValueError: If a size, a shape or a device does not fit.
-    """
-    n, c, h, w = _check_common(
-        features, kernel_size, group_size, scale_factor, queries=queries
-    )
-    _check_tensor(
-        'queries',
-        queries,
-        '(N, C, s*H, s*W)',
-        (n, c, h * scale_factor, w * scale_factor),
-    )
-
-
-def check_grad(grad: Tensor, features: Tensor, scale_factor: int) -> None:
-    """Check the gradient of an operator's output.
-
-    Raises:
-        TypeError: If its dtype is not that of ``features``.
-        ValueError: If its shape or its device does not fit.
-    """
-    n, c, h, w = features.shape
-    expected = (n, c, h * scale_factor, w * scale_factor)
-    _check_tensor('grad', grad, '(N, C, s*H, s*W)', expected)
-    if grad.dtype != features.dtype:
-        raise TypeError(
-            f'grad must have the dtype of features, {features.dtype}, got {grad.dtype}'
-        )
-    if grad.device != features.device:
-        raise ValueError(
-            f'grad must be on the device of features, {features.device}, got '
-            f'{grad.device}'
-        )
-
-
-def check_sizes(sizes: Sequence[int]) -> None:
-    """Check that sizes can be counted in 32 bits.
+    Args:
+        shape (Sequence[int]): Of the features.
+        sizes (Sequence[int]): kernel_size, group_size and scale_factor.
 
     Raises:
         ValueError: If one of them cannot.
     """
+    n, c, h, w = shape
+    k, g, s = sizes
+    every = (n, c, g * k * k, g * 2 * s * s, s * h, s * w)
     # one that is open while torch traces is known when the operator runs
-    known = max(size if isinstance(size, int) else 0 for size in sizes)
+    known = max([size if isinstance(size, int) else 0 for size in every])
     if known >= 2**31:
         raise ValueError(
             f'every size must be less than 2^31, got {known}; split the tensors'

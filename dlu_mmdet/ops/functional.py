@@ -7,20 +7,27 @@ from types import ModuleType
 from torch import Tensor
 
 from ..utils.torch_compat import is_exporting
-from . import exported, library, reference
-from .checks import check_carafe, check_dlu, check_window_scores
+from . import decomposed, library, reference
+from .checks import check_types
 from .tracing import leaf
 
 
-def _backend(features: Tensor) -> ModuleType:
-    """Where the operators come from: what is exported has to run without this package.
+def _backend(*sizes: int, **tensors: Tensor) -> ModuleType:
+    """The module whose function of the same name and arguments computes a call.
 
-    The older exporter, of TorchScript, gets the reference, which takes no operator
-    later than opset 11.
+    An export gets operators that run without this package; the older exporter, of
+    TorchScript, gets the reference, which needs no operator later than opset 11. The
+    module checks the arguments. Only types are checked here, since torch would refuse
+    them in its own words.
+
+    Args:
+        *sizes (int): kernel_size, group_size and scale_factor.
+        **tensors (Tensor): The features and the others, by name.
     """
+    check_types(sizes, **tensors)
     if is_exporting():
-        return exported
-    return library if library.handles(features) else reference
+        return decomposed
+    return library if library.handles(tensors['features']) else reference
 
 
 @leaf
@@ -71,9 +78,9 @@ def dlu(
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If a size, a shape or a device does not fit.
     """
-    args = (features, kernels, offsets, kernel_size, group_size, scale_factor)
-    check_dlu(*args)
-    return _backend(features).dlu(*args)
+    sizes = (kernel_size, group_size, scale_factor)
+    backend = _backend(*sizes, features=features, kernels=kernels, offsets=offsets)
+    return backend.dlu(features, kernels, offsets, *sizes)
 
 
 @leaf
@@ -110,9 +117,9 @@ def carafe(
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If a size, a shape or a device does not fit.
     """
-    args = (features, masks, kernel_size, group_size, scale_factor)
-    check_carafe(*args)
-    return _backend(features).carafe(*args)
+    sizes = (kernel_size, group_size, scale_factor)
+    backend = _backend(*sizes, features=features, masks=masks)
+    return backend.carafe(features, masks, *sizes)
 
 
 @leaf
@@ -152,6 +159,6 @@ def window_scores(
         TypeError: If an argument has the wrong type or dtype.
         ValueError: If a size, a shape or a device does not fit.
     """
-    args = (features, queries, kernel_size, group_size, scale_factor)
-    check_window_scores(*args)
-    return _backend(features).window_scores(*args)
+    sizes = (kernel_size, group_size, scale_factor)
+    backend = _backend(*sizes, features=features, queries=queries)
+    return backend.window_scores(features, queries, *sizes)

@@ -1,9 +1,14 @@
 """The compiled operators as torch sees them.
 
-Declares the operators, loads what is built and registers shapes for tracing,
+Declares the operators, loads what is built and registers kernels, shapes for tracing,
 derivatives and FLOPs. Autocast needs no rule: an operator takes tensors
 of different floating dtypes and returns that of ``features``, so float32 kernels
 from an autocast softmax meet half-precision features without a cast.
+
+The operators are differentiable any number of times, in reverse and in forward mode;
+what goes beyond the first gradients holds kernels at output resolution. CPU results do
+not depend on the number of threads, and denormal numbers count as zero in them. On CUDA
+the gradient of DLU's ``kernels`` is a sum in no fixed order.
 
 Environment: ``DLU_MMDET_NO_EXT=1`` ignores what is built, ``DLU_MMDET_LIBRARY`` names
 a library to load instead, which registers kernels of its own with torch, and
@@ -16,15 +21,18 @@ from __future__ import annotations
 import os
 import sysconfig
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..utils.torch_compat import register_fake, register_flop_formula
-from . import autograd
-from .cpu import Operators, Shapes
+from ..utils.torch_compat import register_fake
+from . import autograd, flops
+from .backend import Backend
+from .checks import check_arguments
+from .cpu import Operators
+from .tracing import untraced
 
 _SIZES = 'int kernel_size, int group_size, int scale_factor'
 _DLU = f'Tensor features, Tensor kernels, Tensor offsets, {_SIZES}'
@@ -65,6 +73,12 @@ _FOLDER = Path(__file__).parent.parent
 _REINSTALL = 'pip install --no-build-isolation --force-reinstall --no-deps'
 
 
+def implement(backend: Backend, key: str) -> None:
+    """Make a backend the kernels of a dispatch key, as 'CPU' or 'CUDA'."""
+    for name in _SCHEMAS:
+        _OPERATORS.impl(name, untraced(getattr(backend, name)), key)
+
+
 def _load_cpu() -> Operators | None:
     """The CPU's operators, registered."""
     file = _FOLDER / '_C.abi3.so'
@@ -83,8 +97,7 @@ def _load_cpu() -> Operators | None:
             'processor does not run or the extension was built without; leave it out '
             'for the widest that it runs'
         )
-    for name in _SCHEMAS:
-        _OPERATORS.impl(name, getattr(operators, name), 'CPU')
+    implement(operators, 'CPU')
     return operators
 
 
@@ -164,161 +177,28 @@ def handles(features: Tensor) -> bool:
     return features.device.type in _DEVICE_TYPES and not torch.onnx.is_in_onnx_export()
 
 
-def dlu(
-    features: Tensor,
-    kernels: Tensor,
-    offsets: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
-) -> Tensor:
-    """Compiled :func:`dlu_mmdet.ops.dlu`: same arguments, same result.
-
-    Differentiable any number of times, in reverse and in forward mode; what goes beyond
-    the first gradients holds kernels at output resolution. CPU results do not depend on
-    the number of threads; on CUDA the gradient of ``kernels`` is a sum in no fixed
-    order.
-
-    Raises:
-        ValueError: If a shape, a size or a device does not fit.
-        TypeError: If a dtype is not float32, float64, float16 or bfloat16.
-    """
-    return torch.ops.dlu_mmdet.dlu(
-        features, kernels, offsets, kernel_size, group_size, scale_factor
-    )
+dlu: Callable[..., Tensor] = torch.ops.dlu_mmdet.dlu
+carafe: Callable[..., Tensor] = torch.ops.dlu_mmdet.carafe
 
 
-def carafe(
-    features: Tensor,
-    masks: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
-) -> Tensor:
-    """Compiled :func:`dlu_mmdet.ops.carafe`: same arguments, same result.
-
-    Differentiable any number of times, in reverse and in forward mode. CPU results do
-    not depend on the number of threads.
-
-    Raises:
-        ValueError: If a shape, a size or a device does not fit.
-        TypeError: If a dtype is not float32, float64, float16 or bfloat16.
-    """
-    return torch.ops.dlu_mmdet.carafe(
-        features, masks, kernel_size, group_size, scale_factor
-    )
-
-
-def window_scores(
-    features: Tensor,
-    queries: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
-) -> Tensor:
-    """Compiled :func:`dlu_mmdet.ops.window_scores`: same arguments, same result.
-
-    Differentiable any number of times, in reverse and in forward mode. CPU results do
-    not depend on the number of threads.
-
-    Raises:
-        ValueError: If a shape, a size or a device does not fit.
-        TypeError: If a dtype is not float32, float64, float16 or bfloat16.
-    """
+def window_scores(features: Tensor, queries: Tensor, *sizes: int) -> Tensor:
+    """Compiled :func:`dlu_mmdet.ops.window_scores`: same arguments, same result."""
+    check_arguments(features, sizes, queries=queries)
     n, _, h, w = features.shape
-    # the operator takes the masks' shape and dtype from them, and no value
-    masks = features.new_empty(()).expand(
-        n, group_size * kernel_size**2, h * scale_factor, w * scale_factor
-    )
-    return torch.ops.dlu_mmdet.carafe_backward_masks(
-        queries.to(features.dtype),
-        features,
-        masks,
-        kernel_size,
-        group_size,
-        scale_factor,
-    )
-
-
-# ---- FLOPs ---------------------------------------------------------------------
-
-
-def _multiply_adds(
-    features: Sequence[int],
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
-    sampling: bool,
-) -> tuple[int, int]:
-    """Multiply-adds of the reassembly and, 4 a value, of sampling its kernels."""
-    n, c, h, w = features
-    values = n * h * w * scale_factor**2 * kernel_size**2
-    return values * c, 4 * values * group_size if sampling else 0
-
-
-def _dlu_flops(
-    features, kernels, offsets, kernel_size, group_size, scale_factor, *args, **kwargs
-) -> int:
-    return 2 * sum(
-        _multiply_adds(features, kernel_size, group_size, scale_factor, True)
-    )
-
-
-def _carafe_flops(
-    features, masks, kernel_size, group_size, scale_factor, *args, **kwargs
-) -> int:
-    return 2 * sum(
-        _multiply_adds(features, kernel_size, group_size, scale_factor, False)
-    )
-
-
-def _backward_flops(forward: Callable[..., int]) -> Callable[..., int]:
-    # each gradient repeats the products of the forward once
-    return lambda grad, *args, **kwargs: forward(*args, **kwargs)
-
-
-def _mmengine_flops(sampling: bool, at: int) -> Callable[..., int]:
-    """A handle for mmengine's analyzer, which counts a multiply-add as one.
-
-    Args:
-        sampling (bool): Whether kernels are sampled.
-        at (int): Which argument of the operator the features are.
-    """
-
-    def count(inputs: list, outputs: list) -> int:
-        kernel_size, group_size, scale_factor = (
-            value.toIValue() for value in inputs[-3:]
-        )
-        features = inputs[at].type().sizes()
-        return sum(
-            _multiply_adds(features, kernel_size, group_size, scale_factor, sampling)
-        )
-
-    return count
+    k, g, s = sizes
+    # the operator reads the masks' shape and dtype and no value
+    masks = features.new_empty(()).expand(n, g * k * k, h * s, w * s)
+    queries = queries.to(features.dtype)
+    return torch.ops.dlu_mmdet.carafe_backward_masks(queries, features, masks, *sizes)
 
 
 def _register() -> None:
-    shapes = Shapes()
+    """Register what does not depend on the device."""
+    shapes = Backend()
     for name in _SCHEMAS:
-        op = f'dlu_mmdet::{name}'
-        flops = _dlu_flops if name.startswith('dlu') else _carafe_flops
-        if 'backward' in name:
-            flops = _backward_flops(flops)
-        register_fake(op, getattr(shapes, name))
+        register_fake(f'dlu_mmdet::{name}', getattr(shapes, name))
         autograd.register(_OPERATORS, name)
-        register_flop_formula(getattr(torch.ops.dlu_mmdet, name))(flops)
-    try:
-        from mmengine.analysis import complexity_analysis
-    except ImportError:  # the operators work without mmengine
-        return
-    # the analyzers offer no public way to extend their defaults
-    flops = complexity_analysis._DEFAULT_SUPPORTED_FLOP_OPS
-    activations = complexity_analysis._DEFAULT_SUPPORTED_ACT_OPS
-    # the last of them is what window_scores runs in its forward
-    for name, at in dict(dlu=0, carafe=0, carafe_backward_masks=1).items():
-        op = f'dlu_mmdet::{name}'
-        flops[op] = _mmengine_flops(name == 'dlu', at)
-        activations[op] = complexity_analysis.generic_activation_jit(name)
+        flops.register(name)
 
 
 if _DEVICE_TYPES:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_carafe, check_dlu, check_window_scores
+from .checks import check_arguments
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -168,7 +168,8 @@ def dlu(
 
     Same arguments and results as :func:`dlu_mmdet.ops.dlu`, in plain PyTorch.
     """
-    check_dlu(features, kernels, offsets, kernel_size, group_size, scale_factor)
+    sizes = (kernel_size, group_size, scale_factor)
+    check_arguments(features, sizes, kernels=kernels, offsets=offsets)
     n, _, h, w = features.shape
     g, s = group_size, scale_factor
     dtype = accumulation_dtype(features.dtype)
@@ -190,7 +191,8 @@ def carafe(
     Same arguments and results as :func:`dlu_mmdet.ops.carafe`, in plain
     PyTorch.
     """
-    check_carafe(features, masks, kernel_size, group_size, scale_factor)
+    sizes = (kernel_size, group_size, scale_factor)
+    check_arguments(features, sizes, masks=masks)
     n, _, h, w = features.shape
     g, s = group_size, scale_factor
     masks = masks.to(accumulation_dtype(features.dtype))
@@ -212,7 +214,8 @@ def window_scores(
     Same arguments and results as :func:`dlu_mmdet.ops.window_scores`, in plain
     PyTorch.
     """
-    check_window_scores(features, queries, kernel_size, group_size, scale_factor)
+    sizes = (kernel_size, group_size, scale_factor)
+    check_arguments(features, sizes, queries=queries)
     n, c, h, w = features.shape
     g, s, r = group_size, scale_factor, kernel_size // 2
     dtype = accumulation_dtype(features.dtype)

@@ -1,11 +1,13 @@
-"""Functions that ``torch.fx`` records as one call instead of tracing into them."""
+"""Functions that torch's tracers do not look into."""
 
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable
 
 import torch.fx
+from torch._compile import _disable_dynamo
 
 _LEAVES: dict[str, Callable] = {}
 
@@ -29,3 +31,19 @@ def leaf(function: Callable) -> Callable:
 @torch.fx.wrap
 def _call(name: str, *args, **kwargs):
     return _LEAVES[name](*args, **kwargs)
+
+
+def untraced(kernel: Callable) -> Callable:
+    """Keep ``torch.compile`` out of a kernel of the dispatcher.
+
+    After a graph break it would take the frames of such a kernel for the user's code.
+    """
+
+    @_disable_dynamo  # unlike torch.compiler.disable loads the compiler when called
+    def disabled(*args):
+        return kernel(*args)
+
+    def run(*args):
+        return (disabled if 'torch._dynamo' in sys.modules else kernel)(*args)
+
+    return run

@@ -209,15 +209,16 @@ SPACE = '_ZN9dlu_mmdet49_GLOBAL__N__f218306d_10_forward_cu_f55d61f2_12394'
 KERNELS = {
     # by c++filt, of the library that nvcc 13.0 built for sm_90
     'void dlu_mmdet::(anonymous namespace)::forward_planes<float, 5>'
-    '(dlu_mmdet::Problem)': 'forward_planes<float, 5>',
+    '(dlu_mmdet::Geometry, dlu_mmdet::Plan)': 'forward_planes<float, 5>',
     'void dlu_mmdet::(anonymous namespace)::backward_kernels_pixels<c10::BFloat16, 4, '
-    '3>(dlu_mmdet::Problem)': 'backward_kernels_pixels<BFloat16, 4, 3>',
-    # mangled, in the same library
-    f'{SPACE}14forward_pixelsIdLi4EEEvNS_7ProblemE': 'forward_pixels',
-    # as ncu writes them
-    'void dlu_mmdet::<unnamed>::backward_features_planes<float, (int)5>(Problem)': (
-        'backward_features_planes<float, 5>'
+    '3>(dlu_mmdet::Geometry, dlu_mmdet::Plan)': (
+        'backward_kernels_pixels<BFloat16, 4, 3>'
     ),
+    # mangled, in the same library
+    f'{SPACE}14forward_pixelsIdLi4EEEvNS_8GeometryENS_4PlanE': 'forward_pixels',
+    # as ncu writes them
+    'void dlu_mmdet::<unnamed>::backward_features_planes<float, (int)5>'
+    '(Geometry, Plan)': 'backward_features_planes<float, 5>',
 }
 
 
@@ -228,7 +229,7 @@ def test_kernels_are_named_as_in_the_sources():
     for kernel, name in KERNELS.items():
         assert gpu_check.short_name(kernel) == name
     for name in names:
-        assert gpu_check.short_name(f'void a::{name}<float>(a::Problem)') == (
+        assert gpu_check.short_name(f'void a::{name}<float>(a::Geometry, a::Plan)') == (
             f'{name}<float>'
         )
     with pytest.raises(ValueError, match='no kernel of csrc/cuda'):

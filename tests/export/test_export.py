@@ -22,7 +22,7 @@ from dlu_mmdet.export import onnx as export
 from dlu_mmdet.export.timing import check_sizes, summary
 from dlu_mmdet.export.verify import Agreement, OnnxModel, agreement, compare
 from dlu_mmdet.necks import UpsampleFPN
-from dlu_mmdet.ops import carafe, dlu, exported, reference, window_scores
+from dlu_mmdet.ops import carafe, decomposed, dlu, reference, window_scores
 from dlu_mmdet.upsamplers import UPSAMPLERS
 from dlu_mmdet.utils.torch_compat import EXPORTS
 
@@ -119,14 +119,14 @@ def test_operators_of_an_export_are_the_reference(size, group_size):
             'window_scores': (x, large),
         }.items():
             torch.testing.assert_close(
-                getattr(exported, op)(*inputs, *sizes),
+                getattr(decomposed, op)(*inputs, *sizes),
                 getattr(reference, op)(*inputs, *sizes),
             )
 
 
 def test_export_form_keeps_the_dtype():
     x, masks = torch.randn(1, 4, 3, 5).half(), torch.rand(1, 9, 6, 10)
-    out = exported.carafe(x, masks, 3, 1, 2)
+    out = decomposed.carafe(x, masks, 3, 1, 2)
     assert out.dtype == torch.float16
     torch.testing.assert_close(out, carafe(x, masks, 3, 1, 2))
 

@@ -219,9 +219,9 @@ SEEDED = {
     ),
     'too little shared memory': (
         'forward.cu',
-        r'(launch\(.*kPlaneThreads, )bytes\);',
+        r'(return size \* kStrip \* kPair .*);',
         0,
-        r'\1bytes - 16);',
+        r'\1 - 16;',
         'outside of shared memory|across the end of shared memory',
     ),
     'misaligned': (

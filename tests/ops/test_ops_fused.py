@@ -42,6 +42,9 @@ needs_ops = pytest.mark.skipif(not DEVICES, reason='the extension is not built')
 needs_later_torch = pytest.mark.skipif(
     not AT_LEAST_24, reason='torch before 2.4 cannot do this'
 )
+needs_cpu_loops = pytest.mark.skipif(
+    not library.cpu_loops(), reason='the CPU loops are not loaded'
+)
 on_devices = pytest.mark.parametrize('device', DEVICES)
 on_devices_and_meta = pytest.mark.parametrize('device', [*DEVICES, 'meta'])
 
@@ -606,6 +609,59 @@ def test_fake_and_meta_tensors_are_checked_alike(name):
         call(fakes[0], *(t.to('meta') for t in fakes[1:]), *sizes)
 
 
+@needs_cpu_loops
+@pytest.mark.parametrize('flush', [False, True])
+@pytest.mark.parametrize('op', ['dlu', 'carafe'])
+def test_denormals_count_as_zero_in_the_operators_alone(op, flush):
+    """They slow arithmetic down a hundredfold; the caller's own mode stays."""
+    inputs, grad, sizes = make(2, 3, 5, 18, 5, 1, 2, op=op)
+    inputs[0] = (inputs[0].detach() * 1e-39).requires_grad_()
+    expected, expected_grads = reference_of(op, inputs, grad, sizes)
+    threads, one = torch.get_num_threads(), torch.full((1,), 1e-39)
+    torch.set_num_threads(2)
+    torch.set_flush_denormal(flush)
+    try:
+        out = getattr(ops, op)(*inputs, *sizes)
+        grads = torch.autograd.grad(out, inputs, grad)
+        assert ((one * 0.5).item() == 0) == flush
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+    for value, wanted in zip((out, *grads), (expected, *expected_grads)):
+        torch.testing.assert_close(value.double(), wanted, rtol=1e-4, atol=1e-36)
+    # of the features, whose gradient does not depend on them
+    assert [bool(value.any()) for value in (out, *grads[:2])] == [False, True, False]
+
+
+@needs_cpu_loops
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_every_half_keeps_its_value(layout):
+    """Its subnormal numbers too, which are widened by way of denormal floats."""
+    bits = torch.arange(-(2**15), 2**15).to(torch.int16)
+    halves = bits.view(torch.float16).reshape(1, 16, 64, 64)
+    ones = torch.ones(1, 1, 64, 64)
+    out = ops.carafe(halves.to(memory_format=layout), ones, 1, 1, 1)
+    torch.testing.assert_close(out, halves, rtol=0, atol=0, equal_nan=True)
+
+
+@needs_cpu_loops
+@pytest.mark.parametrize('op', ['dlu', 'carafe'])
+def test_a_kernel_checks_its_arguments_once(op, monkeypatch):
+    """In a training step: the forward and each of the two backward kernels."""
+    checked = []
+
+    def check(features, sizes, grad=None, **others):
+        checked.append((grad is not None, *others))
+
+    monkeypatch.setattr('dlu_mmdet.ops.backend.check_arguments', check)
+    inputs, grad, sizes = make(1, 2, 3, 4, 3, 1, 2, op=op)
+    others = ('kernels', 'offsets') if op == 'dlu' else ('masks',)
+    out = getattr(ops, op)(*inputs, *sizes)
+    assert checked == [(False, *others)]
+    torch.autograd.grad(out, inputs, grad)
+    assert checked == [(False, *others), (True, *others), (True, *others)]
+
+
 @needs_ops
 @needs_later_torch
 def test_compiles_for_any_size():
@@ -688,7 +744,7 @@ def test_unknown_settings_are_refused(name, value, words):
     assert process.returncode and re.search(words, process.stderr.splitlines()[-1])
 
 
-@pytest.mark.skipif(not library.cpu_loops(), reason='the CPU loops are not loaded')
+@needs_cpu_loops
 def test_loops_that_do_not_run_here_are_refused(monkeypatch):
     monkeypatch.setattr(library, '_ISA', 'those of another processor')
     with pytest.raises(ValueError, match='DLU_MMDET_ISA asks for those of another'):

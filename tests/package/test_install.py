@@ -225,12 +225,12 @@ def test_the_cpu_library_needs_neither_torch_nor_python():
     """A wheel would serve the one release of torch that it was made with."""
     code = """
 import ctypes, sys
-print(ctypes.CDLL(sys.argv[1]).dlu_mmdet_run.__name__, 'torch' in sys.modules)
+print(ctypes.CDLL(sys.argv[1]).dlu_mmdet_compute.__name__, 'torch' in sys.modules)
 """
     file = ROOT / 'dlu_mmdet' / '_C.abi3.so'
     if not file.is_file():
         pytest.skip('the extension is not built')
-    assert run('-c', code, file).stdout.split() == ['dlu_mmdet_run', 'False']
+    assert run('-c', code, file).stdout.split() == ['dlu_mmdet_compute', 'False']
 
 
 @pytest.mark.parametrize('name', ['DLU_MMDET_NO_EXT', 'FORCE_CUDA'])

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_arguments
 from .reference import accumulation_dtype
 
 
@@ -104,6 +105,8 @@ def dlu(
     Same arguments and results as :func:`dlu_mmdet.ops.dlu`, but that a non-finite
     offset does not make NaN.
     """
+    sizes = (kernel_size, group_size, scale_factor)
+    check_arguments(features, sizes, kernels=kernels, offsets=offsets)
     dtype = torch.promote_types(accumulation_dtype(features.dtype), offsets.dtype)
     masks = _sample(kernels.to(dtype), offsets.to(dtype), group_size, scale_factor)
     return carafe(features, masks, kernel_size, group_size, scale_factor)
@@ -120,6 +123,8 @@ def carafe(
 
     Same arguments and results as :func:`dlu_mmdet.ops.carafe`.
     """
+    sizes = (kernel_size, group_size, scale_factor)
+    check_arguments(features, sizes, masks=masks)
     dtype = accumulation_dtype(features.dtype)
     k, s, t = kernel_size, scale_factor, _tile(features.shape[3])
     windows = _windows(features.to(dtype), k, group_size, t)
@@ -147,6 +152,8 @@ def window_scores(
 
     Same arguments and results as :func:`dlu_mmdet.ops.window_scores`.
     """
+    sizes = (kernel_size, group_size, scale_factor)
+    check_arguments(features, sizes, queries=queries)
     dtype = accumulation_dtype(features.dtype)
     # each in the dtype of features, which half precision has to round to first
     queries = queries.to(features.dtype).to(dtype)

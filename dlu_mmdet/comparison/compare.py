@@ -95,7 +95,7 @@ def time_runs(planned: list[Run], launch: Launch, number: int) -> None:
         f'\nto do: {hours(total)} on this machine, one process a run, a half-finished '
         f'run counted as a whole one, without start-up and evaluation'
     )
-    # where there is no such thing its commands are shown only if it is asked for
+    # with fewer than two GPUs these are shown only for --launcher pytorch
     if torch.cuda.device_count() > 1 or launch.launcher == 'pytorch':
         example = planned[0]
         one = Launch('pytorch', number, launch.train_flags)

@@ -309,8 +309,8 @@ def check_inputs(
     if silent:
         said.append(
             f'{len(silent)} of {len(runs)} runs, {silent[0].work_dir} among them, are '
-            f'of an earlier version, which kept no hash of their data: whether their '
-            f'files were these cannot be told'
+            f'of an earlier version, which kept no hash of their data, so their data '
+            f'cannot be verified'
         )
     return list(dict.fromkeys(said))
 
@@ -330,12 +330,12 @@ def _check_same(one: _Record, other: _Record) -> Iterator[str]:
     data = [{k: v for k, v in p.items() if not k.startswith(CODE)} for p in pair]
     if lines := differing(*data):
         raise ValueError(
-            f'{one.where} and {other.where} are of other files, so their AP cannot be '
-            f'averaged or compared; put the former files back, or name another '
-            f'--work-dir. They differ in\n{lines}'
+            f'{one.where} and {other.where} were run on different files, so their AP '
+            f'cannot be averaged or compared; put the former files back, or name '
+            f'another --work-dir. They differ in\n{lines}'
         )
     if lines := differing(*pair):
         yield (
-            f'{one.where} and {other.where} are of other code, which may be another '
-            f'model; it differs in\n{lines}'
+            f'{one.where} and {other.where} were run with different code, which may be '
+            f'another model; it differs in\n{lines}'
         )

@@ -29,7 +29,7 @@ with warnings.catch_warnings():
     warnings.simplefilter('ignore', UserWarning)
     from mmdet.evaluation.functional import recall
 
-# a file that takes longer to read than people wait without being told, in bytes
+# files above this size, in bytes, get a progress message
 _LARGE = 50e6
 # warn if a larger share of the objects than this is dropped
 _MANY = 0.01

@@ -41,7 +41,7 @@ _FROM_ZERO = (
 )
 #: The package that reads the formats: requirements/convert.txt.
 REQUIREMENT = 'supervision>=0.31.2,<0.32'
-# other versions read the corners of VOC otherwise
+# other versions compute the corners of VOC differently
 _SERIES = '0.31.'
 
 

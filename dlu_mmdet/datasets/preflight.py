@@ -436,7 +436,7 @@ def _compare_sizes(source: Source, content: dict, where: str) -> None:
             with Image.open(osp.join(folder, image['file_name'])) as picture:
                 size, turned = picture.size, picture.getexif().get(0x0112, 1) > 4
         except (OSError, ValueError, Image.DecompressionBombError):
-            # that is told when it is loaded
+            # loading reports it
             continue
         told = image['width'], image['height']
         if told != size and not (turned and told == size[::-1]):

@@ -149,10 +149,12 @@ def _tell_kept_settings(runner, checkpoint: dict) -> None:
                 # a scheduler starts from initial_lr
                 kept[name.replace('initial_lr', 'lr')] = old[name], own[name]
     if kept:
-        told = ', '.join(f'{k} {old}, not {own}' for k, (old, own) in kept.items())
+        told = ', '.join(
+            f'{k} {old} instead of {own}' for k, (old, own) in kept.items()
+        )
         runner.logger.warning(
-            f'--resume goes on with the optimizer of the checkpoint: {told}. To train '
-            f'on from its weights with new settings leave --resume out and give '
+            f'--resume keeps the optimizer settings of the checkpoint: {told}. To '
+            f'train from its weights with new settings, leave --resume out and give '
             f'--cfg-options load_from=CHECKPOINT'
         )
 

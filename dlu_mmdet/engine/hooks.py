@@ -129,8 +129,8 @@ def _validations(loop: BaseLoop, until: int) -> Iterator[int]:
 class ResumeHook(Hook):
     """Restore the state that depends on validations when a training resumes.
 
-    mmengine saves a checkpoint before the validation of its epoch, and of an
-    :class:`EarlyStoppingHook` nothing. The message hub, which is saved, has the
+    mmengine saves a checkpoint before the validation of its epoch, and does not save
+    the state of an :class:`EarlyStoppingHook`. The message hub, which is saved, has the
     metrics of earlier validations: they are given to these hooks again. A validation
     that came after the checkpoint is repeated where something depends on it: early
     stopping, the best checkpoint, a learning rate that falls on a plateau.
@@ -172,7 +172,7 @@ class ResumeHook(Hook):
         ]
         due = count_validations(loop, step)
         if due > count_validations(loop, step - 1) and max(known, default=0) == due - 1:
-            runner.logger.info('repeats the validation that the checkpoint is before')
+            runner.logger.info('repeating the validation that follows this checkpoint')
             runner.val_loop.run()
 
 

@@ -8,23 +8,23 @@ At import, since MMDetection's own tools need them for configs of this package
 | `torch.load` with `weights_only` takes what mmengine stores | mmengine's message hub is in every checkpoint | mmengine allows its own types |
 | `CocoDataset` and `CocoMetric` read through :mod:`~dlu_mmdet.datasets.coco_io` | incomplete files train, and are scored, as they are written | mmdet completes annotations |
 | mmdet's metrics take one IoU threshold, and numpy 1.24 | `proposal_fast` fails without | mmdet mends `eval_recalls` |
-| mmengine's `carafe` runs on CPUs | mmcv has the operator for GPUs alone | mmcv has it for CPUs |
+| mmcv's `carafe` runs on CPUs | mmcv has the operator for GPUs alone | mmcv has it for CPUs |
 | `dlu_mmdet::NAME` is a config | mmengine knows its own packages alone | mmengine reads entry points |
 | mmdet's `DetVisualizationHook` is the one of :mod:`~dlu_mmdet.visualization.detection_hook` | boxes lie on the image that was loaded | mmdet draws what its pipeline loaded |
 
 The last is registered with its class, since visualization imports this package. In
 :func:`~dlu_mmdet.engine.build_runner` (:func:`use_safe_loaders`,
-:func:`patch_pipeline_errors`), and the first line in the commands and in
-:func:`~dlu_mmdet.engine.load_detector` too:
+:func:`patch_pipeline_errors`). The first row also applies in the commands and in
+:func:`~dlu_mmdet.engine.load_detector`:
 
 | what | why | may go when |
 |---|---|---|
 | checkpoints and pickles are loaded without running code | files from others | mmengine loads with `weights_only` |
 | errors of data pipelines name the image | mmcv's do not | mmcv's do |
 
-Elsewhere, since they add and replace nothing: the operators tell torch's and mmengine's
-FLOP counters their formulas (``ops/library.py``), the necks and heads register themselves,
-and ``safe_loading.py`` adds `torchvision://` where torchvision is missing.
+Elsewhere, since they add to a registry: the operators give their formulas to the FLOP
+counters of torch and mmengine (``ops/flops.py``), the necks and heads register themselves,
+and ``safe_loading.py`` replaces `torchvision://` where torchvision is missing.
 """  # noqa: E501
 
 from __future__ import annotations

@@ -110,12 +110,12 @@ def build_runner(
         check_lengths(cfg)
     check_data(cfg, splits)
     _drop_settings_of_workers(cfg)
-    # a test loads weights alone, whatever a config says that a resumed training left
+    # a test loads weights alone, even if the config of a resumed run says resume
     resumed = cfg.get('load_from') if mode == 'train' and cfg.get('resume') else None
     if mode == 'test' or resumed:
         cfg.resume = False
     if resumed:
-        # the config that the run leaves is to begin anew
+        # the dumped config must start from scratch
         cfg.load_from = None
     if cfg.get('launcher', 'none') == 'pytorch' and get_device() == 'cpu':
         # mmengine's own set-up for this launcher calls CUDA

@@ -147,7 +147,7 @@ def _load(
     """Load a checkpoint that an error calls by ``name``."""
     try:
         loaded: Any = load_weights(file, map_location)
-    # whatever a file that is not as torch writes it leads its readers to
+    # a malformed file can raise anything here
     except Exception as error:
         found = re.search(r'WeightsUnpickler error:\s+(.+)', str(error))
         reason = (found.group(1) if found else str(error)).strip()

@@ -109,7 +109,7 @@ class _Tied(nn.Module):
     """A module whose inputs have sizes in one unit.
 
     An export knows the size of each input by a name of its own. Expanded to multiples
-    of the same two, it is known of every later size what it is a multiple of.
+    of the same two, the exporter knows how all later sizes relate.
     """
 
     def __init__(self, module: nn.Module, pixels: Sequence[int]) -> None:
@@ -422,9 +422,8 @@ def export_onnx(
 ) -> Agreement:
     """Write a part as an ONNX model of standard operators, and verify it.
 
-    Batch, height and width stay open. The file is there if it is whole and
-    onnxruntime gives what PyTorch gives, see
-    :func:`~dlu_mmdet.export.verify.verify`; else it is not there at all.
+    Batch, height and width stay open. The file is kept only if onnxruntime
+    reproduces the outputs of PyTorch, see :func:`~dlu_mmdet.export.verify.verify`.
 
     Args:
         part (Part): From :func:`choose_part`.

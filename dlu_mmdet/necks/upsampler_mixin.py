@@ -42,7 +42,7 @@ class UpsamplerMixin(_Neck):
             ValueError: If the upsampler is unknown, does not fit a site or has another
                 ratio.
         """
-        upsampler_class(upsample_cfg)  # an unknown one is no site's fault
+        upsampler_class(upsample_cfg)  # checked first, so that the error names no site
         self.upsampler_cfg = dict(upsample_cfg)
         self.upsample_modules = ModuleList()
         for i, (channels, ratio) in enumerate(sites):

@@ -402,7 +402,7 @@ def test_resume_says_that_the_learning_rate_stays(trained, small, tmp_path):
     arguments = ['--work-dir', tmp_path, *as_arguments(options)]
     output = run('tools/train.py', SHAPES_DLU, '--resume', *arguments).stdout
     words = (
-        r'--resume goes on with the optimizer of the checkpoint: lr 0\.0015, not 0\.5'
+        r'keeps the optimizer settings of the checkpoint: lr 0\.0015 instead of 0\.5'
     )
     assert re.search(words, output)
     steps = [

@@ -159,7 +159,7 @@ def test_other_annotations_are_not_averaged_with_the_former(
     file = root / 'annotations' / 'instances_val.json'
     text = file.read_text()
     move_boxes(file)
-    with pytest.raises(ValueError, match=r'other files.*\n.*instances_val\.json'):
+    with pytest.raises(ValueError, match=r'different files.*\n.*instances_val\.json'):
         compare(SHAPES_DLU, NEAREST, '--seeds', 0, 1)
     # what is finished is reported where the data are not
     assert compare(SHAPES_DLU, NEAREST, '--report-only') == 0
@@ -189,7 +189,7 @@ def test_other_data_are_not_joined(compare, root, tmp_path):
     shutil.move(tmp_path / 'work', tmp_path / 'first')
     move_boxes(root / 'annotations' / 'instances_train.json')
     assert compare(NEAREST) == 0
-    with pytest.raises(ValueError, match=r'other files.*\n.*instances_train\.json'):
+    with pytest.raises(ValueError, match=r'different files.*\n.*instances_train\.json'):
         compare('--join', tmp_path / 'first', tmp_path / 'work')
 
 
@@ -207,7 +207,7 @@ def test_a_half_finished_run_does_not_go_on_with_other_data(
     text = file.read_text()
     move_boxes(file)
     monkeypatch.setattr(slurm, '_SIGNAL_SECONDS', 0)
-    with pytest.raises(ValueError, match=r'other files.*\n.*instances_train\.json'):
+    with pytest.raises(ValueError, match=r'different files.*\n.*instances_train\.json'):
         slurm.Job(planned, runs.Launch())()
     assert not planned.result_file.exists()
     file.write_text(text)
@@ -229,7 +229,7 @@ def test_data_that_change_while_a_run_is_at_work(options, root, tmp_path, monkey
         list(events)
     assert planned.state == 'half-finished'
     file.write_text(text)
-    with pytest.raises(ValueError, match='of other files'):
+    with pytest.raises(ValueError, match='different files'):
         list(processes.execute(planned))
 
 
@@ -247,7 +247,7 @@ def test_other_weights_to_start_from(options, root, tmp_path, monkeypatch):
     for each in planned[:2]:
         list(processes.execute(each))
     longer(root / 'start.pth')
-    with pytest.raises(ValueError, match=r'other files.*\n.*load_from.*start\.pth'):
+    with pytest.raises(ValueError, match=r'different files.*\n.*load_from.*start\.pth'):
         list(processes.execute(planned[2]))
     list(processes.execute(planned[3]))
 

@@ -15,7 +15,7 @@ from scipy import stats
 
 from ..evaluation.average_precision import MIN_IMAGES
 from ..evaluation.significance import LEVEL, Difference, holm, seed_difference
-from ..utils.plotting import COLORS, GRAY, interval_key, legend_below, style
+from ..utils.plotting import GRAY, PALETTE, interval_key, legend_below, style
 from ..utils.tables import to_markdown
 from .inputs import data_hashes, differing
 from .report import new_figure
@@ -417,7 +417,7 @@ def plot(across: CrossDatasetResults) -> Figure:
     return figure
 
 
-def _panel(axis, names: Sequence[str], found: Mapping, color: str = COLORS[0]) -> None:
+def _panel(axis, names: Sequence[str], found: Mapping, color: str = PALETTE[0]) -> None:
     """Draw one data set's differences; significant ones have filled markers."""
     starred = significant(found)
     for y, upsampler in enumerate(reversed(names)):

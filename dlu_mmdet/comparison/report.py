@@ -12,7 +12,7 @@ from jinja2 import Environment
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..utils.plotting import COLORS, DPI, GRAY, interval_key, legend_below, style
+from ..utils.plotting import DPI, GRAY, PALETTE, interval_key, legend_below, style
 from ..utils.tables import printable
 from .runs import write
 from .summary import (
@@ -79,7 +79,7 @@ def new_figure(
 def _colors(rows: Sequence[Row]) -> dict[str, str]:
     """A color for each upsampler, the same in all figures."""
     names = sorted(row.name for row in rows)
-    return {name: COLORS[i % len(COLORS)] for i, name in enumerate(names)}
+    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
 
 
 @style()
@@ -135,7 +135,7 @@ def plot_differences(summary: Summary) -> Figure:
             correction. Small dots: the seeds.
     """
     figure, axes = new_figure(3, 1.9 + 0.4 * len(summary.differences), width=4.2)
-    color = COLORS[0]
+    color = PALETTE[0]
     names = [
         row.name for row in reversed(summary.rows) if row.name in summary.differences
     ]

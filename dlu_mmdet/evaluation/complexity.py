@@ -41,7 +41,7 @@ from ..upsamplers import (
     is_guided,
     resolve_upsampler,
 )
-from ..utils.plotting import COLORS, DPI, MARKERS, style
+from ..utils.plotting import DPI, MARKERS, PALETTE, style
 from ..utils.tables import to_markdown
 from ..utils.torch_compat import count_flops_of
 
@@ -640,7 +640,7 @@ def plot(rows: Sequence[Row], path: str | Path) -> None:
             axis.plot(
                 points.keys(),
                 points.values(),
-                color=COLORS[i % len(COLORS)],
+                color=PALETTE[i % len(PALETTE)],
                 marker=MARKERS[i % len(MARKERS)],
             )
         _label_ends(axis, ends)

@@ -8,8 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..utils.plotting import COLORS as _PALETTE
-from ..utils.plotting import legend_below, style
+from ..utils.plotting import PALETTE, legend_below, style
 from ..visualization.figures import new_figure
 
 _PANELS = 'deletion', 'insertion'
@@ -17,12 +16,12 @@ _ENDS = (
     ('image', 'mean color', 'low is best'),
     ('blurred', 'image', 'high is best'),
 )
-_COLORS = _PALETTE[:5]
+_COLORS = PALETTE[:5]
 #: The first control's color, and the second's.
 _GRAYS = 'black', '#888888'
 _TICKS = 0, 0.001, 0.01, 0.05, 0.2, 0.5, 1
 #: What a picture must keep, for :func:`dlu_mmdet.visualization.figures.save_figure`.
-COLORS = [*_COLORS, _GRAYS[1]]
+KEPT_COLORS = [*_COLORS, _GRAYS[1]]
 # in inches
 _WIDTH, _HEIGHT, _LEGEND = 3.6, 2.7, 0.8
 
@@ -48,7 +47,7 @@ def draw_curves(
 
     Returns:
         Figure: Hand it to :func:`dlu_mmdet.visualization.figures.save_figure`, with
-        :data:`COLORS`.
+        :data:`KEPT_COLORS`.
 
     Raises:
         ValueError: If there is no detector.

@@ -42,9 +42,9 @@ from .cam_metrics import (
     replacement_curve,
     spread_map,
 )
-from .curves import COLORS as CURVE_COLORS
+from .curves import KEPT_COLORS as CURVE_COLORS
 from .curves import draw_curves
-from .heatmaps import COLORS, HeatmapRow, draw_heatmaps
+from .heatmaps import KEPT_COLORS, HeatmapRow, draw_heatmaps
 from .options import CURVES_OUT, MEASURES, NUM_DETECTIONS, OUT, STEPS, Options
 from .targets import default_layer, detection_probability, detection_score
 
@@ -245,7 +245,7 @@ def explain_images(
     save_figure(
         draw_heatmaps(rows, given.methods),
         out,
-        COLORS,
+        KEPT_COLORS,
         title='Explanations',
         caption='Class activation maps; sensitivity and conservation: 0 is best.',
     )

@@ -27,7 +27,7 @@ _SEEN = ListedColormap(
     + (1 - _OPACITY) * 0.5
 )
 #: What a picture must keep, for :func:`dlu_mmdet.visualization.figures.save_figure`.
-COLORS = map_colors(_SEEN, 32)
+KEPT_COLORS = map_colors(_SEEN, 32)
 # in inches
 _PANEL_WIDTH = 1.6
 _HEADER, _CAPTION = 0.8, 0.4
@@ -71,7 +71,7 @@ def draw_heatmaps(rows: Sequence[HeatmapRow], methods: Sequence[str]) -> Figure:
 
     Returns:
         Figure: Hand it to :func:`dlu_mmdet.visualization.figures.save_figure`,
-        with :data:`COLORS`.
+        with :data:`KEPT_COLORS`.
 
     Raises:
         ValueError: If there is no row.

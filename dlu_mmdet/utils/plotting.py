@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 DPI = 150
 #: The palette of Okabe and Ito, which color-blind readers can tell apart, then five
 #: darker and duller colors for figures of more than seven upsamplers.
-COLORS = (
+PALETTE = (
     *('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000'),
     *('#882255', '#999933', '#332288', '#8c6d46', '#88ccaa'),
 )
@@ -28,7 +28,7 @@ _STYLE = {
     'axes.axisbelow': True,
     'axes.grid': True,
     'axes.labelsize': 9,
-    'axes.prop_cycle': cycler(color=COLORS),
+    'axes.prop_cycle': cycler(color=PALETTE),
     'axes.spines.right': False,
     'axes.spines.top': False,
     'axes.titlesize': 10,
@@ -61,7 +61,7 @@ def legend_below(figure: Figure, handles: Sequence[Artist], columns: int = 4) ->
     figure.legend(handles=[*handles], loc='outside lower center', ncols=columns)
 
 
-def interval_key(color: str = COLORS[0]) -> list[Line2D]:
+def interval_key(color: str = PALETTE[0]) -> list[Line2D]:
     """The marks of differences with intervals, for :func:`legend_below`."""
     return [
         Line2D([], [], label='significant at 5 %', color=color, marker='o'),

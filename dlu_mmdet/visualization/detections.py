@@ -28,7 +28,7 @@ STYLES = {
     'crowd, not counted': ('#6b6b6b', (0, (1.5, 1.5))),
     'detection, not judged': ('#8a2be2', '-'),
 }
-COLORS = [color for color, _ in STYLES.values()]
+KEPT_COLORS = [color for color, _ in STYLES.values()]
 
 # all in inches
 _FIGURE_WIDTH = 12.0
@@ -82,7 +82,7 @@ def draw_detections(
 
     Returns:
         Figure: Hand it to :func:`dlu_mmdet.visualization.figures.save_figure`,
-        with :data:`COLORS`.
+        with :data:`KEPT_COLORS`.
 
     Raises:
         ValueError: If there is no image, or the numbers of images, ground

@@ -18,7 +18,7 @@ from .images import as_rgb
 
 _COLOR_MAP = 'viridis'
 #: What a picture must keep, for :func:`dlu_mmdet.visualization.figures.save_figure`.
-COLORS = map_colors(_COLOR_MAP)
+KEPT_COLORS = map_colors(_COLOR_MAP)
 # all in inches
 _FIGURE_WIDTH = 10.0
 _MAX_PANEL_WIDTH = 2.2

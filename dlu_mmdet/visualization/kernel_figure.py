@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.patheffects import withStroke
 
-from ..utils.plotting import COLORS as PALETTE
+from ..utils.plotting import PALETTE
 from .features import Recording
 from .figures import map_colors, new_figure
 from .kernel_maps import KernelMaps, check_positions, neighbors, visible_size
@@ -22,7 +22,7 @@ SUB_PIXEL_COLORS = tuple(PALETTE[i] for i in (4, 5, 2, 3))
 
 _KERNEL_MAP, _DIFFERENCE_MAP = 'viridis', 'magma'
 #: What a picture must keep, for :func:`dlu_mmdet.visualization.figures.save_figure`.
-COLORS = [
+KEPT_COLORS = [
     *SUB_PIXEL_COLORS,
     *map_colors(_KERNEL_MAP),
     *map_colors(_DIFFERENCE_MAP),
@@ -65,7 +65,7 @@ def draw_kernels(
 
     Returns:
         Figure: Hand it to :func:`dlu_mmdet.visualization.figures.save_figure`,
-        with :data:`COLORS`.
+        with :data:`KEPT_COLORS`.
 
     Raises:
         ValueError: If there is no detector or no position, a position is

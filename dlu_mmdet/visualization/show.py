@@ -247,7 +247,9 @@ def show_detections(
             print(f'{name}: {detections.describe_counts(totals[name])}  [{checkpoint}]')
     caption = '. '.join([f'{", ".join(detectors)}; {note}', *reasons, ''])
     shown_infos = [infos[i] for i in shown]
-    write(out, 'detections', [(figure, '', shown_infos, caption)], detections.COLORS)
+    write(
+        out, 'detections', [(figure, '', shown_infos, caption)], detections.KEPT_COLORS
+    )
 
 
 def _common_classes(
@@ -455,7 +457,7 @@ def show_kernels(
     for name, each in shown.items():
         if text := kernel_maps.describe_offsets(each):
             print(f'{name}, {level}: {text}')
-    write(out, 'kernels', figures, kernel_figure.COLORS)
+    write(out, 'kernels', figures, kernel_figure.KEPT_COLORS)
 
 
 def show_features(
@@ -487,7 +489,7 @@ def show_features(
         )
         for info, recordings in record_images(models, out, Options(**options))
     ]
-    write(out, 'features', figures, features.COLORS)
+    write(out, 'features', figures, features.KEPT_COLORS)
 
 
 def show_upsampling(
@@ -541,4 +543,4 @@ def show_upsampling(
             'of a map: the linear fit of its channels to the image.'
         )
         figures.append((figure, info['name'], [info], caption))
-    write(out, 'upsampling', figures, detections.COLORS)
+    write(out, 'upsampling', figures, detections.KEPT_COLORS)

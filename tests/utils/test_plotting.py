@@ -11,7 +11,7 @@ from dlu_mmdet.comparison.cross_dataset import (
 from dlu_mmdet.comparison.report import plot_accuracy
 from dlu_mmdet.comparison.summary import Costs, Row, Spread
 from dlu_mmdet.upsamplers import UPSAMPLERS
-from dlu_mmdet.utils.plotting import COLORS, MARKERS
+from dlu_mmdet.utils.plotting import MARKERS, PALETTE
 
 
 def overlaps(figure):
@@ -24,7 +24,7 @@ def overlaps(figure):
 
 def test_every_upsampler_has_a_color_and_a_marker_of_its_own():
     """If it fails, a reader takes one upsampler for another."""
-    assert len({*COLORS}) == len({*MARKERS}) == len(COLORS) > len(UPSAMPLERS)
+    assert len({*PALETTE}) == len({*MARKERS}) == len(PALETTE) > len(UPSAMPLERS)
 
 
 @pytest.fixture(scope='module')

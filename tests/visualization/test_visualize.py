@@ -24,7 +24,7 @@ from PIL import Image
 import dlu_mmdet  # noqa: F401
 from dlu_mmdet.evaluation.matching import match_detections
 from dlu_mmdet.visualization import show
-from dlu_mmdet.visualization.detections import COLORS, STYLES, draw_detections
+from dlu_mmdet.visualization.detections import KEPT_COLORS, STYLES, draw_detections
 from dlu_mmdet.visualization.features import Recording, Upsampling
 from dlu_mmdet.visualization.figures import new_figure, save_figure
 from dlu_mmdet.visualization.images import load_image
@@ -165,7 +165,7 @@ def test_each_kind_of_box_has_its_color(tmp_path):
     figure = draw_detections(
         [image], [truth], {'dlu': [found]}, {'dlu': [match]}, CLASSES, ['image 1']
     )
-    save_figure(figure, tmp_path / 'folder' / 'picture.png', COLORS)
+    save_figure(figure, tmp_path / 'folder' / 'picture.png', KEPT_COLORS)
     assert os.listdir(tmp_path / 'folder') == ['picture.png']
     picture = np.array(Image.open(tmp_path / 'folder' / 'picture.png').convert('RGB'))
     truth_axes, axes = figure.axes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -181,12 +181,19 @@ class TimeLeftHook(Hook):
 
     The first iterations are timed, without two that warm up. A validation is taken to
     need a third of a training iteration for each image, as it has no backward pass.
+
+    Attributes:
+        warnings (Sequence[str]): Logged before the first iteration, since hundreds of
+            lines come between the set-up of a training and its start.
     """
 
     priority = 'LOWEST'
+    warnings: Sequence[str] = ()
 
     def before_train(self, runner) -> None:
-        """Start the clock."""
+        """Log the warnings, and start the clock."""
+        for each in self.warnings:
+            runner.logger.warning(each)
         self._begin = runner.iter + 2
         known = EpochBasedTrainLoop, IterBasedTrainLoop
         self._done = not isinstance(runner.train_loop, known)

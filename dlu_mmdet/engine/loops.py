@@ -41,15 +41,19 @@ _NO_IMAGES = (
 )
 
 
-def check_loops(runner: Runner, mode: str) -> None:
+def check_loops(runner: Runner, mode: str) -> list[str]:
     """Build and check the loops of a runner.
 
     Args:
         runner (Runner): The runner, before it runs.
         mode (str): 'train' or 'test'.
 
+    Returns:
+        list[str]: Settings of a training that have no effect. They are warnings too.
+
     Raises:
-        ValueError: If a dataloader has no batch, drops images of an evaluation or is
+        ValueError: If a schedule begins after the training, if a dataloader has no
+            batch, drops images of an evaluation or is
             infinite in an epoch-based loop, or if a hook has an unknown option or
             monitors a metric that no evaluator reports.
     """
@@ -65,10 +69,12 @@ def check_loops(runner: Runner, mode: str) -> None:
         if loop is not None:
             _check_loader(key, loop)
     if mode == 'test':
-        return
-    problems = (_idle_schedules, _idle_hooks, _hook_problems)
-    for problem in (each for find in problems for each in find(runner)):
+        return []
+    finders = (_idle_schedules, _idle_hooks, _hook_problems)
+    problems = [each for find in finders for each in find(runner)]
+    for problem in problems:
         warnings.warn(problem, stacklevel=2)
+    return problems
 
 
 def _hook_problems(runner: Runner) -> Iterator[str]:
@@ -167,6 +173,12 @@ def _idle_schedules(runner: Runner) -> Iterator[str]:
             key += f' counts epochs of {len(loop.dataloader)} iterations,'
         unit = 'epoch' if by_epoch else 'iteration'
         begin = one.get('begin') or 0
+        if begin >= end and not one.get('end'):
+            raise ValueError(
+                f'{key} begins at {unit} {begin:g}, and the training ends after '
+                f'{end:g}; train for longer, or set an earlier begin in '
+                f'param_scheduler'
+            )
         first = begin + min(one.get('milestones') or [one.get('step_size') or 0])
         last, warms_up = _last_step(one, begin, end)
         if first >= end:

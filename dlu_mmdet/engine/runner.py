@@ -136,7 +136,10 @@ def build_runner(
     if mode == 'train':
         runner.register_hook(DivergenceHook())
         runner.register_hook(ResumeHook())
-        runner.register_hook(TimeLeftHook())
+        time_left = TimeLeftHook()
+        runner.register_hook(time_left)
         check_param_groups(runner.model, cfg)
-    check_loops(runner, mode)
+        time_left.warnings = check_loops(runner, mode)
+    else:
+        check_loops(runner, mode)
     return runner

@@ -1054,7 +1054,7 @@ def test_a_schedule_after_the_end(config, tmp_path):
     config.work_dir = str(tmp_path)
     config.param_scheduler = [
         dict(type='MultiStepLR', milestones=[8, 11]),
-        dict(type='LinearLR', begin=99, by_epoch=False, start_factor=0.1),
+        dict(type='LinearLR', begin=99, end=120, by_epoch=False, start_factor=0.1),
         dict(type='MultiStepLR', milestones=[3]),
     ]
     with pytest.warns(UserWarning) as told:
@@ -1063,6 +1063,19 @@ def test_a_schedule_after_the_end(config, tmp_path):
     assert len(texts) == 2
     assert 'param_scheduler.0: MultiStepLR first acts at epoch 8' in texts[0]
     assert 'param_scheduler.1: LinearLR first acts at iteration 99' in texts[1]
+
+
+def test_a_schedule_that_begins_after_the_end(config, tmp_path):
+    """As a cosine does after a warm-up of an epoch, where one epoch is asked for."""
+    config.work_dir = str(tmp_path)
+    config.train_cfg.max_epochs = 1
+    config.param_scheduler = [
+        WARM_UP,
+        dict(type='CosineAnnealingLR', begin=1, **IN_EPOCHS),
+    ]
+    words = r'param_scheduler.1: CosineAnnealingLR begins at epoch 1, .* ends after 1; '
+    with pytest.raises(ValueError, match=words):
+        build_runner(config, 'train')
 
 
 WARM_UP = dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=3)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..config import prepare_data
+from ..config import config_stem, prepare_data
 from ..engine import use_safe_loaders
 from ..utils.tables import printable, to_markdown
 from . import jobs as scheduling
@@ -92,8 +92,9 @@ def time_runs(planned: list[Run], launch: Launch, number: int) -> None:
             f'{hours(took["train"])}, testing {hours(took["test"])}'
         )
     print(
-        f'\nto do: {hours(total)} on this machine, one process a run, a half-finished '
-        f'run counted as a whole one, without start-up and evaluation'
+        f'\nto do: {hours(total)} of training and testing on this machine, one process '
+        f'a run, a half-finished run counted as a whole one; start-up and validations '
+        f'come on top'
     )
     # with fewer than two GPUs these are shown only for --launcher pytorch
     if torch.cuda.device_count() > 1 or launch.launcher == 'pytorch':
@@ -328,12 +329,18 @@ def report_again(
     return int(not report_all(planned, work_dir, baseline, image_groups) or failed)
 
 
-def check_baseline(planned: list[Run], baseline: str | None) -> None:
+def check_baseline(planned: list[Run], baseline: str | None) -> str | None:
+    """The name of the baseline; 'own' is the run without another upsampler."""
     names = list(dict.fromkeys(run.name for run in planned))
+    if baseline == 'own' and 'own' not in names:
+        own = {run.name for run in planned if run.stem == config_stem(run.source)}
+        if len(own) == 1:
+            return own.pop()
     if baseline and baseline not in names:
         raise ValueError(
             f'--baseline {baseline} is none of the configs given: {", ".join(names)}'
         )
+    return baseline
 
 
 def join(
@@ -369,7 +376,7 @@ def join(
             f'would be lost; name another folder for that of --join'
         )
     planned = plan.join(folders, trust)
-    check_baseline(planned, baseline)
+    baseline = check_baseline(planned, baseline)
     for sentence in check_inputs(planned):
         print(sentence, file=sys.stderr)
     return 0 if report_all(planned, work_dir, baseline, image_groups) else 1
@@ -461,9 +468,9 @@ def compare(
             upsamplers,
             prepare_data(work_dir, **data),
         )
-        check_baseline(planned, baseline)
+        base = check_baseline(planned, baseline)
         if report_only:
-            return report_again(planned, work_dir, baseline, image_groups)
+            return report_again(planned, work_dir, base, image_groups)
         if dry_run and in_slurm:
             dry_run_in_slurm(planned, launch, slurm or {}, at_a_time)
             return 0
@@ -473,7 +480,7 @@ def compare(
         events = start(planned, launch, launcher, at_a_time, slurm or {}, children)
         prepare(planned, work_dir, launch, cfg_options)
         failed = run_all(planned, events, min(at_a_time, len(planned)))
-        reported = report_all(planned, work_dir, baseline, image_groups)
+        reported = report_all(planned, work_dir, base, image_groups)
         if failed:
             print(f'failed: {", ".join(map(title, failed))}', file=sys.stderr)
         return 0 if reported and not failed else 1

@@ -887,6 +887,10 @@ def test_folder_of_another_comparison_is_refused(tmp_path):
 
 
 def test_an_unknown_baseline_is_refused_before_anything_runs(tmp_path):
+    planned = plan.plan(
+        [SHAPES_DLU], [0], tmp_path / 'own', upsamplers=[None, dict(type='nearest')]
+    )
+    assert execute.check_baseline(planned, 'own') == 'dlu'
     with pytest.raises(ValueError, match='--baseline carafe .*: dlu'):
         compare(SHAPES_DLU, '--baseline', 'carafe', '--work-dir', tmp_path / 'work')
     assert not (tmp_path / 'work').exists()

@@ -222,7 +222,7 @@ def test_a_comparison_keeps_a_hash_of_the_file(folder):
     # bilinear has no file, which is no other code
     assert check_inputs(found) == []
     (said,) = check_inputs(found, {planned[1].stem: after})
-    assert 'other code' in said and 'mine.py' in said
+    assert 'different code' in said and 'mine.py' in said
     # read as data, it could run
     with pytest.raises(ValueError, match='could run code'):
         check_foreign(planned[1].cfg.model, 'model', 'a folder')

@@ -262,4 +262,6 @@ def test_other_code_is_said(options, tmp_path, monkeypatch, compare, capsys):
     assert compare(tmp_path / 'own.py') == 0
     (tmp_path / 'own_module.py').write_text('x = 1')
     assert compare(tmp_path / 'own.py', '--seeds', 0, 1) == 0
-    assert 'different code' in (said := capsys.readouterr().err) and 'own_module' in said
+    assert (
+        'different code' in (said := capsys.readouterr().err) and 'own_module' in said
+    )

@@ -260,7 +260,7 @@ def no_warnings():
         (True, 10, 'a first result in about 3 minutes, the last one in about 15 min'),
         (False, 10, 'a first result in about 10 minutes, the last one in about 14 min'),
         # of what is left where it is resumed
-        (True, 190, 'a first result in about 45 seconds (4 s an iteration, 10 to go)'),
+        (True, 190, 'a first result in about 60 seconds (4 s an iteration, 10 to go)'),
     ],
 )
 def test_when_a_result_is_due(by_iter, done, words):

@@ -11,6 +11,7 @@ import ast
 import difflib
 import os
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -57,6 +58,8 @@ def run(name: str) -> None:
         name (str): A module of this package.
     """
     make_output_encoding_safe()
+    # escapes in docstrings of MMDetection, on Python 3.12
+    warnings.filterwarnings('ignore', category=SyntaxWarning)
     main = import_module(f'{__name__}.{name}').main
     if '--traceback' in sys.argv or os.environ.get(TRACEBACK, '0') != '0':
         sys.exit(main())

@@ -383,9 +383,12 @@ def trace(part: Part) -> torch.export.ExportedProgram:
                 strict=False,
             )
     except Exception as error:  # tracing runs whatever the model holds
+        hint = ''
+        if 'Constraints violated' in str(error) and torch.__version__ < '2.13':
+            hint = '; torch 2.13 traces more models, export with that'
         raise ValueError(
             f'{_culprit(part.module, error)} cannot be traced for an export: '
-            f'{reason_of(error)}'
+            f'{reason_of(error)}{hint}'
         ) from error
 
 

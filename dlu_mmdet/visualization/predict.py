@@ -183,7 +183,8 @@ def _draw_video(
 ) -> list[dict]:
     """Write a video with the detections of each frame; returns what was found."""
     video = mmcv.VideoReader(file)
-    if not (len(video) and video.width):
+    # negative where OpenCV cannot count
+    if video.frame_cnt <= 0 or not video.width:
         raise ValueError(
             f'{file} cannot be read as a video; convert it to .mp4 with H.264'
         )

@@ -74,6 +74,14 @@ def differences(part, path):
 QUICK = ('bilinear', 'dlu', 'sapa')
 
 
+# in a neck, whose sizes are open: mended in torch 2.13
+torch_2_12 = pytest.mark.xfail(
+    torch.__version__.startswith('2.12.'),
+    reason='torch 2.12 takes strides for unknown: Constraints violated',
+)
+
+
+@torch_2_12
 @pytest.mark.parametrize(
     'name',
     [
@@ -92,6 +100,7 @@ def test_every_upsampler_in_onnxruntime(name, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['neck.onnx']
 
 
+@torch_2_12
 def test_levels_coarser_than_the_divisor(tmp_path):
     """Traced at a map of one pixel, a model takes images of that one height."""
     part = small_neck('nearest', num_outs=4)

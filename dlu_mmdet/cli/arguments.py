@@ -19,6 +19,7 @@ UPSAMPLERS = (
     'freqfusion',
     'nearest',
     'pixel_shuffle',
+    'resize_conv',
     'sapa',
 )
 

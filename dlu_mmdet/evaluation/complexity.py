@@ -289,6 +289,16 @@ def _pixel_shuffle(m: nn.Module, c: int) -> dict[str, int]:
     return dict(convolution=2 * m.upsample_kernel**2 * c * outputs, bias=2 * outputs)
 
 
+def _resize_conv(m: nn.Module, c: int) -> dict[str, int]:
+    pixels = m.scale_factor**2
+    weights = (9 + c) * c if m.depthwise else 9 * c**2
+    return dict(
+        convolution=2 * pixels * weights,
+        interpolation=8 * pixels * c * (m.mode == 'bilinear'),
+        bias=2 * pixels * c,
+    )
+
+
 def _nearest(m: nn.Module, c: int) -> dict[str, int]:
     return {}  # copies
 
@@ -312,6 +322,7 @@ CLOSED_FORMS: dict[str, Callable[[nn.Module, int], dict[str, int]]] = dict(
     freqfusion=_freqfusion,
     deconv=_deconv,
     pixel_shuffle=_pixel_shuffle,
+    resize_conv=_resize_conv,
     nearest=_nearest,
     bilinear=_bilinear,
 )

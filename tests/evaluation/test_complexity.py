@@ -96,6 +96,8 @@ def test_torchs_counter_is_the_sum_of_what_it_sees(rows, name, scale):
         dict(type='freqfusion', highpass_kernel=5, compressed_channels=8, groups=2),
         dict(type='deconv', upsample_kernel=6),
         dict(type='pixel_shuffle', upsample_kernel=5),
+        dict(type='resize_conv', mode='bilinear'),
+        dict(type='resize_conv', depthwise=True),
     ],
     ids=str,
 )
@@ -114,11 +116,14 @@ def test_closed_forms_hold_for_any_arguments_and_map(cfg, size):
     assert flops == 2 * prod(size) * sum(terms.values())
     if is_guided(module):
         return  # what a bias stands for is run at two resolutions
-    shuffled = 9 if cfg['type'] == 'deconv' else 1  # of its outputs 9 share a bias
+    # 9 outputs share a bias
+    shared = 9 if cfg['type'] in ('deconv', 'resize_conv') else 1
     parameters = sum(
-        p.numel() for name, p in module.named_parameters() if name.endswith('bias')
+        p.numel()
+        for name, p in module.named_parameters()
+        if name.endswith('bias') and not name.startswith('norm')
     )
-    assert bias == 2 * parameters * shuffled
+    assert bias == 2 * parameters * shared
 
 
 def test_interpolation():

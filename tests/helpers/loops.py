@@ -154,6 +154,47 @@ def _over(features, guide):
         yield b, yy, xx, math.floor(yy * h / long), math.floor(xx * w / wide)
 
 
+def _up(x, mode, scale_factor):
+    """Nearest or bilinear interpolation of x (C, H, W), pixels as areas."""
+    c, h, w = x.shape
+    out = np.zeros((c, h * scale_factor, w * scale_factor))
+    for yy, xx in np.ndindex(*out.shape[1:]):
+        if mode == 'nearest':
+            out[:, yy, xx] = x[:, yy // scale_factor, xx // scale_factor]
+        else:
+            v = min(max((yy + 0.5) / scale_factor - 0.5, 0), h - 1)
+            u = min(max((xx + 0.5) / scale_factor - 0.5, 0), w - 1)
+            out[:, yy, xx] = [_sample(plane, v, u) for plane in x]
+    return out
+
+
+def _everywhere(x, weight, bias):
+    """A whole convolution of x (C, H, W)."""
+    out = np.zeros((len(weight), *x.shape[1:]))
+    for y, xx in np.ndindex(*x.shape[1:]):
+        out[:, y, xx] = _convolution(x, weight, bias, y, xx)
+    return out
+
+
+def resize_conv(features, weights, mode, scale_factor, groups):
+    """Arrays in, float64 array out; ``weights`` are the parameters by name.
+
+    ``groups`` is the number of groups that the depthwise form normalizes in.
+    """
+    out = []
+    for x in features:
+        x = _up(x, mode, scale_factor)
+        if 'depthwise_conv.weight' in weights:
+            x = _everywhere(x, weights['depthwise_conv.weight'], np.zeros(len(x)))
+            grouped = x.reshape(groups, -1)
+            mean, var = grouped.mean(1), grouped.var(1)
+            grouped = (grouped - mean[:, None]) / np.sqrt(var[:, None] + 1e-5)
+            x = grouped.reshape(x.shape) * weights['norm.weight'][:, None, None]
+            x = np.maximum(x + weights['norm.bias'][:, None, None], 0)
+        out.append(_everywhere(x, weights['conv.weight'], weights['conv.bias']))
+    return np.stack(out)
+
+
 def fade(features, guide, weights, kernel_size):
     """Arrays in, float64 array out; ``weights`` are FADE's parameters by name."""
     c = features.shape[1]

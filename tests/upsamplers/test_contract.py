@@ -25,6 +25,8 @@ CFGS = [
     dict(type='fade', gating=False),
     dict(type='fade', lite=True),
     dict(type='sapa', form='G'),
+    dict(type='resize_conv', mode='bilinear'),
+    dict(type='resize_conv', depthwise=True),
     dict(type='freqfusion', groups=2, compressed_channels=8),
 ]
 EVERY_FORM = pytest.mark.parametrize(

@@ -17,6 +17,7 @@ UPSAMPLERS = (
     'dysample',
     'fade',
     'freqfusion',
+    'lda_aqu',
     'nearest',
     'pixel_shuffle',
     'resize_conv',

@@ -69,8 +69,7 @@ def test_torchs_counter_is_the_sum_of_what_it_sees(rows, name, scale):
     assert (
         row.counted
         == row.seen
-        == row.total
-        - sum(row.terms[term] for term in ('bias', 'interpolation', 'similarity'))
+        == row.total - sum(row.terms[term] for term in complexity.UNSEEN)
     )
 
 
@@ -96,6 +95,7 @@ def test_torchs_counter_is_the_sum_of_what_it_sees(rows, name, scale):
         dict(type='freqfusion', highpass_kernel=5, compressed_channels=8, groups=2),
         dict(type='deconv', upsample_kernel=6),
         dict(type='pixel_shuffle', upsample_kernel=5),
+        dict(type='lda_aqu', up_kernel=5, encoder_kernel=1, groups=4),
         dict(type='resize_conv', mode='bilinear'),
         dict(type='resize_conv', depthwise=True),
     ],
@@ -107,15 +107,15 @@ def test_closed_forms_hold_for_any_arguments_and_map(cfg, size):
     module = build_upsampler(cfg, channels=8, scale_factor=3, guide_channels=8)
     terms = CLOSED_FORMS[cfg['type']](module, 8)
     bias = terms.pop('bias', 0)
-    terms.pop('interpolation', 0)
-    terms.pop('similarity', 0)
+    for term in complexity.UNSEEN:
+        terms.pop(term, 0)
     inputs = [torch.randn(2, 8, *size)]
     if is_guided(module):
         inputs.append(torch.randn(2, 8, *(3 * side for side in size)))
     flops = count_flops(module, *inputs)
     assert flops == 2 * prod(size) * sum(terms.values())
-    if is_guided(module):
-        return  # what a bias stands for is run at two resolutions
+    if is_guided(module) or cfg['type'] == 'lda_aqu':
+        return  # a bias is added at two resolutions, or in every group
     # 9 outputs share a bias
     shared = 9 if cfg['type'] in ('deconv', 'resize_conv') else 1
     parameters = sum(

@@ -56,6 +56,8 @@ PUBLISHED_CONFIGS = dict(
 PUBLISHED = {
     ('FasterRCNN', 'nearest'): (37.5, 'DySample'),
     ('FasterRCNN', 'bilinear'): (37.5, 'DLU'),
+    ('FasterRCNN', 'deconv'): (37.3, 'FreqFusion'),
+    ('FasterRCNN', 'pixel_shuffle'): (37.5, 'FreqFusion'),
     ('FasterRCNN', 'carafe'): (38.6, 'mmdet, DLU'),
     ('FasterRCNN', 'dlu'): (38.6, 'DLU'),
     ('FasterRCNN', 'dysample'): (38.6, 'DySample'),

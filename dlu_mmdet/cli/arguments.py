@@ -17,8 +17,10 @@ UPSAMPLERS = (
     'dysample',
     'fade',
     'freqfusion',
+    'lda_aqu',
     'nearest',
     'pixel_shuffle',
+    'resize_conv',
     'sapa',
 )
 

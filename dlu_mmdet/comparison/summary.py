@@ -56,9 +56,12 @@ PUBLISHED_CONFIGS = dict(
 PUBLISHED = {
     ('FasterRCNN', 'nearest'): (37.5, 'DySample'),
     ('FasterRCNN', 'bilinear'): (37.5, 'DLU'),
+    ('FasterRCNN', 'deconv'): (37.3, 'FreqFusion'),
+    ('FasterRCNN', 'pixel_shuffle'): (37.5, 'FreqFusion'),
     ('FasterRCNN', 'carafe'): (38.6, 'mmdet, DLU'),
     ('FasterRCNN', 'dlu'): (38.6, 'DLU'),
     ('FasterRCNN', 'dysample'): (38.6, 'DySample'),
+    ('FasterRCNN', 'lda_aqu'): (39.2, 'LDA-AQU'),
     ('FasterRCNN', 'fade'): (38.5, 'FreqFusion'),
     ('FasterRCNN', 'sapa'): (37.8, 'SAPA'),
     ('FasterRCNN', 'freqfusion'): (39.4, 'FreqFusion'),
@@ -68,8 +71,8 @@ PUBLISHED = {
 PUBLISHED_NECKS = ('FPN', 'FPN_CARAFE', 'UpsampleFPN', 'UnifiedFPN', 'UNIFIED_FPN')
 PUBLISHED_NOTE = (
     'Published: box AP in percent of this detector and upsampler with R50 FPN 1x on '
-    'COCO 2017 val, not measured here; from the repositories of DLU, DySample, SAPA '
-    'and FreqFusion and the model zoo of mmdet.'
+    'COCO 2017 val, not measured here; from the repositories of DLU, DySample, '
+    'LDA-AQU, SAPA and FreqFusion and the model zoo of mmdet.'
 )
 
 

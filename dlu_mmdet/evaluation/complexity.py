@@ -18,6 +18,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -197,10 +198,11 @@ TERMS = (
     'sampling',
     'interpolation',
     'similarity',
+    'attention',
     'bias',
 )
 # what torch's counter has no formula for
-_UNSEEN = ('interpolation', 'similarity', 'bias')
+UNSEEN = ('interpolation', 'similarity', 'attention', 'bias')
 
 
 def _carafe(m: nn.Module, c: int) -> dict[str, int]:
@@ -289,6 +291,29 @@ def _pixel_shuffle(m: nn.Module, c: int) -> dict[str, int]:
     return dict(convolution=2 * m.upsample_kernel**2 * c * outputs, bias=2 * outputs)
 
 
+def _lda_aqu(m: nn.Module, c: int) -> dict[str, int]:
+    d, pixels, taps = m.compressed_channels, m.scale_factor**2, m.up_kernel**2
+    outputs = 2 * taps * pixels
+    return dict(
+        compress=2 * 2 * c * d,
+        offsets=2 * d * (9 * pixels + m.encoder_kernel**2 * outputs),
+        # the queries; keys and features at every tap
+        interpolation=8 * pixels * (d + taps * (d + c)),  # F.grid_sample
+        attention=2 * pixels * taps * (d + c),
+        bias=2 * m.groups * outputs,
+    )
+
+
+def _resize_conv(m: nn.Module, c: int) -> dict[str, int]:
+    pixels = m.scale_factor**2
+    weights = (9 + c) * c if m.depthwise else 9 * c**2
+    return dict(
+        convolution=2 * pixels * weights,
+        interpolation=8 * pixels * c * (m.mode == 'bilinear'),
+        bias=2 * pixels * c,
+    )
+
+
 def _nearest(m: nn.Module, c: int) -> dict[str, int]:
     return {}  # copies
 
@@ -312,6 +337,8 @@ CLOSED_FORMS: dict[str, Callable[[nn.Module, int], dict[str, int]]] = dict(
     freqfusion=_freqfusion,
     deconv=_deconv,
     pixel_shuffle=_pixel_shuffle,
+    resize_conv=_resize_conv,
+    lda_aqu=_lda_aqu,
     nearest=_nearest,
     bilinear=_bilinear,
 )
@@ -348,8 +375,8 @@ class Row:
 
     @property
     def seen(self) -> int | None:
-        """Closed form of what torch's counter counts: none of ``_UNSEEN``."""
-        return self._sum(*_UNSEEN)
+        """Closed form of what torch's counter counts: none of ``UNSEEN``."""
+        return self._sum(*UNSEEN)
 
     @property
     def without_sampling(self) -> int | None:
@@ -472,8 +499,8 @@ def complexity_table(rows: Sequence[Row]) -> str:
 
 def terms_table(rows: Sequence[Row]) -> str:
     """The closed forms term by term beside torch's counter, as Markdown."""
-    seen = [term for term in TERMS if term not in _UNSEEN]
-    head = ['upsampler', 'ratio', *seen, 'sum', "torch's counter", *_UNSEEN]
+    seen = [term for term in TERMS if term not in UNSEEN]
+    head = ['upsampler', 'ratio', *seen, 'sum', "torch's counter", *UNSEEN]
     body = [
         [
             row.name,
@@ -481,7 +508,7 @@ def terms_table(rows: Sequence[Row]) -> str:
             *(_number(row.terms[term]) for term in seen),
             _number(row.seen),
             _number(row.counted),
-            *(_number(row.terms[term]) for term in _UNSEEN),
+            *(_number(row.terms[term]) for term in UNSEEN),
         ]
         for row in rows
         if row.terms is not None
@@ -564,7 +591,7 @@ after it adds the sampling.
 ## The closed form, term by term
 
 torch's counter counts neither interpolation, similarity (of a pixel to its
-neighbors) nor bias; the sum of the other terms is its figure.
+neighbors), attention nor bias; the sum of the other terms is its figure.
 
 {terms_table(rows)}
 
@@ -631,16 +658,17 @@ def plot(rows: Sequence[Row], path: str | Path) -> None:
         axis.set_yscale('log')
         ends, absent = {}, []
         for i, name in enumerate(names):
+            color = PALETTE[i % len(PALETTE)]
             points = {r.scale: value_of(r) for r in rows if r.name == name}
             points = {scale: v for scale, v in sorted(points.items()) if v}
             if not points:
                 absent.append(name)
                 continue
-            ends[name] = list(points.values())[-1]
+            ends[name] = list(points.values())[-1], color
             axis.plot(
                 points.keys(),
                 points.values(),
-                color=PALETTE[i % len(PALETTE)],
+                color=color,
                 marker=MARKERS[i % len(MARKERS)],
             )
         _label_ends(axis, ends)
@@ -661,11 +689,27 @@ def plot(rows: Sequence[Row], path: str | Path) -> None:
     figure.savefig(path)
 
 
-def _label_ends(axis: Axes, ends: dict[str, float]) -> None:
-    """Write each line's name beside its end, pushed up where two would overlap."""
+def _label_ends(axis: Axes, ends: dict[str, tuple[float, str]]) -> None:
+    """Write each line's name beside its end, moved where two would overlap.
+
+    Args:
+        axis (Axes): Logarithmic, with the lines.
+        ends (dict[str, tuple[float, str]]): Last value and color of each line.
+    """
     low, high = (math.log(limit) for limit in axis.get_ylim())
-    free = 0.0
-    for name, value in sorted(ends.items(), key=lambda item: item[1]):
-        height = max((math.log(value) - low) / (high - low), free)
-        axis.text(1.01, height, name, transform=axis.transAxes, va='center')
-        free = height + 0.055
+    names = sorted(ends, key=lambda name: ends[name][0])
+    steps = 0.055 * np.arange(len(names))
+    heights = np.array([math.log(ends[name][0]) for name in names])
+    # without the steps, names that do not overlap are in ascending order
+    heights = (heights - low) / (high - low) - steps
+    up = np.maximum.accumulate(heights)
+    down = np.minimum.accumulate(heights[::-1])[::-1]
+    for name, height in zip(names, (up + down) / 2 + steps):
+        axis.text(
+            1.01,
+            height,
+            name,
+            transform=axis.transAxes,
+            va='center',
+            color=ends[name][1],
+        )

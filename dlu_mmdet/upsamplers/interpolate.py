@@ -16,17 +16,18 @@ class Interpolation(nn.Upsample):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Interpolate (N, C, H, W) to (N, C, s*H, s*W), or to (N, C, *size)."""
-        return _interpolate(x, size, self.scale_factor, self.mode, self.align_corners)
+        return interpolate(x, size, self.scale_factor, self.mode, self.align_corners)
 
 
 @leaf
-def _interpolate(
+def interpolate(
     x: Tensor,
     size: tuple[int, int] | None,
     scale_factor: int,
     mode: str,
-    align_corners: bool | None,
+    align_corners: bool | None = None,
 ) -> Tensor:
+    """Interpolate by a ratio, or to a size where there is one; see F.interpolate."""
     ratio = scale_factor if size is None else None
     return F.interpolate(
         x, size, scale_factor=ratio, mode=mode, align_corners=align_corners

@@ -13,14 +13,14 @@ from matplotlib.lines import Line2D
 
 #: Dots per inch of every figure.
 DPI = 150
-#: The palette of Okabe and Ito, which color-blind readers can tell apart, then five
+#: The palette of Okabe and Ito, which color-blind readers can tell apart, then seven
 #: darker and duller colors for figures of more than seven upsamplers.
 PALETTE = (
     *('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000'),
-    *('#882255', '#999933', '#332288', '#8c6d46', '#88ccaa'),
+    *('#882255', '#999933', '#332288', '#8c6d46', '#88ccaa', '#ddcc77', '#aa4499'),
 )
 #: As many markers, which say the same again.
-MARKERS = 'osD^vPX<>p*h'
+MARKERS = 'osD^vPX<>p*hdH'
 #: Of what stands back: single seeds, controls.
 GRAY = '#777777'
 

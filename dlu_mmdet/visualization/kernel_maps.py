@@ -16,10 +16,11 @@ from ..upsamplers import UPSAMPLERS
 from ..upsamplers.dlu import DLUPack
 from ..upsamplers.dysample import DySample
 from ..upsamplers.guided import Blocks, GuidedUpsampler
+from ..upsamplers.lda_aqu import LDAAQU
 from .features import Recording
 
 #: Classes that have kernels.
-WITH_KERNELS = (CARAFEPack, DLUPack, DySample, GuidedUpsampler)
+WITH_KERNELS = (CARAFEPack, DLUPack, DySample, GuidedUpsampler, LDAAQU)
 # of a sampled map, weights farther than this from the source pixel are not shown
 _FARTHEST = 7
 
@@ -31,7 +32,8 @@ class KernelMaps:
     Attributes:
         kernels (np.ndarray): (s*H, s*W, K, K) float32, the kernel of every
             output position; its values sum to 1. Of DySample, the bilinear weights of
-            the pixels around the point that it samples, K as large as they need.
+            the pixels around the point that it samples, of LDA-AQU the sum of those of
+            its points under its attention, K as large as they need.
         scale_factor (int): Upsampling ratio s.
         source_kernels (np.ndarray, optional): (H, W, K, K) float32, DLU's
             kernel space, from which ``kernels`` are sampled.
@@ -147,7 +149,10 @@ def kernel_maps(
         )
     if isinstance(upsampler, DySample):
         _check_group(group, 'groups', upsampler.groups)
-        return _bilinear_kernels(upsampler, source, group)
+        return _dysample_kernels(upsampler, source, group)
+    if isinstance(upsampler, LDAAQU):
+        _check_group(group, 'groups', upsampler.groups)
+        return _lda_aqu_kernels(upsampler, source, group)
     _check_group(group, 'up_group', getattr(upsampler, 'up_group', 1))
     k = upsampler.up_kernel
 
@@ -190,7 +195,7 @@ def _check_group(group: int, argument: str, number: int) -> None:
         )
 
 
-def _bilinear_kernels(upsampler: DySample, source: Tensor, group: int) -> KernelMaps:
+def _dysample_kernels(upsampler: DySample, source: Tensor, group: int) -> KernelMaps:
     """Where DySample samples, and what the source pixels there weigh."""
     s, (h, w) = upsampler.scale_factor, source.shape[2:]
     offsets = upsampler.predict(source)[0, group :: upsampler.groups]
@@ -199,23 +204,49 @@ def _bilinear_kernels(upsampler: DySample, source: Tensor, group: int) -> Kernel
     own = grid // s
     offsets = ((grid + 0.5) / s - 0.5 + offsets - own).astype(np.float32)
     points = (own + offsets).clip(0, [w - 1, h - 1])
-    lower = np.nan_to_num(points).astype(int)
+    return KernelMaps(
+        _bilinear_kernels(points[None], np.ones(1), s),
+        s,
+        sample_points=points.astype(np.float32),
+        offsets=offsets,
+    )
+
+
+def _lda_aqu_kernels(upsampler: LDAAQU, source: Tensor, group: int) -> KernelMaps:
+    """What the source pixels weigh at all points that LDA-AQU samples."""
+    weights, positions = upsampler.predict(source)
+    corner = np.array(source.shape[:1:-1]) - 1
+    points = (positions[group].double().cpu().numpy() + 1) / 2 * corner
+    weights = weights[0].double().cpu().numpy()
+    s = upsampler.scale_factor
+    return KernelMaps(_bilinear_kernels(points, weights, s), s)
+
+
+def _bilinear_kernels(points: np.ndarray, weights: np.ndarray, s: int) -> np.ndarray:
+    """Kernels (s*H, s*W, K, K) that sampling points bilinearly amounts to.
+
+    Args:
+        points (np.ndarray): (T, s*H, s*W, 2), x and y in source pixels.
+        weights (np.ndarray): (T, s*H, s*W) or (T), of each point.
+        s (int): Upsampling ratio.
+    """
+    long, wide = points.shape[1:3]
+    own = np.stack(np.meshgrid(np.arange(wide), np.arange(long)), axis=-1) // s
+    lower = np.floor(np.nan_to_num(points)).astype(int)
     upper_weight = points - lower
     corners = []
     for shift in ((0, 0), (1, 0), (0, 1), (1, 1)):
         weight = np.where(shift, upper_weight, 1 - upper_weight).prod(axis=-1)
-        corners.append((lower + shift - own, weight))
+        corners.append((lower + shift - own, weight * weights))
     away = [np.abs(at[weight > 0]).max(initial=1) for at, weight in corners]
     r = min(max(away), _FARTHEST)
-    kernels = np.zeros((s * h, s * w, 2 * r + 1, 2 * r + 1), np.float32)
+    kernels = np.zeros((long, wide, 2 * r + 1, 2 * r + 1), np.float32)
     for at, weight in corners:
         shown = (np.abs(at) <= r).all(axis=-1)
-        y, x = np.nonzero(shown)
+        _, y, x = np.nonzero(shown)
         column, row = at[shown].T + r
-        kernels[y, x, row, column] = weight[shown]
-    return KernelMaps(
-        kernels, s, sample_points=points.astype(np.float32), offsets=offsets
-    )
+        np.add.at(kernels, (y, x, row, column), weight[shown])
+    return kernels
 
 
 def recorded_kernels(recording: Recording, level: str, group: int = 0) -> KernelMaps:

@@ -69,8 +69,7 @@ def test_torchs_counter_is_the_sum_of_what_it_sees(rows, name, scale):
     assert (
         row.counted
         == row.seen
-        == row.total
-        - sum(row.terms[term] for term in ('bias', 'interpolation', 'similarity'))
+        == row.total - sum(row.terms[term] for term in complexity.UNSEEN)
     )
 
 
@@ -96,6 +95,9 @@ def test_torchs_counter_is_the_sum_of_what_it_sees(rows, name, scale):
         dict(type='freqfusion', highpass_kernel=5, compressed_channels=8, groups=2),
         dict(type='deconv', upsample_kernel=6),
         dict(type='pixel_shuffle', upsample_kernel=5),
+        dict(type='lda_aqu', up_kernel=5, encoder_kernel=1, groups=4),
+        dict(type='resize_conv', mode='bilinear'),
+        dict(type='resize_conv', depthwise=True),
     ],
     ids=str,
 )
@@ -105,20 +107,23 @@ def test_closed_forms_hold_for_any_arguments_and_map(cfg, size):
     module = build_upsampler(cfg, channels=8, scale_factor=3, guide_channels=8)
     terms = CLOSED_FORMS[cfg['type']](module, 8)
     bias = terms.pop('bias', 0)
-    terms.pop('interpolation', 0)
-    terms.pop('similarity', 0)
+    for term in complexity.UNSEEN:
+        terms.pop(term, 0)
     inputs = [torch.randn(2, 8, *size)]
     if is_guided(module):
         inputs.append(torch.randn(2, 8, *(3 * side for side in size)))
     flops = count_flops(module, *inputs)
     assert flops == 2 * prod(size) * sum(terms.values())
-    if is_guided(module):
-        return  # what a bias stands for is run at two resolutions
-    shuffled = 9 if cfg['type'] == 'deconv' else 1  # of its outputs 9 share a bias
+    if is_guided(module) or cfg['type'] == 'lda_aqu':
+        return  # a bias is added at two resolutions, or in every group
+    # 9 outputs share a bias
+    shared = 9 if cfg['type'] in ('deconv', 'resize_conv') else 1
     parameters = sum(
-        p.numel() for name, p in module.named_parameters() if name.endswith('bias')
+        p.numel()
+        for name, p in module.named_parameters()
+        if name.endswith('bias') and not name.startswith('norm')
     )
-    assert bias == 2 * parameters * shuffled
+    assert bias == 2 * parameters * shared
 
 
 def test_interpolation():

@@ -36,7 +36,7 @@ import dlu_mmdet  # noqa: F401
 from dlu_mmdet.upsamplers import UPSAMPLERS
 
 #: mmdeploy's default, and the first that has GridSample
-OPSETS = {'dysample': 16, 'freqfusion': 16}
+OPSETS = dict.fromkeys(('dysample', 'freqfusion', 'lda_aqu'), 16)
 CSP = dict(in_channels=[8, 16, 32], out_channels=8, num_csp_blocks=1)
 NECKS = {
     'FPN': dict(in_channels=[8, 16, 32], out_channels=8, num_outs=3),

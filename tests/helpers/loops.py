@@ -154,6 +154,109 @@ def _over(features, guide):
         yield b, yy, xx, math.floor(yy * h / long), math.floor(xx * w / wide)
 
 
+def lda_aqu(features, weights, kernel_size, groups, scale_factor, offset_range):
+    """Arrays in, float64 array out; ``weights`` are LDA-AQU's parameters by name."""
+    n, c, h, w = features.shape
+    long, wide = h * scale_factor, w * scale_factor
+    shrink_y, shrink_x = (
+        (short - 1) / max(size - 1, 1) for short, size in ((h, long), (w, wide))
+    )
+    d = len(weights['proj_q.weight'])
+    bias = weights['relative_position_bias_table'].reshape(kernel_size**2, d)
+    out = np.zeros((n, c, long, wide))
+
+    def norm(name, point):
+        point = (point - point.mean()) / np.sqrt(point.var() + 1e-5)
+        return weights[f'{name}.norm.weight'] * point + weights[f'{name}.norm.bias']
+
+    def pixelwise(function, maps):
+        return np.apply_along_axis(function, 0, maps)
+
+    def gelu(x):
+        return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
+    def zero_outside(plane, v, u):
+        v, u = v + 1, u + 1
+        if not (0 <= v <= h + 1 and 0 <= u <= w + 1):
+            return 0
+        return _sample(np.pad(plane, 1), v, u)
+
+    for b, x in enumerate(features):
+        normed = pixelwise(lambda point: norm('layer_norm', point), x)
+        k, q = (
+            pixelwise(lambda p, m=weights[f'proj_{n}.weight'][..., 0, 0]: m @ p, normed)
+            for n in 'kq'
+        )
+        queries = np.zeros((d, long, wide))
+        for yy, xx in np.ndindex(long, wide):
+            queries[:, yy, xx] = [_sample(p, yy * shrink_y, xx * shrink_x) for p in q]
+        offsets = []
+        for group in np.split(queries, groups):
+            first, last = (weights[f'conv_offset.{i}.weight'] for i in (0, 3))
+            maps = _everywhere(group, first, np.zeros(len(group)))
+            maps = gelu(pixelwise(lambda point: norm('conv_offset.1', point), maps))
+            maps = _everywhere(maps, last, weights['conv_offset.3.bias'])
+            offsets.append(offset_range * np.tanh(maps))
+        for yy, xx in np.ndindex(long, wide):
+            sampled = []
+            for t in range(kernel_size**2):
+                keys, values = [], []
+                for g, offset in enumerate(offsets):
+                    v = yy + t // kernel_size - kernel_size // 2 + offset[2 * t, yy, xx]
+                    u = xx + t % kernel_size - kernel_size // 2
+                    u += offset[2 * t + 1, yy, xx]
+                    at = v * shrink_y, u * shrink_x
+                    for maps, into in ((k, keys), (x, values)):
+                        planes = np.split(maps, groups)[g]
+                        into += [zero_outside(plane, *at) for plane in planes]
+                sampled.append((keys + bias[t], values))
+            scores = [queries[:, yy, xx] @ keys for keys, _ in sampled]
+            attention = _softmax(np.array(scores) / math.sqrt(d))
+            out[b, :, yy, xx] = attention @ [values for _, values in sampled]
+    return out
+
+
+def _up(x, mode, scale_factor):
+    """Nearest or bilinear interpolation of x (C, H, W), pixels as areas."""
+    c, h, w = x.shape
+    out = np.zeros((c, h * scale_factor, w * scale_factor))
+    for yy, xx in np.ndindex(*out.shape[1:]):
+        if mode == 'nearest':
+            out[:, yy, xx] = x[:, yy // scale_factor, xx // scale_factor]
+        else:
+            v = min(max((yy + 0.5) / scale_factor - 0.5, 0), h - 1)
+            u = min(max((xx + 0.5) / scale_factor - 0.5, 0), w - 1)
+            out[:, yy, xx] = [_sample(plane, v, u) for plane in x]
+    return out
+
+
+def _everywhere(x, weight, bias):
+    """A whole convolution of x (C, H, W)."""
+    out = np.zeros((len(weight), *x.shape[1:]))
+    for y, xx in np.ndindex(*x.shape[1:]):
+        out[:, y, xx] = _convolution(x, weight, bias, y, xx)
+    return out
+
+
+def resize_conv(features, weights, mode, scale_factor, groups):
+    """Arrays in, float64 array out; ``weights`` are the parameters by name.
+
+    ``groups`` is the number of groups that the depthwise form normalizes in.
+    """
+    out = []
+    for x in features:
+        x = _up(x, mode, scale_factor)
+        if 'depthwise_conv.weight' in weights:
+            x = _everywhere(x, weights['depthwise_conv.weight'], np.zeros(len(x)))
+            grouped = x.reshape(groups, -1)
+            mean, var = grouped.mean(1), grouped.var(1)
+            grouped = (grouped - mean[:, None]) / np.sqrt(var[:, None] + 1e-5)
+            x = grouped.reshape(x.shape) * weights['norm.weight'][:, None, None]
+            x = np.maximum(x + weights['norm.bias'][:, None, None], 0)
+        out.append(_everywhere(x, weights['conv.weight'], weights['conv.bias']))
+    return np.stack(out)
+
+
 def fade(features, guide, weights, kernel_size):
     """Arrays in, float64 array out; ``weights`` are FADE's parameters by name."""
     c = features.shape[1]

@@ -25,6 +25,9 @@ CFGS = [
     dict(type='fade', gating=False),
     dict(type='fade', lite=True),
     dict(type='sapa', form='G'),
+    dict(type='lda_aqu', groups=4, compressed_channels=8),
+    dict(type='resize_conv', mode='bilinear'),
+    dict(type='resize_conv', depthwise=True),
     dict(type='freqfusion', groups=2, compressed_channels=8),
 ]
 EVERY_FORM = pytest.mark.parametrize(

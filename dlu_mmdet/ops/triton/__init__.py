@@ -63,7 +63,9 @@ def tiles_of(
     if operation == FORWARD:
         return dict(BP=pixels, BC=channels, BQ=_power(s * s, 4))
     in_row = _power(s, 8)
-    return dict(BP=max(2 * pixels // in_row, 4), BC=channels, BJ=in_row)
+    # few where channels are neighbors: a thread has the positions of all of them
+    pixels = max((8 if last else 64) // in_row, 4)
+    return dict(BP=pixels, BC=channels, BJ=in_row)
 
 
 class Operators(Backend):
@@ -122,6 +124,8 @@ class Operators(Backend):
         if operation == BACKWARD_KERNELS and last:
             # its programs read the pixels of one channel after the other
             features, grad = features.contiguous(), grad.contiguous()
+            if offsets is not None:
+                kernels = kernels.contiguous()
         tensors = (features, kernels, offsets, grad, *results)
         wide = accumulation_dtype(features.dtype)
         position = wide if offsets is None else torch.promote_types(wide, offsets.dtype)

@@ -33,8 +33,8 @@ def installed(names: Iterable[str]) -> dict[str, str]:
     return found
 
 
-# what the kernels were tried with; it comes with torch 2.4
-_OLDEST_TRITON = (3, 0)
+# the oldest that was tried; it comes with torch 2.8
+_OLDEST_TRITON = (3, 4)
 
 
 def triton_problem() -> str:

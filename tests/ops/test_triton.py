@@ -240,7 +240,7 @@ def test_a_triton_too_old_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(stacks, 'find_spec', lambda name: True)
     problem = stacks.triton_problem()
     message = fails_to_load(monkeypatch, tmp_path, 'triton', problem)
-    assert 'triton 2.1.0 is too old; install 3.0 or later' in message
+    assert 'triton 2.1.0 is too old; install 3.4 or later' in message
 
 
 def test_a_library_and_another_backend_exclude_each_other():

@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 
 from . import __version__
-from .stacks import DISTRIBUTIONS, installed
+from .stacks import DISTRIBUTIONS, installed, triton_problem
 
 
 def versions() -> dict[str, str]:
@@ -17,9 +17,16 @@ def versions() -> dict[str, str]:
     Returns:
         dict[str, str]: In the order in which to print it: this package, Python and
         what is installed beside it, which devices have compiled operators, which
-        loops this processor runs, and the environment variables that change them.
+        loops this processor runs, what would run on a GPU, and the environment
+        variables that change them.
     """
-    names = ('torch', 'torchvision', *sum(DISTRIBUTIONS.values(), ()), 'numpy')
+    names = (
+        'torch',
+        'torchvision',
+        'triton',
+        *sum(DISTRIBUTIONS.values(), ()),
+        'numpy',
+    )
     found = {
         'dlu_mmdet': __version__,
         'Python': platform.python_version(),
@@ -38,8 +45,27 @@ def versions() -> dict[str, str]:
         compiled += ['cuda'] * any(folder.glob(f'_C_cuda_torch_{tag}.*'))
     found['compiled operators'] = ', '.join(compiled) or 'none, plain PyTorch runs'
     found['CPU loops'] = loops
+    found['operators on a GPU'] = _on_gpu('cuda' in compiled)
     found.update((k, v) for k, v in os.environ.items() if k.startswith('DLU_MMDET_'))
     return found
+
+
+def _on_gpu(is_compiled: bool) -> str:
+    """What runs on a GPU, as dlu_mmdet.ops.library chooses it."""
+    wish = os.environ.get('DLU_MMDET_BACKEND', '')
+    if wish not in ('', 'cuda', 'triton', 'plain'):
+        return f'none, DLU_MMDET_BACKEND={wish} is not cuda, triton or plain'
+    if is_compiled and wish in ('', 'cuda'):
+        return 'cuda'
+    if wish == 'cuda':
+        return 'none, DLU_MMDET_BACKEND=cuda asks for operators that are not there'
+    no_ext = os.environ.get('DLU_MMDET_NO_EXT', '0') not in ('', '0')
+    if wish == 'plain' or (no_ext and not wish):
+        return 'plain PyTorch'
+    problem = triton_problem()
+    if wish and problem:
+        return f'none, DLU_MMDET_BACKEND=triton, but {problem}'
+    return 'plain PyTorch' if problem else 'triton'
 
 
 def collect_env() -> dict[str, str]:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 #: Distributions that give an import name: upstream's, then the forks'.
@@ -30,6 +31,24 @@ def installed(names: Iterable[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+# the oldest that was tried; it comes with torch 2.8
+_OLDEST_TRITON = (3, 4)
+
+
+def triton_problem() -> str:
+    """Why the operators in Triton cannot run here; '' if they can. Imports nothing."""
+    # as it is called on its own, and in torch for CUDA, for ROCm and on Windows
+    names = ('triton', 'pytorch-triton', 'pytorch-triton-rocm', 'triton-rocm')
+    found = installed((*names, 'triton-windows'))
+    if not found or not find_spec('triton'):
+        return 'Triton is not installed; pip install triton'
+    name, number = next(iter(found.items()))
+    if tuple(int(part) for part in number.split('.')[:2]) < _OLDEST_TRITON:
+        oldest = '.'.join(map(str, _OLDEST_TRITON))
+        return f'{name} {number} is too old; install {oldest} or later'
+    return ''
 
 
 def warn_of_both() -> None:

@@ -11,9 +11,11 @@ not depend on the number of threads, and denormal numbers count as zero in them.
 the gradient of DLU's ``kernels`` is a sum in no fixed order.
 
 Environment: ``DLU_MMDET_NO_EXT=1`` ignores what is built, ``DLU_MMDET_LIBRARY`` names
-a library to load instead, which registers kernels of its own with torch, and
-``DLU_MMDET_ISA`` (``avx512``, ``avx2`` or ``generic``) the CPU loops to run. Another
-value is a ValueError.
+a library to load instead, which registers kernels of its own with torch,
+``DLU_MMDET_ISA`` (``avx512``, ``avx2`` or ``generic``) the CPU loops to run, and
+``DLU_MMDET_BACKEND`` (``cuda``, ``triton`` or ``plain``) what runs on a GPU: by default
+the compiled operators, without them Triton's, without Triton plain PyTorch. Another
+value, or a backend that is not there, is a ValueError.
 """
 
 from __future__ import annotations
@@ -27,8 +29,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..stacks import triton_problem
 from ..utils.torch_compat import register_fake
-from . import autograd, flops
+from . import autograd, flops, triton
 from .backend import Backend
 from .checks import check_arguments
 from .cpu import Operators
@@ -69,6 +72,7 @@ def _setting(name: str, *allowed: str) -> str:
 
 _NO_EXT = _setting('DLU_MMDET_NO_EXT', '0', '1') == '1'
 _ISA = _setting('DLU_MMDET_ISA', 'avx512', 'avx2', 'generic')
+_BACKEND = _setting('DLU_MMDET_BACKEND', 'cuda', 'triton', 'plain')
 _FOLDER = Path(__file__).parent.parent
 _REINSTALL = 'pip install --no-build-isolation --force-reinstall --no-deps'
 
@@ -101,8 +105,12 @@ def _load_cpu() -> Operators | None:
     return operators
 
 
-def _load_cuda() -> None:
-    """Those of CUDA, which register themselves and serve one release of torch."""
+def _load_cuda() -> str:
+    """Those of CUDA, which register themselves and serve one release of torch.
+
+    Returns:
+        str: '' if they are loaded, else why not.
+    """
     torch_tag = '_'.join(('torch', *torch.__version__.split('.')[:2]))
     suffix = sysconfig.get_config_var('EXT_SUFFIX')
     file = _FOLDER / f'_C_cuda_{torch_tag}{suffix}'
@@ -110,21 +118,46 @@ def _load_cuda() -> None:
     if file.is_file():
         try:
             torch.ops.load_library(file)
-            return
+            return ''
         except OSError:  # undefined symbols, or a library that is missing
             others = True
     if others:
-        reason = (
+        return (
             f'the extension was built for another torch than {torch.__version__}, or '
             f'another Python; rebuild it with {_REINSTALL}'
         )
-    else:
-        reason = (
-            f'the extension was built for the CPU only; install the CUDA toolkit '
-            f'{torch.version.cuda}, let CUDA_HOME name it and reinstall with '
-            f'{_REINSTALL}'
+    return (
+        f'the extension was built for the CPU only; install the CUDA toolkit '
+        f'{torch.version.cuda}, let CUDA_HOME name it and reinstall with '
+        f'{_REINSTALL}'
+    )
+
+
+def _load_gpu() -> None:
+    """The operators of a GPU that were asked for, or the fastest that are there.
+
+    Raises:
+        ValueError: If those that were asked for are not there.
+    """
+    reason = 'DLU_MMDET_NO_EXT=1 ignores them'
+    if _BACKEND in ('', 'cuda') and not _NO_EXT:
+        if not (reason := _load_cuda()):
+            return
+    if _BACKEND == 'cuda':
+        raise ValueError(
+            'the environment variable DLU_MMDET_BACKEND asks for the CUDA operators, '
+            f'which are not there: {reason}'
         )
-    if torch.cuda.is_available():
+    if _BACKEND == 'plain' or (_NO_EXT and not _BACKEND):
+        return
+    problem = triton_problem()
+    if not problem:
+        implement(triton.Operators(), 'CUDA')
+    elif _BACKEND:
+        raise ValueError(
+            f'the environment variable DLU_MMDET_BACKEND asks for Triton, but {problem}'
+        )
+    elif torch.cuda.is_available():
         _warn_of_plain(' on CUDA', reason)
 
 
@@ -151,15 +184,20 @@ if _named := os.environ.get('DLU_MMDET_LIBRARY'):
         raise FileNotFoundError(
             f'the environment variable DLU_MMDET_LIBRARY names no file: {_named!r}'
         )
+    if _BACKEND in ('triton', 'plain'):
+        raise ValueError(
+            'the environment variables DLU_MMDET_LIBRARY and DLU_MMDET_BACKEND='
+            f'{_BACKEND} exclude each other; set one of them'
+        )
     torch.ops.load_library(_named)
-elif not _NO_EXT:
-    _CPU = _load_cpu()
-    _load_cuda()
+else:
+    _CPU = None if _NO_EXT else _load_cpu()
+    _load_gpu()
 _DEVICE_TYPES = _device_types()
 
 
 def is_available(device_type: str) -> bool:
-    """Whether the extension has kernels for a device type, as 'cpu' or 'cuda'."""
+    """Whether operators are loaded for a device type, as 'cpu' or 'cuda'."""
     return device_type in _DEVICE_TYPES
 
 

@@ -729,6 +729,7 @@ assert carafe(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 4, 4), 1, 1, 2).sum() == 
     [
         ('ISA', 'nonsense', 'ValueError: .*avx512 or avx2 or generic.*nonsense'),
         ('NO_EXT', 'yes', 'ValueError: .*DLU_MMDET_NO_EXT must be 0 or 1.*yes'),
+        ('BACKEND', 'rocm', 'ValueError: .*cuda or triton or plain.*rocm'),
         ('LIBRARY', 'no.so', 'FileNotFoundError: .*DLU_MMDET_LIBRARY .*no.so'),
     ],
 )
@@ -756,6 +757,9 @@ def warned(tmp_path, monkeypatch):
     """A folder in the place of the package's, beside a GPU; what is said of it."""
     monkeypatch.setattr(library, '_FOLDER', tmp_path)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    for name, value in dict(_NO_EXT=False, _BACKEND='').items():
+        monkeypatch.setattr(library, name, value)
+    monkeypatch.setattr(library, 'triton_problem', lambda: 'Triton is not installed')
 
     def of(load):
         with warnings.catch_warnings(record=True) as caught:
@@ -770,7 +774,7 @@ def warned(tmp_path, monkeypatch):
 
 def test_no_extension_is_one_sentence(warned):
     assert 'with a C++ compiler' in warned(library._load_cpu)
-    assert 'built for the CPU only; install the CUDA' in warned(library._load_cuda)
+    assert 'built for the CPU only; install the CUDA' in warned(library._load_gpu)
 
 
 def test_a_file_that_is_no_library_is_one_sentence(warned, tmp_path):
@@ -790,7 +794,7 @@ def test_cuda_of_another_torch_is_one_sentence(warned, tmp_path, monkeypatch, na
         suffix = sysconfig.get_config_var('EXT_SUFFIX')
         name = f'_C_cuda_torch_{release}{suffix}'
     (tmp_path / name).touch()
-    message = warned(library._load_cuda)
+    message = warned(library._load_gpu)
     assert 'another torch' in message and 'rebuild' in message
     assert '_ZN' not in message
 

@@ -598,7 +598,7 @@ def print_table(
 ) -> None:
     """Print averages as a Markdown table; write them to --out.
 
-    Unbounded measures have a median beside the mean, bounded ones a standard error.
+    Prints mean and median of unbounded measures, mean and standard error of the others.
     """
     if not rows:
         raise ValueError(

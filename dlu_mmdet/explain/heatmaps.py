@@ -39,7 +39,7 @@ class HeatmapRow:
     """One row of the figure: a detection and the maps that explain it.
 
     Attributes:
-        name (str): Text beside the row.
+        name (str): Label of the row.
         image (np.ndarray): (H, W, 3) uint8, RGB.
         caption (str): Text under the image, e.g. class and score.
         box (np.ndarray, optional): (4,) x1 y1 x2 y2 of the detection in pixels of

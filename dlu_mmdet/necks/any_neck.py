@@ -1,4 +1,4 @@
-"""Any neck, with an upsampler of its own at every site where it enlarges a map."""
+"""Wraps any neck and gives each of its upsampling sites an upsampler module."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-#: of the tensors beside the features, as messages print them
+#: Shapes of the tensors other than the features, as error messages print them.
 LAYOUTS = dict(
     kernels='(N, G*K*K, H, W)',
     offsets='(N, G*2*s*s, H, W)',

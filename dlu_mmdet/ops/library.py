@@ -11,7 +11,7 @@ not depend on the number of threads, and denormal numbers count as zero in them.
 the gradient of DLU's ``kernels`` is a sum in no fixed order.
 
 Environment: ``DLU_MMDET_NO_EXT=1`` ignores what is built, ``DLU_MMDET_LIBRARY`` names
-a library to load instead, which registers kernels of its own with torch,
+a library to load instead, which registers its kernels with torch itself,
 ``DLU_MMDET_ISA`` (``avx512``, ``avx2`` or ``generic``) the CPU loops to run, and
 ``DLU_MMDET_BACKEND`` (``cuda``, ``triton`` or ``plain``) what runs on a GPU: by default
 the compiled operators, without them Triton's, without Triton plain PyTorch. Another

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from .resize import upsample_to
 #: Ratios that are tried: a pyramid has 2, other necks have others.
 RATIOS = (1, 2, 3, 4)
 _SIZES = ((1, 1), (3, 5), (6, 4))
+# of a guide for 3 x 5 pixels, where the finer level is rounded down
+_ODD = (5, 9)
+# float16 convolutions on a CPU are later than torch 2.1
+_HALVES = (torch.bfloat16, torch.float16)[: 2 if AT_LEAST_24 else 1]
 
 
 @dataclass(frozen=True)
@@ -108,15 +113,15 @@ def check_requested_size(subject: Subject) -> None:
 
 
 def check_dtype(subject: Subject) -> None:
-    """Keeps float32, float64 and bfloat16, and gives finite values."""
-    expected = subject.build()(*subject.inputs())
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
-        out = subject.build().to(dtype)(*subject.inputs(dtype=dtype))
+    """Keeps float32, float64, bfloat16 and float16, and gives finite values."""
+    expected = subject.build()(*subject.inputs(size=_ODD))
+    for dtype in (torch.float32, torch.float64, *_HALVES):
+        out = subject.build().to(dtype)(*subject.inputs(size=_ODD, dtype=dtype))
         if out.dtype != dtype:
             raise Violation(f'it gave {out.dtype} for {dtype}')
         if not out.isfinite().all():
             raise Violation(f'the output for {dtype} has values that are not finite')
-        tolerance = 0.1 if dtype == torch.bfloat16 else 1e-4
+        tolerance = 0.1 if dtype in _HALVES else 1e-4
         _same(out, expected, f'the output for {dtype}', tolerance)
 
 
@@ -188,26 +193,38 @@ def check_autocast(subject: Subject) -> None:
 
 def check_empty_batch(subject: Subject) -> None:
     """Takes a batch of no image, as a mask head has without a positive box."""
-    module, inputs = subject.build(), subject.inputs(batch=0)
-    inputs[0].requires_grad_()
-    out = module(*inputs)
-    if out.shape != (0, subject.channels, 6, 10):
-        raise Violation(f'it gave {tuple(out.shape)} for {tuple(inputs[0].shape)}')
-    _check_gradients(module, inputs, out)
+    layouts = torch.contiguous_format, torch.channels_last
+    dtypes = torch.float32, torch.bfloat16
+    for s, layout, dtype in itertools.product(RATIOS[:3], layouts, dtypes):
+        module = subject.build(s).to(dtype)
+        inputs = subject.inputs(size=(3 * s, 5 * s), batch=0, dtype=dtype)
+        inputs = [x.to(memory_format=layout) for x in inputs]
+        inputs[0].requires_grad_()
+        out = module(*inputs)
+        if out.shape != (0, subject.channels, 3 * s, 5 * s) or out.dtype != dtype:
+            raise Violation(
+                f'it gave {out.dtype}, {tuple(out.shape)} for {dtype}, '
+                f'{tuple(inputs[0].shape)} at a ratio of {s}'
+            )
+        _check_gradients(module, inputs, out)
+        for name, parameter in module.named_parameters():
+            if parameter.grad is not None and parameter.grad.any():
+                raise Violation(f'the gradient of parameter {name} is not 0')
 
 
 def check_channels_last(subject: Subject) -> None:
     """Gives the same numbers and gradients in the memory layout channels_last."""
-    module, inputs = subject.trained(), subject.inputs()
+    module, inputs = subject.trained(), subject.inputs(size=_ODD)
     results = []
     for layout in (torch.contiguous_format, torch.channels_last):
         leaves = [x.clone(memory_format=layout).requires_grad_() for x in inputs]
         out = module(*leaves)
-        (gradient,) = torch.autograd.grad(out.square().sum(), leaves[:1])
-        results.append((out.detach(), gradient))
-    (expected, gradient), (out, found) = results
-    _same(out, expected, 'the output')
-    _same(found, gradient, 'the gradient')
+        gradients = torch.autograd.grad(out.square().sum(), leaves)
+        results.append((out.detach(), *gradients))
+    expected = results[0][0]
+    names = 'the output', 'the gradient of its input', 'the gradient of the guide'
+    for name, wanted, found in zip(names, *results):
+        _same(found, wanted, name)
     module = module.to(memory_format=torch.channels_last)
     with torch.no_grad():
         _same(module(*leaves), expected, 'the output with weights in channels_last')
@@ -237,16 +254,21 @@ def check_compile(subject: Subject) -> None:
     torch._dynamo.reset()  # recompilations of a forward are limited
     module = subject.trained()
     compiled = torch.compile(module, fullgraph=True, backend='aot_eager')
-    for batch in (2, 0, 3):
-        inputs = subject.inputs(batch=batch)
-        inputs[0].requires_grad_()
-        out, expected = compiled(*inputs), module(*inputs)
-        found, gradient = (
-            torch.autograd.grad(y.square().sum(), inputs[0])[0] for y in (out, expected)
+    for batch, size in ((2, (6, 10)), (0, (6, 10)), (3, _ODD)):
+        inputs = [x.requires_grad_() for x in subject.inputs(size=size, batch=batch)]
+        found, wanted = (
+            (out.detach(), *torch.autograd.grad(out.square().sum(), inputs))
+            for out in (compiled(*inputs), module(*inputs))
         )
-        if batch:
-            _same(out.detach(), expected.detach(), 'the output of the compiled module')
-            _same(found, gradient, 'the gradient of the compiled module')
+        names = 'the output', 'the gradient of its input', 'the gradient of the guide'
+        for name, got, expected in zip(names, found, wanted):
+            name += f' for a batch of {batch}, compiled,'
+            if got.shape != expected.shape:
+                raise Violation(
+                    f'{name} has {tuple(got.shape)} for {tuple(expected.shape)}'
+                )
+            if batch:
+                _same(got, expected, name)
 
 
 def check_export(subject: Subject) -> None:

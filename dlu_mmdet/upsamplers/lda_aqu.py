@@ -64,7 +64,7 @@ def sampling_positions(offsets: Tensor, up_kernel: int) -> Tensor:
 
 @leaf
 def sample_tap(maps: Tensor, positions: Tensor, groups: int) -> Tensor:
-    """Sample (N, C, H, W) bilinearly, a group of channels at positions of its own.
+    """Sample (N, C, H, W) bilinearly, each channel group at separate positions.
 
     Args:
         maps (Tensor): (N, C, H, W); 0 outside.

@@ -1,4 +1,4 @@
-"""One style for the plots: colors, markers, text sizes, legends beside the axes."""
+"""Style of the plots: colors, markers, text sizes, legends outside the axes."""
 
 from __future__ import annotations
 

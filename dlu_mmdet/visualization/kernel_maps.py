@@ -64,7 +64,7 @@ class KernelMaps:
         """(2,) x and y in source pixels where an output position is sampled.
 
         Raises:
-            ValueError: If the upsampler samples at no points of its own.
+            ValueError: If the upsampler has no learned sampling points.
         """
         if self.sample_points is None:
             raise ValueError(

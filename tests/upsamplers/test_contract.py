@@ -53,6 +53,22 @@ def test_without_the_compiled_operators_too(title, cfg, monkeypatch):
     test_every_upsampler_keeps_the_contract(title, cfg)
 
 
+@pytest.mark.parametrize(
+    'cfg',
+    [cfg for cfg in CFGS if cfg['type'] not in ('nearest', 'bilinear')],
+    ids=lambda cfg: '-'.join(map(str, cfg.values())),
+)
+def test_autocast_trains_every_parameter(cfg):
+    """If it fails, --amp trains a part of an upsampler."""
+    subject = Subject(cfg, 144 if cfg.get('style') == 'pl' else 16, 16)
+    module = subject.trained()
+    with torch.autocast('cpu', torch.bfloat16):
+        out = module(*subject.inputs())
+    out.float().square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad.dtype == torch.float32 and parameter.grad.any(), name
+
+
 @EVERY_FORM
 @pytest.mark.parametrize('neck_class', [UpsampleFPN, UnifiedFPN])
 def test_a_neck_leaves_the_start_alone(neck_class, cfg):

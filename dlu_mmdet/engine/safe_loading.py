@@ -8,7 +8,6 @@ mmengine's own loaders stay as they are until
 
 from __future__ import annotations
 
-import builtins
 import difflib
 import hashlib
 import importlib.util
@@ -17,6 +16,7 @@ import os
 import pickle
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from http.client import HTTPException
 from pathlib import Path
@@ -38,6 +38,7 @@ from mmengine.fileio import (
     get_local_path,
 )
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from mmengine.structures import InstanceData
@@ -50,25 +51,34 @@ except ImportError:  # numpy 1
     from numpy.core import multiarray, numeric
 
 
-def _history_buffer_attribute(owner: object, name: str) -> object:
-    """Stand in for ``getattr``: a HistoryBuffer pickles its methods by name."""
-    if owner is not HistoryBuffer or name.startswith('_'):
-        raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed')
-    return getattr(HistoryBuffer, name)
+class _OneCycle:
+    """Stands for mmengine's class in a checkpoint, so that none can be built."""
 
 
-# the name under which a pickle asks for it
-_history_buffer_attribute.__module__ = builtins.__name__
-_history_buffer_attribute.__name__ = getattr.__name__
-_history_buffer_attribute.__qualname__ = getattr.__qualname__
+def _stored_function(owner: object, name: str) -> object:
+    """Stand in for ``getattr``: mmengine stores some functions of its classes."""
+    if owner is HistoryBuffer and not name.startswith('_'):
+        return getattr(HistoryBuffer, name)
+    if owner is _OneCycle and name.startswith('_annealing_'):
+        return getattr(OneCycleParamScheduler, name)
+    raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed')
 
-#: What mmengine's message hub, and files of proposals, store besides tensors and plain
-#: containers.
+
+# the names under which a pickle asks for them
+_STANDS_FOR = {_stored_function: getattr, _OneCycle: OneCycleParamScheduler}
+for _ours, _original in _STANDS_FOR.items():
+    for _key in ('__module__', '__name__', '__qualname__'):
+        setattr(_ours, _key, getattr(_original, _key))
+
+#: What mmengine's message hub and schedules, and files of proposals, store besides
+#: tensors and plain containers.
 SAFE_TYPES = [
     HistoryBuffer,
-    _history_buffer_attribute,
+    _stored_function,
+    _OneCycle,
     InstanceData,
     DetDataSample,
+    Counter,  # of MultiStepLR; torch's own list has it from 2.5 on
     np.ndarray,
     np.dtype,
     multiarray._reconstruct,

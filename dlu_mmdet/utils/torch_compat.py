@@ -220,6 +220,7 @@ def load_pickle(file: BinaryIO, **kwargs: Any) -> object:
 # without a list
 _LATER_KNOWN = {
     '_codecs.encode': codecs.encode,
+    'builtins.set': set,
     'torch.storage._load_from_bytes': lambda b: load_weights(io.BytesIO(b)),
     **{str(dtype): dtype for dtype in (torch.bool, torch.uint8, torch.bfloat16)},
 }

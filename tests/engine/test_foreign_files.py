@@ -6,6 +6,7 @@ import pickle
 import sys
 import tarfile
 import types
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import mmengine
@@ -20,6 +21,7 @@ from mmengine.fileio import BaseStorageBackend, backends
 from mmengine.fileio.handlers import file_handlers
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import scheduler
 from mmengine.registry import init_default_scope
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mmengine_checkpoint
@@ -29,6 +31,7 @@ from dlu_mmdet.config import check_foreign, read_config, read_dumped_config
 from dlu_mmdet.config.read import read_settings
 from dlu_mmdet.engine import CheckpointGuardHook, load_checkpoint, use_safe_loaders
 from dlu_mmdet.utils import torch_compat
+from dlu_mmdet.utils.torch_compat import EXPORTS
 
 
 class Code:
@@ -164,7 +167,11 @@ def test_no_kind_of_address_runs_code(evil, monkeypatch, request, tool):
         ('test', ['none.py', 'none.pth']),
         ('visualize', ['detections', 'none.py', 'none.pth']),
         ('explain', ['none.py', 'none.pth']),
-        ('export', ['none.py', 'none.pth', '--out', 'x.onnx']),
+        pytest.param(
+            'export',
+            ['none.py', 'none.pth', '--out', 'x.onnx'],
+            marks=pytest.mark.skipif(not EXPORTS, reason='export needs torch 2.7'),
+        ),
         ('compare', ['none.py']),
         ('compare', ['--join', 'none']),
         ('summarize', ['none']),
@@ -211,6 +218,56 @@ def test_every_kind_of_address_loads(tmp_path, monkeypatch, loaders):
         state = loaders.load_checkpoint(address, 'cpu')['state_dict']
         key = 'weight' if scheme == 'mmcls://' else 'backbone.weight'
         assert state[key].tolist() == [1, 1], scheme
+
+
+def test_the_state_of_every_schedule_loads(tmp_path, loaders):
+    """Else a training with milestones leaves checkpoints that are refused."""
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=1, momentum=0.9)
+    args = dict(
+        ConstantParamScheduler={},
+        CosineAnnealingParamScheduler=dict(T_max=9),
+        CosineRestartParamScheduler=dict(periods=[5], eta_min=0),
+        ExponentialParamScheduler=dict(gamma=0.9),
+        LinearParamScheduler={},
+        MultiStepParamScheduler=dict(milestones=[3, 3, 8]),
+        OneCycleParamScheduler=dict(eta_max=2, total_steps=9),
+        PolyParamScheduler={},
+        ReduceOnPlateauParamScheduler={},
+        StepParamScheduler=dict(step_size=3),
+    )
+    states = {}
+    for name, more in args.items():
+        built = getattr(scheduler, name)(optimizer, 'lr', **more)
+        states[name] = built.state_dict()
+    # stores functions of its own too
+    log = HistoryBuffer([1.0], [1])
+    state = dict(state_dict={}, param_schedulers=states, message_hub=log)
+    torch.save(state, tmp_path / 'a.pth')
+    found = loaders.load_checkpoint(str(tmp_path / 'a.pth'), 'cpu')
+    assert found['param_schedulers'] == states
+    assert found['message_hub'].data[0].tolist() == [1]
+
+
+class _Getattr:
+    def __init__(self, *args):
+        self.args = args
+
+    def __reduce__(self):
+        return getattr, self.args
+
+
+@pytest.mark.parametrize(
+    'args',
+    [
+        (torch.Tensor, '__init__'),
+        (scheduler.OneCycleParamScheduler, '__init__'),
+        (OrderedDict, 'fromkeys'),
+    ],
+)
+def test_no_other_attribute_is_read(tmp_path, loaders, args):
+    torch.save(dict(state_dict={}, evil=_Getattr(*args)), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match='refused, since loading it could run code'):
+        loaders.load_checkpoint(str(tmp_path / 'a.pth'), 'cpu')
 
 
 def test_archives_that_torch_hands_to_other_readers(tmp_path, monkeypatch):

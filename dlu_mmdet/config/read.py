@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib.util
 import os
 import re
 import sys
@@ -16,9 +17,7 @@ import mmcv.ops
 import mmdet.registry
 import mmengine.registry
 from mmengine.config import Config
-from mmengine.hub import get_config
 from mmengine.registry import Registry
-from mmengine.utils import get_installed_path
 
 from ..necks import NECKS, with_upsampler
 from ..upsamplers import (
@@ -111,18 +110,20 @@ def _read(name: str | os.PathLike) -> Config:
                 f'config {name} cannot be read ({type(error).__name__}: '
                 f'{" ".join(str(error).split())}); correct it'
             ) from error
+    # not mmengine's get_config: mmengine 0.10 looks for an editable package elsewhere
     try:
-        return get_config(f'{package}::{path}')
-    except (OSError, ImportError, KeyError, ValueError, AssertionError) as error:
-        try:
-            folder = Path(get_installed_path(package), '.mim', 'configs')
-            near = _nearest(Path(path).name, folder, f'{package}::')
-        except Exception:  # there is no such package
-            near = ''
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # no name of a module
+        spec = None
+    parents = (spec and spec.submodule_search_locations) or ['']
+    folder = Path(parents[0], '.mim', 'configs')
+    if not (folder / path).is_file():
+        near = _nearest(Path(path).name, folder, f'{package}::') if spec else ''
         raise FileNotFoundError(
-            f'config {name} is not in the installed package {package} ({error}){near}; '
+            f'config {name} is not in the installed package {package}{near}; '
             f'its names are PACKAGE::FOLDER/FILE.py, as in its folder configs'
-        ) from error
+        )
+    return Config.fromfile(folder / path)
 
 
 def _nearest(name: str, folder: Path, prefix: str = '') -> str:

@@ -226,10 +226,9 @@ class LDAAQU(nn.Module):
         """Upsample (N, C, H, W) to (N, C, s*H, s*W)."""
         weights, positions = self.predict(x)
         values = at_least_float32(x)
-        out = torch.zeros((), dtype=values.dtype, device=values.device)
-        for tap in range(self.up_kernel**2):
-            sampled = sample_tap(values, positions[:, tap], self.groups)
-            out = out + weights[:, tap : tap + 1] * sampled
+        taps = range(self.up_kernel**2)
+        sampled = (sample_tap(values, positions[:, t], self.groups) for t in taps)
+        out = sum(weights[:, t : t + 1] * each for t, each in zip(taps, sampled))
         return out.to(x.dtype)
 
     def extra_repr(self) -> str:

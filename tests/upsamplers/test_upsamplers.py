@@ -12,6 +12,7 @@ from mmcv.cnn import build_upsample_layer
 from torch import func, nn
 
 from dlu_mmdet.upsamplers import UPSAMPLERS, build_upsampler, is_guided
+from dlu_mmdet.utils.torch_compat import AT_LEAST_24
 
 NAMES = sorted(UPSAMPLERS.module_dict)
 
@@ -66,7 +67,8 @@ def test_torch_func(name):
 
     images = [x[0] for x in inputs]
     gradients = func.grad(call)(weights, *images)
-    if weights:  # per sample
+    # vmap of grid_sample's gradient for the grid alone is an error of torch 2.1
+    if weights and (AT_LEAST_24 or name not in ('dysample', 'lda_aqu')):  # per sample
         each = func.vmap(func.grad(call), (None, *(0 for _ in inputs)))(
             weights, *inputs
         )

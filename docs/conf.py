@@ -11,7 +11,12 @@ project = 'dlu_mmdet'
 exclude_patterns = ['results/summary.md']  # a part of results/details.md
 author = 'The contributors of dlu_mmdet'
 version = release = dlu_mmdet.__version__
-extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
+extensions = [
+    'myst_nb',
+    'sphinx.ext.autodoc',
+    'sphinx.ext.napoleon',
+    'sphinx_copybutton',
+]
 
 html_theme = 'furo'
 html_title = f'dlu_mmdet {version}'

@@ -26,9 +26,9 @@ def fit_schedule(
     """Set the length of a training by the number of its images.
 
     Does nothing to a config without ``fit_schedule=True``. What the config or the
-    options set is kept: a ``param_scheduler``, ``train_cfg.val_interval``, and
-    ``train_cfg.max_iters`` or ``train_cfg.max_epochs``, of which the warm-up is a share
-    then.
+    options set is kept: a ``param_scheduler`` that is not None,
+    ``train_cfg.val_interval``, and ``train_cfg.max_iters`` or ``train_cfg.max_epochs``,
+    of which the warm-up is a share then.
 
     Args:
         cfg (Config): Changed in place: ``train_cfg``, ``param_scheduler``, the
@@ -82,7 +82,7 @@ def fit_schedule(
     kept = {k: v for k, v in cfg.train_cfg.items() if k != 'by_epoch'}
     kept.setdefault('val_interval', math.ceil(_VALIDATION * length))
     cfg.train_cfg = {**kept, **lengths, 'type': kind}
-    if 'param_scheduler' not in cfg:
+    if cfg.get('param_scheduler') is None:
         cfg.param_scheduler = _warm_up_and_cosine(iterations)
     cfg.pop('fit_schedule')
     # build_runner says why

@@ -26,6 +26,7 @@ OWN = CONFIGS / '_base_' / 'faster-rcnn_r18_fpn_own-data.py'
     [
         str(OWN),
         str(CONFIGS / '_base_' / 'mask-rcnn_r18_fpn_own-data.py'),
+        str(CONFIGS / '_base_' / 'rtmdet_tiny_own-data.py'),
         str(CONFIGS / 'nuclei' / 'mask-rcnn_r18_fpn-dlu_nuclei.py'),
         'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
         'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_1x_coco.py',
@@ -163,12 +164,19 @@ def schedule(cfg, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'images, iterations', [(20, 300), (200, 570), (2000, 1790), (40000, 10000)]
+    'images, iterations, name',
+    [
+        (20, 300, 'faster-rcnn_r18_fpn'),
+        (200, 570, 'faster-rcnn_r18_fpn'),
+        (200, 570, 'rtmdet_tiny'),
+        (2000, 1790, 'faster-rcnn_r18_fpn'),
+        (40000, 10000, 'faster-rcnn_r18_fpn'),
+    ],
 )
-def test_the_training_follows_the_images(monkeypatch, images, iterations):
+def test_the_training_follows_the_images(monkeypatch, images, iterations, name):
     """Else 20 images train for 16 iterations, of which 50 are warm-up: AP 0.000."""
     monkeypatch.setattr(fitting, '_count_images', lambda _: images)
-    cfg = read_config(OWN)
+    cfg = read_config(OWN.with_name(f'{name}_own-data.py'))
     assert f'{images} training images: trains for {iterations}' in fit_schedule(cfg)
     assert cfg.train_cfg.max_iters == iterations
     assert cfg.train_cfg.val_interval == iterations / 2

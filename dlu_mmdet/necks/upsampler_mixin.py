@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mmengine.model import ModuleList
+from torch import nn
 
 from ..upsamplers import build_upsampler, check_ratio, resolve_start, upsampler_class
 from .sites import Site
@@ -14,6 +15,15 @@ if TYPE_CHECKING:
     from torch.nn import Module as _Neck
 else:
     _Neck = object
+
+
+def upsampler_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """What the names of a model's weights begin with in the upsamplers of its necks."""
+    return tuple(
+        f'{name}.upsample_modules.'.lstrip('.')
+        for name, module in model.named_modules()
+        if isinstance(module, UpsamplerMixin)
+    )
 
 
 class UpsamplerMixin(_Neck):

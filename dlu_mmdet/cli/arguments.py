@@ -170,11 +170,12 @@ class OptionsAction(argparse.Action):
         setattr(namespace, self.dest, {**getattr(namespace, self.dest), **found})
 
 
-def add_upsampler(parser: argparse.ArgumentParser) -> None:
+def add_upsampler(parser: argparse.ArgumentParser, required: bool = False) -> None:
     """Add ``--upsampler``."""
     parser.add_argument(
         '--upsampler',
         type=upsampler_argument,
+        required=required,
         metavar='NAME[:KEY=VALUE,...]',
         help="the upsampler in the neck of any detector's config, as in "
         'dlu:up_kernel=3, or a class of your own, as in path/to/mine.py:Mine, or mine '

@@ -27,6 +27,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='go on from this checkpoint or, without a path, '
         'from the last one in the work directory',
     )
+    parser.add_argument(
+        '--load-from',
+        metavar='CHECKPOINT',
+        help='begin with these weights; only those of the upsamplers may be missing',
+    )
+    parser.add_argument(
+        '--freeze',
+        choices=['all-but-upsamplers', 'all-but-neck', 'none'],
+        default='none',
+        help='what to keep of the weights of --load-from, with the statistics of batch '
+        'norms',
+    )
     add_config_arguments(parser)
     return parser.parse_args(argv)
 
@@ -49,6 +61,7 @@ def train(args: argparse.Namespace) -> None:
         check_checkpoint,
         check_unoccupied,
         explain_peer_loss,
+        freeze_all_but,
         next_commands,
         resume_latest,
         shutdown_process_group,
@@ -73,9 +86,15 @@ def train(args: argparse.Namespace) -> None:
         check_checkpoint(args.resume)
         cfg.resume = True
         cfg.load_from = args.resume
+    start = None if cfg.get('resume') else args.load_from
+    if start:
+        check_checkpoint(start)
+        cfg.load_from = start
+    if args.freeze != 'none':
+        freeze_all_but(cfg, args.freeze.removeprefix('all-but-'))
     check_unoccupied(cfg)
     with explain_peer_loss():
-        runner = build_runner(cfg, 'train')
+        runner = build_runner(cfg, 'train', start)
         runner.train()
         text = next_commands(runner)
         del runner

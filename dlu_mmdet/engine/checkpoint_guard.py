@@ -13,10 +13,14 @@ from mmengine.registry import HOOKS
 from torch import nn
 
 from ..datasets.preflight import first_label_mismatch, iter_datasets
+from ..necks import upsampler_prefixes
 
 
 def check_state_dict(
-    model: nn.Module, state_dict: Mapping, checkpoint: Mapping | None = None
+    model: nn.Module,
+    state_dict: Mapping,
+    checkpoint: Mapping | None = None,
+    new_upsamplers: bool = False,
 ) -> None:
     """Refuse a state_dict that does not match the model.
 
@@ -24,15 +28,18 @@ def check_state_dict(
         model (nn.Module): The model to load the weights into.
         state_dict (Mapping): The weights, with or without the prefix ``module.``.
         checkpoint (Mapping, optional): Their checkpoint, for the message.
+        new_upsamplers (bool): Whether the weights of the neck's upsamplers may be
+            missing. Defaults to False.
 
     Raises:
         ValueError: If keys are missing, unexpected, or of another shape.
     """
     own = model.state_dict()
     given = own_keys(state_dict)
+    new = upsampler_prefixes(model) if new_upsamplers else ()
     problems = []
     for title, keys in (
-        ('missing', [k for k in own if k not in given]),
+        ('missing', [k for k in own if not (k in given or k.startswith(new))]),
         ('unexpected', [k for k in given if k not in own]),
         (
             'of another shape',
@@ -73,15 +80,22 @@ class CheckpointGuardHook(Hook):
 
     mmengine loads what fits and warns about the rest, which gives a low AP
     instead of an error.
+
+    Args:
+        new_upsamplers (bool): As in :func:`check_state_dict`. Defaults to False.
     """
+
+    def __init__(self, new_upsamplers: bool = False) -> None:
+        self.new_upsamplers = new_upsamplers
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Compare the keys before they are loaded."""
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        check_state_dict(model, checkpoint.get('state_dict', checkpoint), checkpoint)
-        split = 'train' if runner._resume else 'test'
+        state_dict = checkpoint.get('state_dict', checkpoint)
+        check_state_dict(model, state_dict, checkpoint, self.new_upsamplers)
+        split = 'train' if runner._resume or self.new_upsamplers else 'test'
         _check_class_order(runner.cfg, split, checkpoint.get('meta') or {})
         if runner._resume:
             _check_resumable(runner._load_from, checkpoint)
@@ -160,5 +174,10 @@ def _tell_kept_settings(runner, checkpoint: dict) -> None:
 
 
 def own_keys(state_dict: Mapping) -> dict:
-    """The weights without the prefix ``module.`` of a wrapped model."""
-    return {k.removeprefix('module.'): v for k, v in state_dict.items()}
+    """The weights without the prefix ``module.`` of a wrapped model.
+
+    Nor the averages that MMDetection 2 kept beside them, under ``ema_`` and the name.
+    """
+    own = {k.removeprefix('module.'): v for k, v in state_dict.items()}
+    averages = {f'ema_{key.replace(".", "_")}' for key in own}
+    return {k: v for k, v in own.items() if k not in averages}

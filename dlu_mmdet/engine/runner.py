@@ -88,8 +88,9 @@ def build_runner(
     Args:
         cfg (Config): A complete config.
         mode (str): 'train' or 'test'.
-        checkpoint (str | PathLike, optional): The one to test. Defaults to that of
-            ``load_from``.
+        checkpoint (str | PathLike, optional): The one to test; in a training that of
+            ``load_from``, if it may lack only the weights of the neck's upsamplers.
+            Defaults to that of ``load_from``.
 
     Returns:
         Runner: Ready for ``train()`` or ``test()``.
@@ -122,7 +123,10 @@ def build_runner(
         torch.distributed.init_process_group('gloo')
         cfg.env_cfg.dist_cfg = dict(backend='gloo')
         cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
         )
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if resumed:
@@ -131,8 +135,9 @@ def build_runner(
         runner._load_from = str(checkpoint)
     check_num_classes(runner.model, cfg, splits)
     # hooks are not in the config, which the run leaves for tools that have none of them
-    if mode == 'test' or resumed:
-        runner.register_hook(CheckpointGuardHook())
+    if mode == 'test' or resumed or checkpoint:
+        guard = CheckpointGuardHook(new_upsamplers=mode == 'train' and not resumed)
+        runner.register_hook(guard)
     if mode == 'train':
         runner.register_hook(DivergenceHook())
         runner.register_hook(ResumeHook())

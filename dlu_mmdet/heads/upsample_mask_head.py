@@ -50,3 +50,9 @@ class UpsampleMaskHead(FCNMaskHead):
         site = (self.conv_logits.in_channels, self.scale_factor)
         self.upsample = build_upsampler(self.upsample_cfg, *site)
         check_ratio(self.upsample, *site)
+
+    def init_weights(self) -> None:
+        """As mmdet's; an upsampler with a ``start`` keeps it."""
+        super().init_weights()
+        if getattr(self.upsample, 'start', 'paper') != 'paper':
+            self.upsample.init_weights()

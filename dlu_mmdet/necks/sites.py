@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..upsamplers import trial_of, upsample_to
+from ..upsamplers import interpolation_name, trial_of, upsample_to
 from ..utils.torch_compat import is_compiling
 
 
@@ -22,10 +22,13 @@ class Site(NamedTuple):
     Attributes:
         channels (int): Channels of the map.
         scale_factor (int): The ratio of its sides, at least 2.
+        interpolation (str): What it is enlarged by, see
+            :func:`dlu_mmdet.upsamplers.interpolation_name`.
     """
 
     channels: int
     scale_factor: int
+    interpolation: str
 
 
 class NeckTrace(NamedTuple):
@@ -66,11 +69,23 @@ class _Recorder(_Calls):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shapes = []
+        self.records = []
 
-    def call(self, input: Tensor, *args, **kwargs) -> Tensor:
-        out = F.interpolate(input, *args, **kwargs)
-        self.shapes.append((input.shape, out.shape))
+    def call(
+        self,
+        input: Tensor,
+        size=None,
+        scale_factor=None,
+        mode='nearest',
+        align_corners=None,
+        *args,
+        **kwargs,
+    ) -> Tensor:
+        out = F.interpolate(
+            input, size, scale_factor, mode, align_corners, *args, **kwargs
+        )
+        name = interpolation_name(mode, align_corners)
+        self.records.append((input.shape, out.shape, name))
         return out
 
 
@@ -203,25 +218,25 @@ def trace_neck(neck: nn.Module, inputs: Sequence[tuple]) -> NeckTrace:
     Raises:
         ValueError: If the number of calls depends on the size.
     """
-    shapes, outputs = [], []
+    records, outputs = [], []
     for maps in inputs:
         with trial_of(neck), _Recorder() as recorder:
             outputs.append(neck(*maps))
-        shapes.append(recorder.shapes)
-    counts = [len(calls) for calls in shapes]
+        records.append(recorder.records)
+    counts = [len(calls) for calls in records]
     if len(set(counts)) > 1:
         raise ValueError(
             f'{type(neck).__name__} interpolates {" or ".join(map(str, counts))} '
             'times, depending on the size of its maps; an upsampler needs a site '
             'that every input has'
         )
-    return NeckTrace([_site(*same_call) for same_call in zip(*shapes)], outputs)
+    return NeckTrace([_site(*same_call) for same_call in zip(*records)], outputs)
 
 
-def _site(*shapes: tuple[torch.Size, torch.Size]) -> Site | None:
-    """The site of a call, given its shapes at several sizes."""
+def _site(*records: tuple[torch.Size, torch.Size, str]) -> Site | None:
+    """The site of a call, given its records at several sizes."""
     ratios = set()
-    for source, target in shapes:
+    for source, target, _ in records:
         if len(source) != 4:
             return None
         for before, after in zip(source[2:], target[2:]):
@@ -229,4 +244,5 @@ def _site(*shapes: tuple[torch.Size, torch.Size]) -> Site | None:
     ratio = ratios.pop()
     if ratios or ratio is None or ratio < 2:
         return None
-    return Site(shapes[0][0][1], ratio)
+    shape, _, interpolation = records[0]
+    return Site(shape[1], ratio, interpolation)

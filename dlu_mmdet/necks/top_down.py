@@ -6,7 +6,13 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from ..ops.tracing import leaf
-from ..upsamplers import registered_name, split_upsample_cfg, upsample_to
+from ..upsamplers import (
+    interpolation_name,
+    registered_name,
+    split_upsample_cfg,
+    upsample_to,
+)
+from .sites import Site
 from .upsampler_mixin import UpsamplerMixin
 
 
@@ -87,7 +93,8 @@ class TopDownMixin(UpsamplerMixin):
         """Fill ``self.upsample_modules``, the finest level's first.
 
         Args:
-            upsample_cfg (dict): As :func:`dlu_mmdet.upsamplers.build_upsampler`.
+            upsample_cfg (dict): As :func:`dlu_mmdet.upsamplers.build_upsampler`. A
+                ``start`` of 'neck' is the ``mode`` beside it, or 'nearest'.
             channels (int): Channels of every level.
             num (int): Number of levels below the top.
             top_down (str): 'cascade' or 'direct'.
@@ -100,11 +107,17 @@ class TopDownMixin(UpsamplerMixin):
                 f"top_down must be 'cascade' or 'direct', got {top_down!r}"
             )
         # a config that inherits from FPN's may hold its interpolation as well
-        upsample_cfg, _ = split_upsample_cfg(upsample_cfg)
+        upsample_cfg, theirs = split_upsample_cfg(upsample_cfg)
+        theirs = {**upsample_cfg, **theirs}  # mode is resize_conv's, too
+        interpolation = interpolation_name(
+            theirs.get('mode') or 'nearest', theirs.get('align_corners')
+        )
         self.top_down = top_down
         ratios = (2 if top_down == 'cascade' else 2 ** (num - i) for i in range(num))
         self.add_upsample_modules(
-            upsample_cfg, ((channels, s) for s in ratios), guide_channels=channels
+            upsample_cfg,
+            (Site(channels, s, interpolation) for s in ratios),
+            guide_channels=channels,
         )
         self.upsample_cfg = dict(upsample_cfg)
 

@@ -6,13 +6,24 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mmengine.model import ModuleList
+from torch import nn
 
-from ..upsamplers import build_upsampler, check_ratio, upsampler_class
+from ..upsamplers import build_upsampler, check_ratio, resolve_start, upsampler_class
+from .sites import Site
 
 if TYPE_CHECKING:
     from torch.nn import Module as _Neck
 else:
     _Neck = object
+
+
+def upsampler_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """What the names of a model's weights begin with in the upsamplers of its necks."""
+    return tuple(
+        f'{name}.upsample_modules.'.lstrip('.')
+        for name, module in model.named_modules()
+        if isinstance(module, UpsamplerMixin)
+    )
 
 
 class UpsamplerMixin(_Neck):
@@ -25,14 +36,15 @@ class UpsamplerMixin(_Neck):
     def add_upsample_modules(
         self,
         upsample_cfg: dict,
-        sites: Iterable[tuple[int, int]],
+        sites: Iterable[Site],
         guide_channels: int | None = None,
     ) -> None:
         """Fill ``self.upsample_modules``.
 
         Args:
-            upsample_cfg (dict): As :func:`dlu_mmdet.upsamplers.build_upsampler`.
-            sites (Iterable[tuple[int, int]]): Channels and ratio of each.
+            upsample_cfg (dict): As :func:`dlu_mmdet.upsamplers.build_upsampler`. A
+                ``start`` of 'neck' is the interpolation of each site.
+            sites (Iterable[Site]): Where it upsamples.
             guide_channels (int, optional): Channels of the high-resolution features
                 that every site has as a guide. Defaults to None, for no guide.
 
@@ -45,11 +57,10 @@ class UpsamplerMixin(_Neck):
         upsampler_class(upsample_cfg)  # checked first, so that the error names no site
         self.upsampler_cfg = dict(upsample_cfg)
         self.upsample_modules = ModuleList()
-        for i, (channels, ratio) in enumerate(sites):
+        for i, (channels, ratio, interpolation) in enumerate(sites):
             try:
-                upsampler = build_upsampler(
-                    upsample_cfg, channels, ratio, guide_channels
-                )
+                cfg = resolve_start(upsample_cfg, interpolation)
+                upsampler = build_upsampler(cfg, channels, ratio, guide_channels)
                 check_ratio(upsampler, channels, ratio, guide_channels)
             except ValueError as error:
                 raise ValueError(

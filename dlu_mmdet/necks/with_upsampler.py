@@ -8,7 +8,13 @@ import torch
 from mmdet.registry import MODELS
 from torch import nn
 
-from ..upsamplers import INTERPOLATION_ARGS, upsampler_class
+from ..upsamplers import (
+    INTERPOLATION_ARGS,
+    interpolation_name,
+    registered_name,
+    resolve_start,
+    upsampler_class,
+)
 from .any_neck import find_argument, try_from_channels, unwrap_neck
 from .registry import NECKS
 from .sites import NeckTrace, trace_neck
@@ -26,7 +32,8 @@ def with_upsampler(model_cfg: dict, upsample_cfg: dict) -> dict:
             ConfigDict; its neck one part or a list of them. The neck of
             a ``detector`` in it, as trackers and semi-supervised detectors
             have, counts as its own.
-        upsample_cfg (dict): See :func:`dlu_mmdet.upsamplers.build_upsampler`.
+        upsample_cfg (dict): See :func:`dlu_mmdet.upsamplers.build_upsampler`. A
+            ``start`` of 'neck' is the interpolation that each site had.
 
     Returns:
         dict: A new config of the same kind; the one given is left alone.
@@ -34,7 +41,8 @@ def with_upsampler(model_cfg: dict, upsample_cfg: dict) -> dict:
     Raises:
         TypeError: If an argument is no dict.
         ValueError: If there is no neck, if it is unknown or cannot be tried, or
-            if it enlarges no map; if the upsampler is unknown.
+            if it enlarges no map; if the upsampler is unknown, or is to start at the
+            interpolation of a neck that has upsamplers.
     """
     upsampler_class(upsample_cfg)
     if not isinstance(model_cfg, dict):
@@ -63,11 +71,14 @@ def with_upsampler(model_cfg: dict, upsample_cfg: dict) -> dict:
         if not trial.sites:
             refusals.append(unwrap_neck(name, trial))
             continue
+        new = copy.deepcopy(upsample_cfg)
+        if new.get('start') == 'neck':
+            new = resolve_start(new, _start(part, cls, name))
         if not (ours and MODELS.get(name) is cls):
             part['type'] = f'{NECKS.scope}.{name}'
         if before and isinstance(part.get('in_channels'), int) and not ours:
             part['num_levels'] = len(before.outputs[0])
-        part['upsample_cfg'] = {**_interpolation(part), **copy.deepcopy(upsample_cfg)}
+        part['upsample_cfg'] = {**_interpolation(part), **new}
     if len(refusals) == len(parts):
         raise ValueError('; '.join(refusals))
     return model_cfg
@@ -80,6 +91,22 @@ def _name(neck: str | type[nn.Module]) -> str:
     if MODELS.get(neck.__name__) is neck:
         return neck.__name__
     return f'{neck.__module__}.{neck.__qualname__}'
+
+
+def _start(part: dict, cls: type[nn.Module], name: str) -> str:
+    """The interpolation of a part; 'neck' where it shows once the part is built."""
+    own = part.get('upsample_cfg')
+    if own is None and (parameter := find_argument(cls, 'upsample_cfg')):
+        own = parameter.default
+    if not own or 'type' not in own:
+        return 'neck'
+    upsampler = registered_name(own['type'])
+    if upsampler not in ('nearest', 'bilinear'):
+        raise ValueError(
+            f"start='neck' needs a neck that interpolates, and {name} has the "
+            f"upsampler {upsampler!r}; choose start='paper' or an interpolation"
+        )
+    return interpolation_name(upsampler, own.get('align_corners'))
 
 
 def _interpolation(part: dict) -> dict:

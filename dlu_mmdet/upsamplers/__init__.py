@@ -15,6 +15,7 @@ from .builder import (
     upsampler_class,
 )
 from .resize import check_ratio, trial_of, upsample_to
+from .start import interpolation_name, resolve_start
 from .user_files import classes_from_files, split_file
 
 for _module in pkgutil.iter_modules(__path__, f'{__name__}.'):
@@ -26,9 +27,11 @@ __all__ = [
     'build_upsampler',
     'check_ratio',
     'classes_from_files',
+    'interpolation_name',
     'is_guided',
     'registered_name',
     'resolve_name',
+    'resolve_start',
     'resolve_upsampler',
     'split_file',
     'split_upsample_cfg',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from mmcv.ops import CARAFEPack as _CARAFEPack
 from torch import Tensor
 
@@ -9,6 +10,7 @@ from ..ops import carafe
 from ..ops.checks import check_geometry
 from .builder import UPSAMPLERS
 from .pixel_shuffle import pixel_shuffle
+from .start import check_start, start_bias
 
 
 @UPSAMPLERS.register_module('carafe')
@@ -30,11 +32,16 @@ class CARAFEPack(_CARAFEPack):
             kernels. Defaults to 3.
         encoder_dilation (int): Its dilation. Defaults to 1.
         compressed_channels (int): Channels that it reads. Defaults to 64.
+        start (str): 'paper', kernels next to even, or 'nearest' or 'bilinear', kernels
+            next to that interpolation; see :mod:`dlu_mmdet.upsamplers.start`. What
+            lies outside of the map is 0 all the same. Defaults to 'paper'.
 
     Raises:
         TypeError: If a size is not an int.
-        ValueError: If a size is out of range.
+        ValueError: If a size is out of range, or it cannot hold ``start``.
     """
+
+    start = 'paper'  # while mmcv's __init__ runs
 
     def __init__(
         self,
@@ -45,8 +52,10 @@ class CARAFEPack(_CARAFEPack):
         encoder_kernel: int = 3,
         encoder_dilation: int = 1,
         compressed_channels: int = 64,
+        start: str = 'paper',
     ) -> None:
         check_geometry(channels, up_kernel, up_group, scale_factor)
+        check_start(self, start, ('paper', 'nearest', 'bilinear'))
         super().__init__(
             channels,
             scale_factor,
@@ -56,6 +65,17 @@ class CARAFEPack(_CARAFEPack):
             encoder_dilation,
             compressed_channels,
         )
+        self.start = start
+        if start != 'paper':
+            self.init_weights()
+
+    def init_weights(self) -> None:
+        """As mmcv's, the kernels by ``start``."""
+        super().init_weights()
+        if self.start != 'paper':
+            bias = start_bias(self.start, self.up_kernel, self.scale_factor).flatten()
+            with torch.no_grad():
+                self.content_encoder.bias.copy_(bias.repeat(self.up_group))
 
     def kernel_normalizer(self, mask: Tensor) -> Tensor:
         """Kernels (N, G*K*K, s*H, s*W) from (N, G*K*K*s*s, H, W), as mmcv's.

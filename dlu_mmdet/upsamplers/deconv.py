@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from mmengine.model import xavier_init
 from torch import Tensor, nn
 
 from .builder import UPSAMPLERS
+from .start import check_start, interpolation_weights
 
 
 @UPSAMPLERS.register_module('deconv')
@@ -17,18 +19,33 @@ class Deconv(nn.ConvTranspose2d):
         scale_factor (int): Upsampling ratio s.
         upsample_kernel (int, optional): Side of the kernel;
             ``upsample_kernel - s`` is the overlap of neighboring blocks.
-            Defaults to 3, or s where that is more.
+            Defaults to 3, or s where that is more, and to ``2 s - s % 2`` with
+            ``start='bilinear'``, which needs that much.
+        start (str): 'paper', at random, or 'nearest' or 'bilinear', the same for every
+            channel; what lies outside of the map is 0. Defaults to 'paper'.
 
     Raises:
         ValueError: If the kernel is smaller than the ratio, which would leave
-            output pixels that nothing reaches, or even at a ratio of 1.
+            output pixels that nothing reaches, even at a ratio of 1, or too small for
+            ``start``.
     """
 
     def __init__(
-        self, channels: int, scale_factor: int = 2, upsample_kernel: int | None = None
+        self,
+        channels: int,
+        scale_factor: int = 2,
+        upsample_kernel: int | None = None,
+        start: str = 'paper',
     ) -> None:
+        check_start(self, start, ('paper', 'nearest', 'bilinear'))
+        least = 2 * scale_factor - scale_factor % 2 if start == 'bilinear' else 1
         if upsample_kernel is None:
-            upsample_kernel = max(3, scale_factor)
+            upsample_kernel = max(3, scale_factor, least)
+        if upsample_kernel < least:
+            raise ValueError(
+                f'start={start!r} needs an upsample_kernel of at least {least} at a '
+                f'ratio of {scale_factor}, got {upsample_kernel}'
+            )
         if upsample_kernel < scale_factor:
             raise ValueError(
                 f'upsample_kernel must be at least scale_factor, got '
@@ -48,11 +65,22 @@ class Deconv(nn.ConvTranspose2d):
             padding=(overlap + 1) // 2,
             output_padding=overlap % 2,
         )
+        self.start = start
+        if start != 'paper':
+            self.init_weights()
 
     def forward(self, x: Tensor) -> Tensor:
         """Upsample (N, C, H, W) to (N, C, s*H, s*W)."""
         return super().forward(x)
 
     def init_weights(self) -> None:
-        """Xavier uniform, as mmdet's ``FPN_CARAFE`` starts it."""
-        xavier_init(self, distribution='uniform')
+        """Xavier uniform, as mmdet's ``FPN_CARAFE`` starts it, or as ``start``."""
+        if self.start == 'paper':
+            return xavier_init(self, distribution='uniform')
+        (side, _), (s, _), (padding, _) = self.kernel_size, self.stride, self.padding
+        distance = (torch.arange(side) - padding + 0.5) / s - 0.5
+        weights = interpolation_weights(self.start, distance)
+        with torch.no_grad():
+            self.bias.zero_()
+            self.weight.zero_()
+            self.weight.diagonal().copy_((weights[:, None] * weights)[..., None])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..ops import dlu
 from ..ops.checks import check_geometry
 from .builder import UPSAMPLERS
+from .start import check_start, start_bias
 
 OFFSET_INITS = ('zero', 'subpixel')
 
@@ -43,6 +44,9 @@ class DLUPack(nn.Module):
             itself, so their kernels begin equal. 'subpixel': each at its own
             place, ((j + 0.5) / s - 0.5, (i + 0.5) / s - 0.5) from the pixel, as
             DySample starts (arXiv 2308.15085, section 3.2). Defaults to 'zero'.
+        start (str): 'paper', kernels next to even, or 'nearest', kernels next to the
+            nearest interpolation; see :mod:`dlu_mmdet.upsamplers.start`. Defaults to
+            'paper'.
         offset_range (float, optional): How far from its source pixel a kernel may be
             sampled along each axis, in source pixels, above 0.5: offsets o become
             ``offset_range * tanh(o / offset_range)``. Defaults to None, without
@@ -50,7 +54,8 @@ class DLUPack(nn.Module):
 
     Raises:
         TypeError: If a size is not an int.
-        ValueError: If a size is out of range, or ``offset_init`` is unknown.
+        ValueError: If a size is out of range, ``offset_init`` is unknown, or it cannot
+            hold ``start``.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class DLUPack(nn.Module):
         compressed_channels: int = 64,
         offset_init: str = 'zero',
         offset_range: float | None = None,
+        start: str = 'paper',
     ) -> None:
         super().__init__()
         check_geometry(channels, up_kernel, up_group, scale_factor)
@@ -72,6 +78,8 @@ class DLUPack(nn.Module):
                 f'offset_init must be one of {", ".join(map(repr, OFFSET_INITS))}, got '
                 f'{offset_init!r}'
             )
+        why = 'all sub-pixels of a source pixel start with one kernel'
+        check_start(self, start, ('paper', 'nearest'), why)
         if offset_range is not None and not offset_range > 0.5:
             raise ValueError(
                 f'offset_range must be above 0.5 source pixels, which the sub-pixels '
@@ -90,6 +98,7 @@ class DLUPack(nn.Module):
         self.compressed_channels = compressed_channels
         self.offset_init = offset_init
         self.offset_range = offset_range
+        self.start = start
 
         self.channel_compressor = nn.Conv2d(channels, compressed_channels, 1)
         head = dict(
@@ -106,10 +115,14 @@ class DLUPack(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Start as a box filter: even kernels, offsets by ``offset_init``."""
+        """Kernels by ``start``, even in the paper; offsets by ``offset_init``."""
         xavier_init(self.channel_compressor, distribution='uniform')
         normal_init(self.kernel_space_generator, std=0.001)
         constant_init(self.conv_offset, val=0)
+        if self.start != 'paper':
+            bias = start_bias(self.start, self.up_kernel).flatten()
+            with torch.no_grad():
+                self.kernel_space_generator.bias.copy_(bias.repeat(self.up_group))
         if self.offset_init == 'subpixel':
             s = self.scale_factor
             place = (torch.arange(s) + 0.5) / s - 0.5
@@ -157,5 +170,6 @@ class DLUPack(nn.Module):
         return (
             f'channels={self.channels}, scale_factor={self.scale_factor}, '
             f'up_kernel={self.up_kernel}, up_group={self.up_group}, '
-            f'offset_init={self.offset_init!r}, offset_range={self.offset_range}'
+            f'offset_init={self.offset_init!r}, offset_range={self.offset_range}, '
+            f'start={self.start!r}'
         )

@@ -11,6 +11,7 @@ from ..ops.checks import check_geometry, check_number
 from ..ops.tracing import leaf
 from .builder import UPSAMPLERS
 from .pixel_shuffle import pixel_shuffle
+from .start import check_start
 
 STYLES = ('lp', 'pl')
 
@@ -81,10 +82,13 @@ class DySample(nn.Module):
         groups (int): Number of channel groups g; divides ``channels``.
             Defaults to 4.
         dyscope (bool): Whether the scope is dynamic. Defaults to False.
+        start (str): 'paper', next to 'bilinear', 'bilinear' itself, or 'nearest', which
+            needs the offsets that each sub-pixel has in 'lp'. Defaults to 'paper'.
 
     Raises:
         TypeError: If a size is not an int.
-        ValueError: If a size is out of range, or the style is unknown.
+        ValueError: If a size is out of range, the style is unknown, or it cannot hold
+            ``start``.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class DySample(nn.Module):
         style: str = 'lp',
         groups: int = 4,
         dyscope: bool = False,
+        start: str = 'paper',
     ) -> None:
         super().__init__()
         check_geometry(channels, 1, 1, scale_factor)
@@ -112,11 +117,14 @@ class DySample(nn.Module):
                 f"style='pl' needs channels that scale_factor squared divides, got "
                 f"{channels} channels for a ratio of {scale_factor}; use style='lp'"
             )
+        held = ('paper', 'bilinear', 'nearest')[: 3 if style == 'lp' else 2]
+        check_start(self, start, held, f'style={style!r}')
         self.channels = channels
         self.scale_factor = scale_factor
         self.style = style
         self.groups = groups
         self.dyscope = dyscope
+        self.start = start
 
         if style == 'lp':
             sizes = channels, 2 * groups * scale_factor**2
@@ -128,8 +136,19 @@ class DySample(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Start next to bilinear interpolation: offsets of nearly zero."""
-        normal_init(self.offset, std=0.001)
+        """Offsets of nearly zero, next to bilinear interpolation; or ``start``."""
+        if self.start == 'paper':
+            normal_init(self.offset, std=0.001)
+        else:
+            constant_init(self.offset, val=0)
+        if self.start == 'nearest':
+            # to the pixel's center, under the scope of 0.25
+            s = self.scale_factor
+            back = -4 * ((torch.arange(s) + 0.5) / s - 0.5)
+            places = torch.stack([back.expand(s, s), back[:, None].expand(s, s)])
+            with torch.no_grad():
+                bias = self.offset.bias.view(2, self.groups, s, s)
+                bias.copy_(places[:, None])
         if self.dyscope:
             constant_init(self.scope, val=0)
 
@@ -158,5 +177,6 @@ class DySample(nn.Module):
     def extra_repr(self) -> str:
         return (
             f'channels={self.channels}, scale_factor={self.scale_factor}, '
-            f'style={self.style!r}, groups={self.groups}, dyscope={self.dyscope}'
+            f'style={self.style!r}, groups={self.groups}, dyscope={self.dyscope}, '
+            f'start={self.start!r}'
         )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from mmengine.model import xavier_init
+import math
+
+import torch
+from mmengine.model import constant_init, normal_init, xavier_init
 from torch import Tensor, nn
 
 from ..ops.checks import check_number
 from .builder import UPSAMPLERS
-from .guided import GuidedUpsampler, repeat_to
+from .guided import ONE_KERNEL, GuidedUpsampler, repeat_to
+from .start import SHARE, check_start, start_bias
 
 
 @UPSAMPLERS.register_module('fade')
@@ -49,11 +53,14 @@ class FADE(GuidedUpsampler):
         gating (bool): Whether there is a gate; False in the authors' detectors.
             Defaults to True.
         lite (bool): Whether it is FADE-Lite. Defaults to False.
+        start (str): 'paper', at random, or 'nearest', kernels next to the nearest
+            interpolation and a gate next to 0; see :mod:`dlu_mmdet.upsamplers.start`.
+            Defaults to 'paper'.
 
     Raises:
         TypeError: If a size is not an int.
-        ValueError: If a size is out of range, or the gate or the lite form does not
-            go with it.
+        ValueError: If a size is out of range, the gate or the lite form does not go
+            with it, or it cannot hold ``start``.
     """
 
     def __init__(
@@ -66,6 +73,7 @@ class FADE(GuidedUpsampler):
         compressed_channels: int | None = None,
         gating: bool = True,
         lite: bool = False,
+        start: str = 'paper',
     ) -> None:
         super().__init__(channels, scale_factor, guide_channels, up_kernel)
         check_number('encoder_kernel', encoder_kernel, 1)
@@ -86,10 +94,12 @@ class FADE(GuidedUpsampler):
                 f'the {channels} channels of the features, got {guide_channels}; use '
                 'gating=False'
             )
+        check_start(self, start, ('paper', 'nearest'), ONE_KERNEL)
         self.encoder_kernel = encoder_kernel
         self.compressed_channels = compressed_channels
         self.gating = gating
         self.lite = lite
+        self.start = start
 
         self.compressor_en = nn.Conv2d(guide_channels, compressed_channels, 1)
         self.compressor_de = nn.Conv2d(channels, compressed_channels, 1, bias=False)
@@ -105,9 +115,18 @@ class FADE(GuidedUpsampler):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Xavier uniform, zero bias, as the authors start it."""
+        """Xavier uniform, zero bias, as the authors start it; or ``start``."""
         for module in self.children():
             xavier_init(module, distribution='uniform')
+        if self.start == 'paper':
+            return
+        normal_init(self.content_encoder, std=0.001)
+        with torch.no_grad():
+            # read at both resolutions, whose results are added
+            bias = start_bias(self.start, self.up_kernel) / 2
+            self.content_encoder.bias.copy_(bias.flatten())
+        if self.gating:
+            constant_init(self.gate, val=0, bias=math.log(1 / SHARE - 1))
 
     def predict(self, x: Tensor, guide: Tensor) -> Tensor:
         encoder = self.content_encoder(self.compressor_en(guide))
@@ -122,4 +141,7 @@ class FADE(GuidedUpsampler):
         return gate * guide + (1 - gate) * out
 
     def extra_repr(self) -> str:
-        return f'{super().extra_repr()}, gating={self.gating}, lite={self.lite}'
+        return (
+            f'{super().extra_repr()}, gating={self.gating}, lite={self.lite}, '
+            f'start={self.start!r}'
+        )

@@ -14,8 +14,9 @@ from ..ops.checks import check_number
 from ..ops.tracing import leaf
 from .builder import UPSAMPLERS
 from .dysample import sample
-from .guided import GuidedUpsampler, repeat_to
+from .guided import ONE_KERNEL, GuidedUpsampler, repeat_to
 from .pixel_shuffle import pixel_shuffle
+from .start import check_start, start_bias
 
 OFFSET_INITS = ('normal', 'xavier')
 
@@ -69,11 +70,14 @@ class FreqFusion(GuidedUpsampler):
         groups (int): g; divides ``channels``. Defaults to 4.
         offset_init (str): How the convolutions of D and S start: 'normal', with offsets
             next to 0, or 'xavier', as the authors train. Defaults to 'normal'.
+        start (str): 'paper', kernels even under their windows, or 'nearest', X next to
+            its nearest interpolation and Y next to unchanged; see
+            :mod:`dlu_mmdet.upsamplers.start`. Defaults to 'paper'.
 
     Raises:
         TypeError: If a size is not an int.
-        ValueError: If a size is out of range, the guide has other channels, or
-            ``offset_init`` is unknown.
+        ValueError: If a size is out of range, the guide has other channels,
+            ``offset_init`` is unknown, or it cannot hold ``start``.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class FreqFusion(GuidedUpsampler):
         compressed_channels: int = 64,
         groups: int = 4,
         offset_init: str = 'normal',
+        start: str = 'paper',
     ) -> None:
         super().__init__(channels, scale_factor, guide_channels, up_kernel)
         check_number('groups', groups, 1)
@@ -117,11 +122,18 @@ class FreqFusion(GuidedUpsampler):
                 f'offset_init must be one of {", ".join(map(repr, OFFSET_INITS))}, got '
                 f'{offset_init!r}'
             )
+        check_start(self, start, ('paper', 'nearest'), ONE_KERNEL)
+        if start != 'paper' and offset_init != 'normal':
+            raise ValueError(
+                f"start={start!r} starts without offsets: use offset_init='normal', "
+                f'got {offset_init!r}'
+            )
         self.highpass_kernel = highpass_kernel
         self.encoder_kernel = encoder_kernel
         self.compressed_channels = compressed_channels
         self.groups = groups
         self.offset_init = offset_init
+        self.start = start
 
         def encoder(inputs: int, outputs: int) -> nn.Conv2d:
             return nn.Conv2d(
@@ -142,7 +154,7 @@ class FreqFusion(GuidedUpsampler):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Start at even kernels under their windows, offsets by ``offset_init``."""
+        """Kernels by ``start``, even in the paper; offsets by ``offset_init``."""
         xavier = [self.hr_channel_compressor, self.lr_channel_compressor]
         small = [self.lowpass_encoder, self.highpass_encoder]
         offsets, scopes = (
@@ -161,6 +173,18 @@ class FreqFusion(GuidedUpsampler):
             normal_init(module, std=0.001)
         for module in (self.hr_norm, self.lr_norm):
             constant_init(module, val=1)
+        if self.start == 'paper':
+            return
+        for module in offsets:
+            constant_init(module, val=0)
+        for module, size in (
+            (self.lowpass_encoder, self.up_kernel),
+            (self.highpass_encoder, self.highpass_kernel),
+        ):
+            # read at both resolutions, whose results are added, under a window
+            logits = start_bias(self.start, size).flatten()
+            with torch.no_grad():
+                module.bias.copy_((logits - _window(size, logits)) / 2)
 
     def predict(self, x: Tensor, guide: Tensor) -> Tensor:
         return self._filters(x, guide)[0]
@@ -203,7 +227,7 @@ class FreqFusion(GuidedUpsampler):
         return (
             f'{super().extra_repr()}, highpass_kernel={self.highpass_kernel}, '
             f'compressed_channels={self.compressed_channels}, groups={self.groups}, '
-            f'offset_init={self.offset_init!r}'
+            f'offset_init={self.offset_init!r}, start={self.start!r}'
         )
 
 
@@ -213,12 +237,17 @@ def _kernels(logits: Tensor) -> Tensor:
     size = math.isqrt(logits.shape[1])
     # in half precision the sum of 25 values is not 1
     dtype = torch.promote_types(logits.dtype, torch.float32)
+    window = _window(size, logits.to(dtype)).reshape(1, -1, 1, 1)
+    return (logits + window).softmax(dim=1)
+
+
+def _window(size: int, like: Tensor) -> Tensor:
+    """Logarithm of a Hamming window (K*K)."""
     # the TorchScript exporter of ONNX does not know torch.hamming_window
-    place = torch.arange(size, dtype=dtype, device=logits.device)
+    place = torch.arange(size, dtype=like.dtype, device=like.device)
     angle = place * (2 * math.pi / max(size - 1, 1))
     window = 0.54 - 0.46 * angle.cos()
-    window = (window[:, None] * window).log().reshape(1, -1, 1, 1)
-    return (logits + window).softmax(dim=1)
+    return (window[:, None] * window).log().flatten()
 
 
 def _describe(x: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ from ..ops import carafe, window_scores
 from ..ops.checks import check_geometry, check_number
 from ..ops.tracing import leaf
 
+#: Why a guided upsampler starts at no bilinear interpolation.
+ONE_KERNEL = 'without a guide all output pixels of a source pixel have one kernel'
+
 
 class GuidedUpsampler(nn.Module, ABC):
     """Gives features at the size of a guide, whatever the ratio.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..ops.checks import check_geometry, check_number
 from ..ops.tracing import leaf
 from .builder import UPSAMPLERS
+from .start import check_start
 
 
 class ChannelNorm(nn.Module):
@@ -113,10 +114,12 @@ class LDAAQU(nn.Module):
         compressed_channels (int, optional): Channels d of queries and keys, which
             ``groups`` divides. Defaults to a quarter of ``channels``, rounded down to
             a multiple of ``groups``, at least ``groups``.
+        start (str): 'paper' alone: its windows lie with corner pixels on corner pixels,
+            where 'nearest' and 'bilinear' have edges on edges. Defaults to 'paper'.
 
     Raises:
         TypeError: If a size is not an int, or ``offset_range`` no number.
-        ValueError: If a size is out of range.
+        ValueError: If a size is out of range, or it cannot hold ``start``.
     """
 
     def __init__(
@@ -128,9 +131,11 @@ class LDAAQU(nn.Module):
         groups: int = 2,
         offset_range: float = 11,
         compressed_channels: int | None = None,
+        start: str = 'paper',
     ) -> None:
         super().__init__()
         check_geometry(channels, up_kernel, 1, scale_factor)
+        check_start(self, start, ('paper',), 'it aligns corner pixels')
         check_number('encoder_kernel', encoder_kernel, 1)
         check_number('groups', groups, 1)
         if compressed_channels is None:

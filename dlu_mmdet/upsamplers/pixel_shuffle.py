@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks.upsample import PixelShufflePack
 from torch import Tensor
 
 from ..ops.tracing import leaf
 from .builder import UPSAMPLERS
+from .start import check_start, interpolation_kernels
 
 
 @leaf
@@ -40,12 +42,43 @@ class PixelShuffle(PixelShufflePack):
         scale_factor (int): Upsampling ratio.
         upsample_kernel (int): Side of the convolution's kernel, odd. Defaults
             to 3.
+        start (str): 'paper', at random, or 'nearest' or 'bilinear', the same for every
+            channel; what lies outside of the map is 0. Defaults to 'paper'.
+
+    Raises:
+        ValueError: If it cannot hold ``start``.
     """
 
+    start = 'paper'  # while mmcv's __init__ runs
+
     def __init__(
-        self, channels: int, scale_factor: int = 2, upsample_kernel: int = 3
+        self,
+        channels: int,
+        scale_factor: int = 2,
+        upsample_kernel: int = 3,
+        start: str = 'paper',
     ) -> None:
         super().__init__(channels, channels, scale_factor, upsample_kernel)
+        check_start(self, start, ('paper', 'nearest', 'bilinear'))
+        self.start = start
+        if start != 'paper':
+            self.init_weights()
+
+    def init_weights(self) -> None:
+        """Xavier uniform, as mmcv's, or as ``start``."""
+        if self.start == 'paper':
+            return super().init_weights()
+        k, s = self.upsample_kernel, self.scale_factor
+        kernels = interpolation_kernels(self.start, k, s)
+        conv = self.upsample_conv
+        with torch.no_grad():
+            conv.bias.zero_()
+            conv.weight.zero_()
+            # its output channels are ordered (channel, i, j)
+            weight = conv.weight.view(self.out_channels, s, s, self.in_channels, k, k)
+            weight.diagonal(dim1=0, dim2=3).copy_(
+                kernels.permute(2, 3, 0, 1)[..., None]
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Upsample (N, C, H, W) to (N, C, s*H, s*W)."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..ops.checks import check_geometry
 from .builder import UPSAMPLERS
 from .interpolate import interpolate
+from .start import check_start
 
 MODES = ('nearest', 'bilinear')
 
@@ -30,12 +31,16 @@ class ResizeConv(nn.Module):
     Args:
         channels (int): Number of channels in and out.
         scale_factor (int): Upsampling ratio s.
-        mode (str): 'nearest' or 'bilinear'. Defaults to 'nearest'.
+        mode (str, optional): 'nearest' or 'bilinear'. Defaults to ``start`` where that
+            is one of them, else to 'nearest'.
         depthwise (bool): Whether to take the depthwise form. Defaults to False.
+        start (str): 'paper', at random, or ``mode``, which the convolution passes on;
+            only 'paper' in the depthwise form. Defaults to 'paper'.
 
     Raises:
         TypeError: If a size is not an int, or ``depthwise`` not a bool.
-        ValueError: If a size is out of range, or the mode is unknown.
+        ValueError: If a size is out of range, the mode is unknown, or it cannot hold
+            ``start``.
     """
 
     any_size = True
@@ -44,20 +49,30 @@ class ResizeConv(nn.Module):
         self,
         channels: int,
         scale_factor: int = 2,
-        mode: str = 'nearest',
+        mode: str | None = None,
         depthwise: bool = False,
+        start: str = 'paper',
     ) -> None:
         super().__init__()
         check_geometry(channels, 1, 1, scale_factor)
+        if mode is None:
+            mode = start if start in MODES else 'nearest'
         if mode not in MODES:
             raise ValueError(
                 f'mode must be one of {", ".join(map(repr, MODES))}, got {mode!r}'
             )
         if not isinstance(depthwise, bool):
             raise TypeError(f'depthwise must be True or False, got {depthwise!r}')
+        check_start(
+            self,
+            start,
+            ('paper',) if depthwise else ('paper', mode),
+            'it normalizes' if depthwise else f'it interpolates by mode={mode!r}',
+        )
         self.scale_factor = scale_factor
         self.mode = mode
         self.depthwise = depthwise
+        self.start = start
         if depthwise:
             self.depthwise_conv = nn.Conv2d(
                 channels, channels, 3, padding=1, groups=channels, bias=False
@@ -69,10 +84,12 @@ class ResizeConv(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Xavier uniform, as ``deconv``."""
+        """Xavier uniform, as ``deconv``, or the identity; see ``start``."""
         for module in self.children():
             if isinstance(module, nn.Conv2d):
                 xavier_init(module, distribution='uniform')
+        if self.start != 'paper':
+            nn.init.dirac_(self.conv.weight)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Upsample (N, C, H, W) to (N, C, s*H, s*W), or to (N, C, *size)."""
@@ -84,5 +101,5 @@ class ResizeConv(nn.Module):
     def extra_repr(self) -> str:
         return (
             f'scale_factor={self.scale_factor}, mode={self.mode!r}, '
-            f'depthwise={self.depthwise}'
+            f'depthwise={self.depthwise}, start={self.start!r}'
         )

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ..ops.checks import check_number
 from .builder import UPSAMPLERS
-from .guided import GuidedUpsampler, repeat_to, score_windows
+from .guided import ONE_KERNEL, GuidedUpsampler, repeat_to, score_windows
+from .start import check_start, start_bias
 
 FORMS = ('B', 'G')
 
@@ -49,10 +50,14 @@ class SAPA(GuidedUpsampler):
         form (str): 'B', bilinear, or 'G', gated. Defaults to 'B'.
         up_kernel (int): Side K of the window, odd. Defaults to 5.
         embedding_channels (int): d. Defaults to 32.
+        start (str): 'paper', kernels next to even, or 'nearest', which adds a learned
+            bias of the K*K taps to the scores, ``window_bias``, since there is none in
+            the paper. Defaults to 'paper'.
 
     Raises:
         TypeError: If a size is not an int.
-        ValueError: If a size is out of range, or the form is unknown.
+        ValueError: If a size is out of range, the form is unknown, or it cannot hold
+            ``start``.
     """
 
     def __init__(
@@ -63,6 +68,7 @@ class SAPA(GuidedUpsampler):
         form: str = 'B',
         up_kernel: int = 5,
         embedding_channels: int = 32,
+        start: str = 'paper',
     ) -> None:
         super().__init__(channels, scale_factor, guide_channels, up_kernel)
         check_number('embedding_channels', embedding_channels, 1)
@@ -70,7 +76,9 @@ class SAPA(GuidedUpsampler):
             raise ValueError(
                 f'form must be one of {", ".join(map(repr, FORMS))}, got {form!r}'
             )
+        check_start(self, start, ('paper', 'nearest'), ONE_KERNEL)
         self.form = form
+        self.start = start
         self.embedding_channels = embedding_channels
         self.norm_y = nn.LayerNorm(guide_channels)
         self.norm_x = nn.LayerNorm(channels)
@@ -79,6 +87,8 @@ class SAPA(GuidedUpsampler):
         if form == 'G':
             self.qx = nn.Linear(channels, embedding_channels)
             self.gate = nn.Linear(channels, 1)
+        if start != 'paper':
+            self.window_bias = nn.Parameter(torch.empty(up_kernel**2))
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -88,6 +98,10 @@ class SAPA(GuidedUpsampler):
                 normal_init(module, std=0.02)
             else:
                 constant_init(module, val=1)
+        if self.start != 'paper':
+            with torch.no_grad():
+                bias = start_bias(self.start, self.up_kernel)
+                self.window_bias.copy_(bias.flatten())
 
     def predict(self, x: Tensor, guide: Tensor) -> Tensor:
         x, y = (maps.permute(0, 2, 3, 1) for maps in (x, guide))
@@ -101,10 +115,13 @@ class SAPA(GuidedUpsampler):
                 [1, self.embedding_channels], dim=1
             )
             queries = gate * queries + own
-        return score_windows(keys, queries, self.up_kernel).softmax(dim=1)
+        scores = score_windows(keys, queries, self.up_kernel)
+        if self.start != 'paper':
+            scores = scores + self.window_bias[:, None, None]
+        return scores.softmax(dim=1)
 
     def extra_repr(self) -> str:
         return (
             f'{super().extra_repr()}, form={self.form!r}, '
-            f'embedding_channels={self.embedding_channels}'
+            f'embedding_channels={self.embedding_channels}, start={self.start!r}'
         )

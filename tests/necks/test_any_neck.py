@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dlu_mmdet.necks import NECKS, upsampler_name, with_upsampler
 from dlu_mmdet.necks.sites import trace_neck
-from dlu_mmdet.upsamplers import build_upsampler, check_ratio
+from dlu_mmdet.upsamplers import build_upsampler, check_ratio, start
 from dlu_mmdet.upsamplers.dlu import DLUPack
 
 NORM = dict(type='BN')
@@ -92,7 +92,7 @@ def check_equality(part, inputs):
         assert len(trial.calls) == len(ours.upsample_calls)
         for k, i in enumerate(sites):
             ours.upsample_modules[k] = build_upsampler(
-                modes.cfgs[i], *ours.upsample_calls[i]
+                modes.cfgs[i], *ours.upsample_calls[i][:2]
             )
     assert shapes(ours) == shapes(theirs)
     ours.load_state_dict(state)
@@ -109,7 +109,37 @@ def check_equality(part, inputs):
         result = learned.load_state_dict(state, strict=False)
         assert not result.unexpected_keys
         assert all(k.startswith('upsample_modules.') for k in result.missing_keys)
+        check_start_at_the_neck(part, state, inputs, expected)
     return len(ours.upsample_modules)
+
+
+def check_start_at_the_neck(part, state, inputs, expected):
+    """With start='neck' a part gives what it gave, before any training.
+
+    'resize_conv' holds either start at any size; DLU holds 'nearest' by what its
+    softmax leaves, at sizes that its ratio meets.
+    """
+    odd = inputs[-1].shape[2] % 2
+    tries = [('resize_conv', 0.5, 1e-6), ('dlu', 1 - 1e-6, 1e-5), ('dlu', None, 0.5)]
+    for name, share, most in tries[: 1 if odd else 3]:
+        cfg = with_upsampler(model(part), dict(type=name, start='neck'))['neck']
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(start, 'SHARE', share or start.SHARE)
+            try:
+                neck = MODELS.build(cfg).eval()
+            except ValueError as error:
+                mode = 'bilinear' + ' with align_corners' * (part['type'] == 'DyHead')
+                assert f'start={mode!r} is none of' in str(error)
+                assert name == 'dlu' or part['type'] == 'DyHead'
+                return
+            if part['type'] != 'RFP':  # its backbones would fetch weights
+                neck.init_weights()
+        neck.load_state_dict(state, strict=False)
+        with torch.no_grad():
+            outs = neck(inputs)
+        for out, wanted in zip(outs, expected):
+            error = (out - wanted).square().mean().sqrt()
+            assert error <= most * wanted.square().mean().sqrt(), name
 
 
 SMALL = [

@@ -1,0 +1,229 @@
+"""A trained detector gets another upsampler: nothing else of it changes."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CONFIGS, as_arguments, load_tool
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from dlu_mmdet.config.read import parse_upsampler
+from dlu_mmdet.datasets import ShapesDataset
+from dlu_mmdet.engine import FreezeHook, load_detector, upgrade
+from dlu_mmdet.engine.upgrade import with_new_upsamplers
+
+BILINEAR = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-bilinear_shapes.py'
+CLASSES = ShapesDataset.METAINFO['classes']
+
+
+@pytest.fixture(scope='module')
+def plain(small, tmp_path_factory):
+    """Config and checkpoint of MMDetection's own Faster R-CNN, in the zoo's form."""
+    folder = tmp_path_factory.mktemp('plain')
+    cfg = Config.fromfile(BILINEAR)
+    cfg.merge_from_dict(small)
+    cfg.model.neck = dict(
+        type='FPN', in_channels=[32, 64, 128, 256], out_channels=64, num_outs=5
+    )
+    cfg.dump(folder / 'plain.py')
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    save(model.state_dict(), folder / 'plain.pth')
+    return folder / 'plain.py', folder / 'plain.pth'
+
+
+def save(weights, path):
+    meta = dict(dataset_meta=dict(classes=CLASSES), epoch=12, iter=600)
+    torch.save(dict(meta=meta, state_dict=weights), path)
+
+
+def weights_of(path):
+    return torch.load(path, weights_only=False)['state_dict']
+
+
+def test_only_the_upsamplers_are_new(plain, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights, out = weights_of(plain[1]), tmp_path / 'new' / 'upgraded.pth'
+    upgrade(*plain, dict(type='dlu'), out)
+    found = weights_of(out)
+    assert all(torch.equal(found.pop(k), v) for k, v in weights.items())
+    assert found and all(k.startswith('neck.upsample_modules.') for k in found)
+    shown = capsys.readouterr().out
+    assert re.search(r'upgraded\.pth; 69,603 parameters are new', shown), shown
+    share = re.search(r'differ by ([\d.]+)% \(RMS\) on 8 images', shown)
+    assert 0 < float(share[1]) < 10
+    assert 'coco/bbox_mAP: 0.000 before, 0.000 after' in shown
+    model = load_detector(out.with_suffix('.py'), out)
+    assert model.dataset_meta['classes'] == CLASSES
+    assert {m.start for m in model.neck.upsample_modules} == {'nearest'}
+
+
+@pytest.mark.parametrize('form', ['bare', 'wrapped', 'averages of version 2'])
+def test_other_forms_of_a_checkpoint(plain, form, tmp_path):
+    weights = weights_of(plain[1])
+    given = dict(weights)
+    if form == 'wrapped':
+        given = {f'module.{k}': v for k, v in weights.items()}
+    elif form != 'bare':
+        given.update((f'ema_{k.replace(".", "_")}', v) for k, v in weights.items())
+    torch.save(given if form == 'bare' else dict(state_dict=given), tmp_path / 'a.pth')
+    found = load_detector(plain[0], tmp_path / 'a.pth').state_dict()
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[k], v) for k, v in weights.items())
+
+
+def test_the_same_detector_each_time(plain):
+    """Upsamplers start at random, and MMDetection's rules are for other layers."""
+    old = load_detector(*plain)
+    cfg = dict(type='deconv', start='paper')
+    first, second = (with_new_upsamplers(old, cfg).state_dict() for _ in range(2))
+    assert all(torch.equal(second[k], v) for k, v in first.items())
+    assert not first['neck.upsample_modules.0.bias'].any()  # as init_weights leaves it
+
+
+def test_without_images_it_writes_all_the_same(plain, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {'test_dataloader.dataset.data_root': 'nowhere'}
+    upgrade(*plain, dict(type='carafe'), 'a.pth', cfg_options=options)
+    assert 'not compared on images: ' in capsys.readouterr().out
+    assert Path('a.py').exists() and Path('a.pth').exists()
+
+
+def lose(weights):
+    del weights['backbone.conv1.weight']
+
+
+def add_upsampler(weights):
+    weights['neck.upsample_modules.0.conv_offset.bias'] = torch.zeros(8)
+
+
+@pytest.mark.parametrize(
+    'change, upsampler, out, words',
+    [
+        (lose, 'dlu', 'a.pth', '1 missing: backbone.conv1.weight'),
+        (add_upsampler, 'dlu', 'a.pth', 'unexpected: neck.upsample_modules.0'),
+        (None, 'dlu:start=bilinear', 'a.pth', "'paper', 'nearest'"),
+        (None, 'lda_aqu', 'a.pth', "start='nearest' is none of .*: 'paper'"),
+        (None, 'dlu', 'a.pt', '--out must end with .pth, got a.pt'),
+        (None, 'dlu', 'there.pth', 'there.py exists already'),
+    ],
+)
+def test_what_cannot_be_upgraded(
+    plain, change, upsampler, out, words, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    config, checkpoint = plain
+    if change:
+        weights = weights_of(checkpoint)
+        change(weights)
+        checkpoint = tmp_path / 'changed.pth'
+        save(weights, checkpoint)
+    (tmp_path / 'there.py').write_text('')
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=words) as info:
+        upgrade(config, checkpoint, parse_upsampler(upsampler), out)
+    assert '\n' not in str(info.value)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_detector_that_has_upsamplers(plain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = {'test_dataloader.dataset.data_root': 'nowhere'}
+    upgrade(*plain, dict(type='carafe'), 'a.pth', cfg_options=options)
+    with pytest.raises(ValueError, match='the checkpoint holds upsamplers already'):
+        upgrade('a.py', 'a.pth', dict(type='dlu'), 'b.pth')
+
+
+# ---- training what is new -----------------------------------------------------------
+
+
+def train(plain, work_dir, *arguments, upsampler='dlu:start=neck'):
+    """Two iterations; returns the weights."""
+    config, checkpoint = plain
+    options = {
+        'train_cfg.max_epochs': 1,
+        'val_evaluator': None,
+        'val_dataloader': None,
+        'val_cfg': None,
+        'param_scheduler': None,
+    }
+    load_tool('train').main(
+        [
+            *(str(config), '--work-dir', str(work_dir), '--upsampler', upsampler),
+            *(str(each) for each in arguments),
+            *as_arguments(options),
+        ]
+    )
+    return weights_of(work_dir / 'epoch_1.pth')
+
+
+@pytest.mark.parametrize('part', ['upsamplers', 'neck'])
+def test_the_rest_is_frozen(plain, part, tmp_path):
+    """The statistics of batch norms, too, which no gradient changes."""
+    freeze = ['--load-from', plain[1], '--freeze', f'all-but-{part}']
+    weights = train(plain, tmp_path, *freeze)
+    before = weights_of(plain[1])
+    changed = {k for k, v in before.items() if not torch.equal(weights[k], v)}
+    neck = {k for k in before if k.startswith('neck.')}
+    assert changed == (neck if part == 'neck' else set())
+    moved = weights.keys() - before.keys()
+    assert moved and all(k.startswith('neck.upsample_modules.') for k in moved)
+    bias = weights['neck.upsample_modules.0.conv_offset.bias']
+    assert bias.any()  # they start at 0
+
+
+def test_without_freezing_all_is_trained(plain, tmp_path):
+    weights = train(plain, tmp_path, '--load-from', plain[1])
+    before = weights_of(plain[1])
+    for key in ('backbone.bn1.running_mean', 'backbone.conv1.weight'):
+        assert not torch.equal(weights[key], before[key])
+
+
+def test_resume_goes_on_from_its_own_checkpoint(plain, tmp_path):
+    """As a job that is started again with the same command."""
+    both = ['--load-from', plain[1], '--freeze', 'all-but-upsamplers', '--resume']
+    first = train(plain, tmp_path, *both)
+    again = train(plain, tmp_path, *both)
+    assert all(torch.equal(again[k], v) for k, v in first.items())
+
+
+@pytest.mark.parametrize(
+    'change, arguments, upsampler, words',
+    [
+        (lose, [], 'dlu', '1 missing: backbone.conv1.weight'),
+        (add_upsampler, [], 'nearest', '1 unexpected: neck.upsample_modules.0'),
+        (None, ['--freeze', 'all-but-upsamplers'], 'nearest', 'nothing to train'),
+    ],
+)
+def test_a_training_that_cannot_begin(
+    plain, change, arguments, upsampler, words, tmp_path
+):
+    config, checkpoint = plain
+    if change:
+        weights = weights_of(checkpoint)
+        change(weights)
+        checkpoint = tmp_path / 'changed.pth'
+        save(weights, checkpoint)
+    with pytest.raises(ValueError, match=words) as info:
+        arguments = ['--load-from', checkpoint, *arguments]
+        train((config, checkpoint), tmp_path, *arguments, upsampler=upsampler)
+    assert '\n' not in str(info.value)
+    assert not [*tmp_path.glob('epoch_*')]
+
+
+def test_freezing_new_weights_is_refused(plain, tmp_path):
+    with pytest.raises(ValueError, match='--load-from CHECKPOINT'):
+        train(plain, tmp_path, '--freeze', 'all-but-neck')
+
+
+def test_a_name_of_freeze_that_is_none(capsys):
+    with pytest.raises(SystemExit):
+        load_tool('train').parse_args(['a.py', '--freeze', 'backbone'])
+    assert "invalid choice: 'backbone'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="'upsamplers', 'neck', got 'backbone'"):
+        FreezeHook('backbone')

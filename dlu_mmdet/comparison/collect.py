@@ -15,6 +15,7 @@ from mmengine.config import Config
 from ..datasets.coco_io import COCO
 from ..engine import read_divergence
 from ..evaluation.average_precision import METRICS, Evaluation
+from ..evaluation.coco_results import coco_results
 from ..necks import upsampler_cfg
 from ..utils.files import read_json
 from ..utils.tables import to_json
@@ -175,22 +176,7 @@ def evaluate(cfg: Config, samples: Sequence[Mapping]) -> Evaluation:
         )
     coco = COCO(evaluator['ann_file'])
     category_ids = coco.get_cat_ids(classes_of(cfg))
-    detections = []
-    for sample in samples:
-        found = sample['pred_instances']
-        boxes = found['bboxes'].numpy().astype(float)
-        boxes[:, 2:] -= boxes[:, :2]
-        detections += [
-            dict(
-                image_id=sample['img_id'],
-                category_id=category_ids[label],
-                bbox=box,
-                score=score,
-            )
-            for box, score, label in zip(
-                boxes.tolist(), found['scores'].tolist(), found['labels'].tolist()
-            )
-        ]
+    detections = coco_results(samples, category_ids)['bbox']
     return Evaluation.from_coco(coco, detections, category_ids)
 
 

@@ -414,6 +414,16 @@ def test_one_command_gives_tables_pictures_and_a_page(compared):
     assert 'published' not in (text + page).lower()
 
 
+def test_the_result_json_of_every_run_scores_the_same(compared, shapes_root):
+    coco = COCO(str(shapes_root / 'annotations' / 'instances_val.json'))
+    for file in compared[0].glob('*/seed0/result.json'):
+        detections = json.loads((file.parent / 'predictions.bbox.json').read_text())
+        scores = by_pycocotools(coco, detections)
+        kept = json.loads(file.read_text())
+        expected = [np.nan if kept[key] is None else kept[key] for key in METRICS]
+        np.testing.assert_allclose(np.where(scores < 0, np.nan, scores), expected)
+
+
 def test_mean_and_spread_over_seeds(compared, options, tmp_path):
     """A second seed that scored 0.1 and 0.3 more than the first."""
     work_dir = tmp_path / 'work'

@@ -81,7 +81,7 @@ def _mask_metrics(run: Run) -> dict[str, float | None]:
     return metrics
 
 
-def _read_predictions(path: Path, num_classes: int) -> list[dict]:
+def read_predictions(path: Path, num_classes: int) -> list[dict]:
     """Read the output of ``dlu_mmdet test --out`` as data: no code in it runs."""
     try:
         with path.open('rb') as file:
@@ -132,7 +132,7 @@ def collect_result(run: Run) -> dict:
     )
     if diverged := read_divergence(run.work_dir):
         return dict(found, diverged=diverged)
-    samples = _read_predictions(run.predictions, len(classes_of(run.cfg)))
+    samples = read_predictions(run.predictions, len(classes_of(run.cfg)))
     evaluation = evaluate(run.cfg, samples)
     buffer = io.BytesIO()
     evaluation.save(buffer)

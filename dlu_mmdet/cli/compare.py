@@ -120,7 +120,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='+',
         metavar='DIR',
         help='instead of CONFIG: one report of the finished runs of several '
-        'comparisons with equal data and flags, in --work-dir',
+        'comparisons with equal data and flags, in --work-dir; --data says where '
+        'their images and annotations are now, if they were moved',
     )
     parser.add_argument(
         '--trust',
@@ -142,7 +143,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.join:
         # the folders say what they hold
         taken = {'join', 'work_dir', 'baseline', 'image_groups', 'report_only', 'trust'}
-        taken |= {'traceback'}
+        taken |= {'traceback', 'data'}
         unused = [
             f'--{key.replace("_", "-")}'
             for key, value in vars(args).items()
@@ -164,9 +165,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ..comparison.compare import compare, join
 
     if args.join:
-        return join(
-            args.join, args.work_dir, args.baseline, args.image_groups, args.trust
-        )
+        values = {key: getattr(args, key) for key in ('image_groups', 'trust', 'data')}
+        return join(args.join, args.work_dir, args.baseline, **values)
     names = ['configs', 'upsamplers', 'seeds', 'work_dir', 'baseline', 'cfg_options']
     names += ('launcher', 'processes', 'jobs', 'amp', 'auto_scale_lr', 'image_groups')
     names += ('report_only', 'dry_run')

@@ -12,6 +12,7 @@ from . import run
 from .arguments import add_config_arguments, config_values, new_parser
 
 if TYPE_CHECKING:
+    from mmdet.evaluation import DumpDetResults
     from mmengine.config import Config
 
 
@@ -20,7 +21,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = new_parser('test', 'Evaluate a checkpoint on the test set of its config.')
     parser.add_argument('config', help='path of the config, or mmdet::FOLDER/FILE.py')
     parser.add_argument('checkpoint', help='path of the checkpoint')
-    parser.add_argument('--out', help='.pkl file for the predictions')
+    parser.add_argument(
+        '--out',
+        help='.pkl file for the predictions; with COCO annotations also NAME.bbox.json '
+        'and, of masks, NAME.segm.json, in the format of COCO results',
+    )
     parser.add_argument(
         '--show', action='store_true', help='show the predictions in a window'
     )
@@ -103,6 +108,20 @@ def enable_tta(cfg: Config) -> None:
         part.cfg['pipeline'] = cfg.tta_pipeline
 
 
+def dump_predictions(cfg: Config, path: str) -> DumpDetResults:
+    """The metric that writes the predictions; of COCO data as JSON too."""
+    from mmdet.evaluation import DumpDetResults
+
+    from ..datasets.preflight import coco_evaluators, iter_datasets
+    from ..evaluation.coco_results import DumpResults
+
+    files = [each.get('ann_file') for _, each in coco_evaluators(cfg, 'test')]
+    if not any(files):
+        return DumpDetResults(path)
+    data = next(iter_datasets(cfg.test_dataloader.dataset, 'test_dataloader.dataset'))
+    return DumpResults(path, next(filter(None, files)), data.classes)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Test as the arguments say."""
     args = parse_args(argv)
@@ -115,8 +134,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def test(args: argparse.Namespace) -> None:
     """Test with the arguments of :func:`parse_args`."""
-    from mmdet.registry import METRICS
-
     from ..config import load_config
     from ..engine import (
         build_runner,
@@ -134,8 +151,7 @@ def test(args: argparse.Namespace) -> None:
         enable_tta(cfg)
     runner = build_runner(cfg, 'test', args.checkpoint)
     if args.out:
-        dump = dict(type='DumpDetResults', out_file_path=args.out)
-        runner.test_evaluator.metrics.append(METRICS.build(dump))
+        runner.test_evaluator.metrics.append(dump_predictions(cfg, args.out))
     runner.test()
     del runner
     shutdown_process_group()

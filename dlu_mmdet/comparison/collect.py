@@ -15,6 +15,7 @@ from mmengine.config import Config
 from ..datasets.coco_io import COCO
 from ..engine import read_divergence
 from ..evaluation.average_precision import METRICS, Evaluation
+from ..evaluation.coco_results import coco_results
 from ..necks import upsampler_cfg
 from ..utils.files import read_json
 from ..utils.tables import to_json
@@ -80,7 +81,7 @@ def _mask_metrics(run: Run) -> dict[str, float | None]:
     return metrics
 
 
-def _read_predictions(path: Path, num_classes: int) -> list[dict]:
+def read_predictions(path: Path, num_classes: int) -> list[dict]:
     """Read the output of ``dlu_mmdet test --out`` as data: no code in it runs."""
     try:
         with path.open('rb') as file:
@@ -131,7 +132,7 @@ def collect_result(run: Run) -> dict:
     )
     if diverged := read_divergence(run.work_dir):
         return dict(found, diverged=diverged)
-    samples = _read_predictions(run.predictions, len(classes_of(run.cfg)))
+    samples = read_predictions(run.predictions, len(classes_of(run.cfg)))
     evaluation = evaluate(run.cfg, samples)
     buffer = io.BytesIO()
     evaluation.save(buffer)
@@ -175,22 +176,7 @@ def evaluate(cfg: Config, samples: Sequence[Mapping]) -> Evaluation:
         )
     coco = COCO(evaluator['ann_file'])
     category_ids = coco.get_cat_ids(classes_of(cfg))
-    detections = []
-    for sample in samples:
-        found = sample['pred_instances']
-        boxes = found['bboxes'].numpy().astype(float)
-        boxes[:, 2:] -= boxes[:, :2]
-        detections += [
-            dict(
-                image_id=sample['img_id'],
-                category_id=category_ids[label],
-                bbox=box,
-                score=score,
-            )
-            for box, score, label in zip(
-                boxes.tolist(), found['scores'].tolist(), found['labels'].tolist()
-            )
-        ]
+    detections = coco_results(samples, category_ids)['bbox']
     return Evaluation.from_coco(coco, detections, category_ids)
 
 

@@ -257,6 +257,8 @@ def report_all(
     work_dir: str | Path,
     baseline: str | None,
     image_groups: int,
+    data: str | Path | None = None,
+    joined: bool = False,
 ) -> bool:
     """Summarize the finished runs, on disk and on the screen.
 
@@ -291,6 +293,11 @@ def report_all(
         progress=lambda done, total: progress.update(
             f'scored {done}/{total}', in_file=False
         ),
+        reading=lambda done, total: progress.update(
+            f'read predictions {done}/{total}', in_file=False
+        ),
+        data=data,
+        joined=joined,
     )
     summary.save(found, work_dir)
     page = report.save(found, work_dir)
@@ -302,6 +309,8 @@ def report_all(
     print(f'\nbest AP: {name}, {best.ap.mean:.3f} (mean over seeds)')
     for sentence in summary.divergences(found):
         print(sentence)
+    if found.without:
+        print(found.without, file=sys.stderr)
     print(f'costs, differences, pictures: {page} and comparison.md beside it')
     return True
 
@@ -349,6 +358,7 @@ def join(
     baseline: str | None = None,
     image_groups: int = 200,
     trust: bool = False,
+    data: str | Path | None = None,
 ) -> int:
     """Report the finished runs of several comparisons together.
 
@@ -360,6 +370,9 @@ def join(
         image_groups (int): See :func:`compare`.
         trust (bool): Whether the configs of the folders may execute code. Defaults to
             False: they are read as data.
+        data (str | Path, optional): Folder that the data were moved to, as
+            :func:`~dlu_mmdet.config.use_dataset_folder` takes it, for kinds of error
+            and images. Defaults to where they were.
 
     Returns:
         int: Exit status: 0, or 1 without a finished run.
@@ -379,7 +392,8 @@ def join(
     baseline = check_baseline(planned, baseline)
     for sentence in check_inputs(planned):
         print(sentence, file=sys.stderr)
-    return 0 if report_all(planned, work_dir, baseline, image_groups) else 1
+    reported = report_all(planned, work_dir, baseline, image_groups, data, joined=True)
+    return 0 if reported else 1
 
 
 def _check_least(**values: tuple[int, int]) -> None:

@@ -117,6 +117,11 @@ def _once(make: Callable[[Any], Any], path: str | os.PathLike) -> Any:
     return _known[key]
 
 
+def content_hash(path: str | os.PathLike) -> str:
+    """The hash and size of a file, as a :func:`fingerprint` has them."""
+    return _once(_content, path)
+
+
 def _content(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, 'rb') as file:

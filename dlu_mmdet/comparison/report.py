@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,14 @@ from matplotlib.figure import Figure
 
 from ..utils.plotting import DPI, GRAY, PALETTE, interval_key, legend_below, style
 from ..utils.tables import printable
+from .gallery import SCORE_THR
 from .runs import write
 from .summary import (
+    ERROR_NOTE,
     Row,
     Summary,
     accuracy_table,
+    breakdown_table,
     cost_table,
     difference_table,
     notes,
@@ -27,6 +32,7 @@ from .summary import (
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
 <title>{{ title }}</title>
 <style>
 body { font: 15px/1.5 sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em }
@@ -35,11 +41,14 @@ td, th { padding: .2em .7em; border-bottom: 1px solid #ddd; text-align: right }
 td:first-child, th:first-child { text-align: left }
 img { max-width: 100% }
 .wide { overflow-x: auto }
-</style>
+{{ gallery_style | safe }}</style>
 <h1>{{ title }}</h1>
 <p>Best mean AP: <b>{{ best.name }}</b>, {{ '%.3f' | format(best.ap.mean) }}.</p>
-{% for heading, picture, table in parts %}
-<h2>{{ heading }}</h2>
+{% for heading, text, picture, table in parts %}
+{% if heading %}<h2>{{ heading }}</h2>
+{% endif %}
+{% if text %}<p>{{ text }}</p>
+{% endif %}
 {% if picture %}<img alt="{{ heading }}" src="data:image/png;base64,{{ picture }}">
 {% endif %}
 {% if table %}
@@ -51,6 +60,16 @@ img { max-width: 100% }
 </table></div>
 {% endif %}
 {% endfor %}
+{% if gallery %}
+<h2>Images</h2>
+<p>{{ gallery_text }}</p>
+{% if gallery.sentence %}<p><b>{{ gallery.sentence }}</b></p>
+{% endif %}
+<div id="gallery"></div>
+<script{% if gallery.address %} src="{{ gallery.address }}"{% endif %}>
+{{- gallery.data | safe }}</script>
+<script>{{ gallery_script | safe }}</script>
+{% endif %}
 {% for note in notes %}<p>{{ note }}</p>
 {% endfor %}
 </html>
@@ -215,6 +234,39 @@ def plot_learning(summary: Summary) -> Figure:
     return figure
 
 
+@dataclass(frozen=True)
+class Part:
+    """A section of the page; without a heading it goes on with the one before."""
+
+    heading: str
+    figure: Figure | None = None
+    table: list[list[str]] | None = None
+    text: str = ''
+
+    @cached_property
+    def png(self) -> bytes:
+        """The figure as a file."""
+        buffer = io.BytesIO()
+        if self.figure:
+            self.figure.savefig(buffer, format='png')
+        return buffer.getvalue()
+
+    def shown(self) -> tuple[str, str, str, list[list[str]] | None]:
+        """Heading, text, figure in base64 and table, for the template."""
+        cells = self.table and [[printable(c) for c in line] for line in self.table]
+        return self.heading, self.text, base64.b64encode(self.png).decode(), cells
+
+
+#: What the images of the page show.
+GALLERY_TEXT = (
+    f'Detections with a score of at least {SCORE_THR:g}, matched at an IoU of 0.5, of '
+    'the first seed of each upsampler. Errors are false positives and objects that '
+    'were not found. Thumbnails: an object that only the first upsampler found is '
+    'green, one that only the second found is red. Each image and filter has an '
+    'address of its own, which can be shared with the page.'
+)
+
+
 def save(summary: Summary, work_dir: str | Path) -> Path:
     """Write the figures and ``report.html``, which contains them.
 
@@ -226,31 +278,39 @@ def save(summary: Summary, work_dir: str | Path) -> Path:
         Path: The HTML page.
     """
     work_dir = Path(work_dir)
-    figure = plot_accuracy(summary.rows)
-    parts: list[tuple[str, str, Figure | None, list[list[str]] | None]] = [
-        ('Accuracy', 'accuracy', figure, accuracy_table(summary)),
-        ('Cost', 'cost', None, cost_table(summary.rows)),
-        ('Learning curves', 'learning', plot_learning(summary), None),
+    parts = [
+        Part('Accuracy', plot_accuracy(summary.rows), accuracy_table(summary)),
+        Part('Cost', None, cost_table(summary.rows)),
+        Part('Learning curves', plot_learning(summary)),
     ]
     if summary.differences:
-        title, figure = f'Differences to {summary.baseline}', plot_differences(summary)
-        parts.insert(1, (title, 'differences', figure, difference_table(summary)))
-    shown = []
-    for heading, name, figure, table in parts:
-        picture = None
-        if figure:
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format='png')
-            write(work_dir / f'comparison_{name}.png', buffer.getvalue())
-            picture = base64.b64encode(buffer.getvalue()).decode()
-        cells = table and [[printable(cell) for cell in line] for line in table]
-        shown.append((heading, picture, cells))
+        title = f'Differences to {summary.baseline}'
+        table = difference_table(summary.differences, summary.baseline)
+        parts.insert(1, Part(title, plot_differences(summary), table))
+    if summary.details:
+        errors = summary.details.errors
+        parts.append(Part('Kinds of error', None, breakdown_table(errors), ERROR_NOTE))
+        if errors.differences:
+            table = difference_table(errors.differences, summary.baseline, 'error')
+            parts.append(Part('', None, table))
+    for part in parts:
+        if part.figure:
+            file = f'comparison_{part.heading.lower().split()[0]}.png'
+            write(work_dir / file, part.png)
+    gallery = None
+    if summary.details:
+        gallery = summary.details.gallery.write(work_dir, summary.baseline)
+    here = Path(__file__)
     page = Environment(autoescape=True).from_string(_PAGE)
     text = page.render(
         title=f'{len(summary.rows)} detectors compared',
         best=summary.rows[0],
-        parts=shown,
+        parts=[part.shown() for part in parts],
         notes=notes(summary),
+        gallery=gallery,
+        gallery_text=GALLERY_TEXT,
+        gallery_style=here.with_name('gallery.css').read_text() if gallery else '',
+        gallery_script=here.with_name('gallery.js').read_text(),
     )
     write(work_dir / 'report.html', text)
     return work_dir / 'report.html'

@@ -6,6 +6,7 @@ import csv
 import inspect
 import io
 import math
+import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,7 @@ from ..upsamplers import split_file, upsampler_class
 from ..utils.tables import printable, to_json, to_markdown
 from ..utils.timing import interleaved, peak_memory
 from .collect import evaluate, results
+from .details import Breakdown, Details, details_of
 from .inputs import image_names, leaves
 from .runs import Divergence, Run, RunResult, write
 
@@ -221,6 +223,8 @@ class Summary:
         runs (list[RunResult]): Every finished run.
         diverged (list[RunResult]): Every run that diverged.
         environment (Environment): Where it was made.
+        details (Details, optional): What the predictions say; None without them.
+        without (str): Why there are no details; empty if there are.
     """
 
     baseline: str
@@ -230,6 +234,8 @@ class Summary:
     runs: list[RunResult]
     diverged: list[RunResult]
     environment: Environment
+    details: Details | None = None
+    without: str = ''
 
     def to_json(self) -> dict:
         """The content of ``comparison.json``."""
@@ -248,6 +254,7 @@ class Summary:
                 if run.diverged
             ],
             environment=asdict(self.environment),
+            **(self.details.to_json() if self.details else {}),
         )
 
 
@@ -458,6 +465,9 @@ def summarize(
     groups: int = 200,
     rounds: int = 10,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    reading: Callable[[int, int], None] = lambda done, total: None,
+    data: str | os.PathLike | None = None,
+    joined: bool = False,
 ) -> Summary:
     """Summarize the finished runs of a comparison.
 
@@ -469,6 +479,10 @@ def summarize(
             time.
         rounds (int): Number of timed runs of each neck.
         progress (Callable): Called with the number of scored evaluations and of all.
+        reading (Callable): Called with the number of predictions read and of all.
+        data (str | PathLike, optional): Folder that the data were moved to.
+        joined (bool): Whether the runs belong to other comparisons, which stay as they
+            are.
 
     Returns:
         Summary: Accuracy, costs and differences. Runs that diverged are left out and
@@ -529,6 +543,8 @@ def summarize(
         differences = differences_to_baseline(
             evaluations, baseline, groups, progress=progress
         )
+    del evaluations
+    details, without = _details(finished, baseline, groups, data, not joined, reading)
     return Summary(
         baseline=baseline,
         num_images=num_images,
@@ -537,7 +553,22 @@ def summarize(
         runs=listed,
         diverged=diverged,
         environment=Environment.here(next(iter(costs.values())).device),
+        details=details,
+        without=without,
     )
+
+
+def _details(
+    runs: Sequence[Run], baseline: str, groups: int, data: Any, *rest: Any
+) -> tuple[Details | None, str]:
+    """:func:`details_of`, or why there are none."""
+    try:
+        return details_of(runs, baseline, groups, data, *rest), ''
+    except (FileNotFoundError, RuntimeError, ValueError) as error:
+        # whoever names the folder wants them
+        if data:
+            raise
+        return None, f'There are no kinds of error and no images: {error}.'
 
 
 def _digits(value: float | None, digits: int) -> str:
@@ -617,13 +648,28 @@ def cost_table(rows: Sequence[Row]) -> list[list[str]]:
     return table
 
 
-def difference_table(summary: Summary) -> list[list[str]]:
+def breakdown_table(found: Breakdown) -> list[list[str]]:
+    """Header and rows: the scores of every upsampler."""
+    return [
+        ['upsampler', *found.counts],
+        *(
+            [name, *(_digits(value, 3) for value in means.values())]
+            for name, means in found.means.items()
+        ),
+    ]
+
+
+def difference_table(
+    differences: Mapping[str, Mapping[str, MetricDifference]],
+    baseline: str,
+    heading: str = 'metric',
+) -> list[list[str]]:
     """Header and rows: differences to the baseline with their intervals."""
     table = [
-        ['upsampler', 'metric', f'minus {summary.baseline}', '95 % interval']
+        ['upsampler', heading, f'minus {baseline}', '95 % interval']
         + ['significant at 5 %', 'p (Holm)', 'each seed', 'objects', 'images']
     ]
-    for name, metrics in summary.differences.items():
+    for name, metrics in differences.items():
         for metric, found in metrics.items():
             interval = p = '-'
             if found.low is not None:
@@ -674,11 +720,22 @@ def notes(summary: Summary) -> list[str]:
         f'torch {environment.torch}, mmcv {environment.mmcv}, mmdet '
         f'{environment.mmdet}, mmengine {environment.mmengine}.',
     ]
+    if summary.without:
+        found.insert(2, summary.without)
     if any(row.published_ap for row in summary.rows):
         found.insert(2, PUBLISHED_NOTE)
     if summary.differences:
         found.insert(1, difference_note(summary))
     return found
+
+
+#: What the table of errors shows.
+ERROR_NOTE = (
+    'AP50 that each upsampler would gain without one kind of error, as a fraction, '
+    'mean over the seeds; kinds and thresholds of TIDE (arXiv 2008.08115). A negative '
+    'difference to the baseline: this kind of error costs the upsampler less. '
+    'Intervals are as above; all differences of this table are corrected together.'
+)
 
 
 def difference_note(summary: Summary) -> str:
@@ -729,9 +786,18 @@ def save(summary: Summary, work_dir: str | Path) -> None:
     for table, texts in (
         (accuracy_table(summary), 1),
         (cost_table(summary.rows), 1),
-        (difference_table(summary), 2),
+        (difference_table(summary.differences, summary.baseline), 2),
     ):
         head, *body = table
         if body:
             parts.append(to_markdown(head, body, texts))
+    if summary.details:
+        parts.append(ERROR_NOTE)
+        errors = summary.details.errors
+        differences = errors.differences, summary.baseline, 'error'
+        for table in (breakdown_table(errors), difference_table(*differences)):
+            if table[1:]:
+                parts.append(
+                    to_markdown(table[0], table[1:], 2 - (table[0][1] != 'error'))
+                )
     write(work_dir / 'comparison.md', '\n\n'.join(parts + notes(summary)) + '\n')

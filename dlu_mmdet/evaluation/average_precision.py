@@ -49,8 +49,8 @@ class MetricDifference:
         high (float, optional): Upper end; None likewise.
         p (float, optional): Two-sided p-value; None likewise.
         p_holm (float, optional): The p-value corrected over all upsamplers; None where
-            the difference is not tested: of other metrics than :data:`PRIMARY`, with
-            one seed, or without an interval.
+            the difference is not tested: of exploratory metrics, with one seed, or
+            without an interval.
         significant (bool, optional): Whether that is below 5 %; None likewise.
         seeds (list[float]): The difference of each seed.
         objects (int): Objects that the metric is measured on.
@@ -237,7 +237,10 @@ class Evaluation:
         }
 
     def metrics(
-        self, weights: np.ndarray, names: Sequence[str] = tuple(METRICS)
+        self,
+        weights: np.ndarray,
+        names: Sequence[str] = tuple(METRICS),
+        metrics: Mapping[str, tuple[int, slice]] = METRICS,
     ) -> np.ndarray:
         """COCO's metrics of B weighted copies of the data set.
 
@@ -249,12 +252,14 @@ class Evaluation:
 
         Args:
             weights (np.ndarray): (B, I) int, multiplicity of each image.
-            names (Sequence[str]): Metrics, keys of :data:`METRICS`.
+            names (Sequence[str]): Metrics, keys of ``metrics``.
+            metrics (Mapping[str, tuple[int, slice]]): Index of the area range and IoU
+                thresholds of each metric. Defaults to COCO's.
 
         Returns:
             np.ndarray: (B, len(names)) float64, NaN where there is no object.
         """
-        areas = sorted({METRICS[name][0] for name in names})
+        areas = sorted({metrics[name][0] for name in names})
         weights = np.ascontiguousarray(weights, dtype=np.int32)
         total = np.zeros((len(weights), len(areas), self.hit.shape[1]))
         present = np.zeros((len(weights), len(areas), 1))
@@ -265,7 +270,7 @@ class Evaluation:
                 # most detections of another size count at no threshold
                 ignored = self.ignored[area, :, low:high]
                 kept = np.flatnonzero(~ignored.all(axis=0))
-                total[:, a] += _average_precision(
+                total[:, a] += average_precision(
                     weights,
                     self.image[low:high][kept],
                     self.hit[area, :, low:high][:, kept],
@@ -275,14 +280,14 @@ class Evaluation:
         precision = total / np.where(present, present, np.nan)
         return np.stack(
             [
-                precision[:, areas.index(METRICS[n][0]), METRICS[n][1]].mean(axis=1)
+                precision[:, areas.index(metrics[n][0]), metrics[n][1]].mean(axis=1)
                 for n in names
             ],
             axis=1,
         )
 
 
-def _average_precision(
+def average_precision(
     weights: np.ndarray,
     image: np.ndarray,
     hit: np.ndarray,
@@ -401,32 +406,61 @@ def differences_to_baseline(
             progress(number, len(listed))
 
     counts = reference.counts()
-    base, differences = scores.pop(baseline), {}
+    return score_differences(
+        scores, baseline, {name: counts[name] for name in names}, (PRIMARY,)
+    )
+
+
+def score_differences(
+    scores: Mapping[str, Mapping[int, np.ndarray]],
+    baseline: str,
+    counts: Mapping[str, Mapping[str, int]],
+    tested: Sequence[str],
+) -> dict[str, dict[str, MetricDifference]]:
+    """The differences of :func:`differences_to_baseline` from given scores.
+
+    Args:
+        scores (Mapping[str, Mapping[int, np.ndarray]]): By upsampler and seed,
+            (1 + groups, len(counts)) scores: of all images, then without each group.
+        baseline (str): Key of the upsampler that others are compared with.
+        counts (Mapping[str, Mapping[str, int]]): By metric, in the order of the
+            scores, the number of ``objects`` and ``images`` that it is measured on.
+        tested (Sequence[str]): Metrics whose p-values are corrected together, over
+            all upsamplers, and tested.
+
+    Returns:
+        dict[str, dict[str, MetricDifference]]: By upsampler and metric.
+    """
+    base, differences = scores[baseline], {}
     for name, own in scores.items():
         common = [s for s in own if s in base]
-        if not common:
+        if name == baseline or not common:
             continue
         both = [np.stack([each[s] for s in common]) for each in (own, base)]
         differences[name] = {
-            metric: _difference(both[0][..., m], both[1][..., m], **counts[metric])
-            for m, metric in enumerate(names)
-            if counts[metric]['objects']
+            metric: _difference(both[0][..., m], both[1][..., m], **count)
+            for m, (metric, count) in enumerate(counts.items())
+            if count['objects']
         }
-    _correct([each for each in differences.values() if PRIMARY in each])
+    _correct([*differences.values()], tested)
     return differences
 
 
-def _correct(columns: Sequence[dict[str, MetricDifference]]) -> None:
-    """Correct the p-values of :data:`PRIMARY` over upsamplers, in place."""
+def _correct(
+    columns: Sequence[dict[str, MetricDifference]], metrics: Sequence[str]
+) -> None:
+    """Correct the p-values of some metrics together over upsamplers, in place."""
     # one seed is no test
     tested = [
-        (column, found.p)
+        (column, metric, found.p)
         for column in columns
-        if (found := column[PRIMARY]).p is not None and len(found.seeds) > 1
+        for metric in metrics
+        if (found := column.get(metric)) and found.p is not None
+        if len(found.seeds) > 1
     ]
-    for (column, _), p in zip(tested, holm([p for _, p in tested])):
-        column[PRIMARY] = replace(
-            column[PRIMARY], p_holm=float(p), significant=bool(p < LEVEL)
+    for (column, metric, _), p in zip(tested, holm([p for *_, p in tested])):
+        column[metric] = replace(
+            column[metric], p_holm=float(p), significant=bool(p < LEVEL)
         )
 
 

@@ -93,32 +93,51 @@ def match_detections(
             f'iou_thr must be above 0 and at most 1, got {iou_thr!r}; '
             'COCO uses 0.5 to 0.95'
         )
-    num_gts = len(gt_bboxes)
     if gt_crowd is None:
-        gt_crowd = np.zeros(num_gts, dtype=bool)
+        gt_crowd = np.zeros(len(gt_bboxes), dtype=bool)
     dets = _xywh('det_bboxes', det_bboxes, det_labels=det_labels, det_scores=det_scores)
     gts = _xywh('gt_bboxes', gt_bboxes, gt_labels=gt_labels, gt_crowd=gt_crowd)
     gt_labels = np.asarray(gt_labels)
     gt_crowd = np.asarray(gt_crowd, dtype=bool)
 
-    det_gt = np.full(len(dets), -1, dtype=np.int64)
-    det_ignored = np.zeros(len(dets), dtype=bool)
-    gt_matched = np.zeros(num_gts, dtype=bool)
-    if len(dets) and num_gts:
-        ious = mask_utils.iou(dets, gts, gt_crowd.astype(np.uint8))
-    else:
-        # pycocotools returns an empty list here, which cannot be indexed
-        ious = np.zeros((len(dets), num_gts))
+    return match_overlaps(
+        box_ious(dets, gts, gt_crowd),
+        np.asarray(det_labels),
+        np.asarray(det_scores, dtype=float),
+        gt_labels,
+        gt_crowd,
+        iou_thr,
+    )
 
-    judged: dict[int, int] = {}
-    for det in np.argsort(-np.asarray(det_scores, dtype=float), kind='stable'):
-        label = int(det_labels[det])
-        judged[label] = judged.get(label, 0) + 1
-        if judged[label] > MAX_DETECTIONS:
-            det_ignored[det] = True
-            continue
-        # COCO's own cap, or rounding could keep equal boxes apart at iou_thr 1
-        reachable = (ious[det] >= min(iou_thr, 1 - 1e-10)) & (gt_labels == label)
+
+def box_ious(dets: np.ndarray, gts: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """(D, G) IoU of boxes x y width height; of a crowd over the detection's area."""
+    if len(dets) and len(gts):
+        return mask_utils.iou(dets, gts, crowd.astype(np.uint8))
+    # pycocotools returns an empty list here, which cannot be indexed
+    return np.zeros((len(dets), len(gts)))
+
+
+def match_overlaps(
+    ious: np.ndarray,
+    det_labels: np.ndarray,
+    det_scores: np.ndarray,
+    gt_labels: np.ndarray,
+    gt_crowd: np.ndarray,
+    iou_thr: float,
+) -> Matches:
+    """:func:`match_detections` with the (D, G) overlaps of :func:`box_ious`."""
+    det_gt = np.full(len(det_labels), -1, dtype=np.int64)
+    det_ignored = np.zeros(len(det_labels), dtype=bool)
+    gt_matched = np.zeros(len(gt_labels), dtype=bool)
+    order = np.argsort(-det_scores, kind='stable')
+    if len(order) > MAX_DETECTIONS:
+        for label in np.unique(det_labels):
+            det_ignored[order[det_labels[order] == label][MAX_DETECTIONS:]] = True
+    # COCO's own cap, or rounding could keep equal boxes apart at iou_thr 1
+    near = (ious >= min(iou_thr, 1 - 1e-10)) & (det_labels[:, None] == gt_labels)
+    for det in order[near.any(axis=1)[order] & ~det_ignored[order]]:
+        reachable = near[det]
         free = reachable & ~gt_matched & ~gt_crowd
         candidates = np.flatnonzero(free if free.any() else reachable & gt_crowd)
         if len(candidates):

@@ -36,6 +36,7 @@ from pycocotools.cocoeval import COCOeval
 from dlu_mmdet.comparison import collect, estimate, plan, processes, runs
 from dlu_mmdet.comparison import compare as execute
 from dlu_mmdet.comparison import summary as comparison
+from dlu_mmdet.comparison.details import details_of
 from dlu_mmdet.config import read_config
 from dlu_mmdet.datasets.shapes import CLASSES
 from dlu_mmdet.engine import build_runner
@@ -45,6 +46,7 @@ from dlu_mmdet.evaluation.average_precision import (
     differences_to_baseline,
     leave_out,
 )
+from dlu_mmdet.evaluation.error_types import KINDS
 
 NEAREST = shapes_config('nearest')
 
@@ -395,7 +397,7 @@ def test_one_command_gives_tables_pictures_and_a_page(compared):
         *('published_ap', 'published_by'),
     ]
     assert ' '.join(summary) == (
-        'baseline num_images rows differences runs diverged environment'
+        'baseline num_images rows differences runs diverged environment errors'
     )
     assert ' '.join(found) == (
         'difference low high p p_holm significant seeds objects images'
@@ -408,10 +410,25 @@ def test_one_command_gives_tables_pictures_and_a_page(compared):
     page = (folder / 'report.html').read_text()
     assert page.count('data:image/png;base64,') == 3
     assert 'src="http' not in page and 'href=' not in page  # nothing is fetched
+    # one picture of each test image, and the kinds of error of both
+    assert page.count('data:image/jpeg;base64,') == 8
+    assert {*summary['errors']['means']} == {'dlu', 'nearest'}
+    assert [*summary['errors']['differences']['dlu']] == [*KINDS]
+    assert f'| {" | ".join(KINDS)} |' in re.sub(' +', ' ', text)
     for name in ('accuracy', 'differences', 'learning'):
         assert (folder / f'comparison_{name}.png').read_bytes()[:4] == b'\x89PNG'
     # these data and this backbone are those of no publication
     assert 'published' not in (text + page).lower()
+
+
+def test_the_result_json_of_every_run_scores_the_same(compared, shapes_root):
+    coco = COCO(str(shapes_root / 'annotations' / 'instances_val.json'))
+    for file in compared[0].glob('*/seed0/result.json'):
+        detections = json.loads((file.parent / 'predictions.bbox.json').read_text())
+        scores = by_pycocotools(coco, detections)
+        kept = json.loads(file.read_text())
+        expected = [np.nan if kept[key] is None else kept[key] for key in METRICS]
+        np.testing.assert_allclose(np.where(scores < 0, np.nan, scores), expected)
 
 
 def test_mean_and_spread_over_seeds(compared, options, tmp_path):
@@ -1056,6 +1073,35 @@ def test_join(compared, tmp_path):
         plan.join([*parts, other])
 
 
+def test_join_without_predictions_or_with_moved_data(
+    compared, tmp_path, shapes_root, capsys
+):
+    copy, out, moved = tmp_path / 'copy', tmp_path / 'out', tmp_path / 'moved'
+    shutil.copytree(compared[0], copy)
+    shutil.copytree(shapes_root, moved)
+    # the configs name another folder, which is gone
+    for file in copy.glob('*/seed0.py'):
+        file.write_text(file.read_text().replace(str(shapes_root), str(tmp_path / 'x')))
+    command = ['--join', copy, '--resamples', 100, '--work-dir', out]
+    assert compare(*command) == 0
+    error = capsys.readouterr().err
+    assert 'instances_val.json, the annotations of the test set, is not there' in error
+    assert 'the annotations of the test set' in (out / 'report.html').read_text()
+    assert compare(*command, '--data', moved) == 0
+    capsys.readouterr()
+    page = (out / 'report.html').read_text()
+    assert page.count('data:image/jpeg;base64,') == 8
+    # other annotations, and no predictions
+    planned = plan.join([copy])
+    file = moved / 'annotations' / 'instances_val.json'
+    file.write_text(file.read_text() + ' ')
+    with pytest.raises(ValueError, match='is not the annotation file that .* tested'):
+        details_of(planned, 'nearest', data=moved)
+    next(copy.glob('*dlu*/seed0/predictions.pkl')).unlink()
+    with pytest.raises(FileNotFoundError, match='predictions.pkl is not there; copy'):
+        details_of(planned, 'nearest', data=moved)
+
+
 def test_a_comparison_of_others_runs_no_code(
     compared, elsewhere, tmp_path, monkeypatch, capsys
 ):
@@ -1081,15 +1127,15 @@ def test_a_comparison_of_others_runs_no_code(
     for content in ([dict(img_id=1, pred_instances={})], {}, [[1]], None):
         predictions.write_bytes(pickle.dumps(content))
         with pytest.raises(RuntimeError, match=r'predictions\.pkl is cut off, or'):
-            collect._read_predictions(predictions, 6)
+            collect.read_predictions(predictions, 6)
     found = dict(bboxes=torch.zeros(1, 4), scores=torch.ones(1))
     found['labels'] = torch.tensor([5])
     predictions.write_bytes(pickle.dumps([dict(img_id=1, pred_instances=found)]))
-    assert collect._read_predictions(predictions, 6)
+    assert collect.read_predictions(predictions, 6)
     with pytest.raises(RuntimeError, match='other classes'):
-        collect._read_predictions(predictions, 5)
+        collect.read_predictions(predictions, 5)
     predictions.write_bytes(kept)
-    assert len(collect._read_predictions(predictions, 6)) == 8
+    assert len(collect.read_predictions(predictions, 6)) == 8
 
     config = stem / 'seed0.py'
     text = config.read_text()

@@ -1,0 +1,191 @@
+"""What the kept predictions say beyond AP, by upsampler: which errors it makes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from ..config import use_dataset_folder
+from ..datasets.coco_io import COCO
+from ..datasets.preflight import iter_datasets
+from ..evaluation.average_precision import (
+    MetricDifference,
+    leave_out,
+    score_differences,
+)
+from ..evaluation.coco_results import result_files, save_coco_results
+from ..evaluation.error_types import KINDS, ErrorEvaluation
+from ..evaluation.instances import Objects, detections_of, objects_of
+from .collect import read_predictions
+from .gallery import Gallery
+from .inputs import content_hash
+from .plan import box_evaluator, classes_of
+from .runs import Run
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Several scores of every upsampler, and their differences to the baseline.
+
+    Attributes:
+        counts (dict[str, dict[str, int]]): By score, the number of ``objects`` and
+            ``images`` that it is measured on.
+        means (dict[str, dict[str, float | None]]): Mean over the seeds, by upsampler
+            and score.
+        differences (dict[str, dict[str, MetricDifference]]): By upsampler and score;
+            all p-values are corrected together.
+    """
+
+    counts: dict[str, dict[str, int]]
+    means: dict[str, dict[str, float | None]]
+    differences: dict[str, dict[str, MetricDifference]]
+
+    @classmethod
+    def of(
+        cls,
+        scores: Mapping[str, Mapping[int, np.ndarray]],
+        baseline: str,
+        counts: dict[str, dict[str, int]],
+    ) -> Breakdown:
+        """Summarize (1 + groups, len(counts)) scores by upsampler and seed."""
+        means = {
+            name: {
+                key: None if np.isnan(value) else float(value)
+                for key, value in zip(counts, np.mean([s[0] for s in own.values()], 0))
+            }
+            for name, own in scores.items()
+        }
+        return cls(
+            counts, means, score_differences(scores, baseline, counts, [*counts])
+        )
+
+
+@dataclass(frozen=True)
+class Details:
+    """What the predictions of all finished runs say.
+
+    Attributes:
+        errors (Breakdown): AP50 that mending each kind of error would give.
+        gallery (Gallery): The images with objects and detections.
+    """
+
+    errors: Breakdown
+    gallery: Gallery
+
+    def to_json(self) -> dict:
+        """A part of ``comparison.json``."""
+        return dict(errors=asdict(self.errors))
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The test set of a comparison.
+
+    Attributes:
+        coco (COCO): The annotations.
+        classes (Sequence[str]): Class names, by label.
+        category_ids (Sequence[int]): The category of each label.
+        objects (Mapping[object, Objects]): By image id.
+        folder (str): Folder of the images.
+    """
+
+    coco: COCO
+    classes: Sequence[str]
+    category_ids: Sequence[int]
+    objects: Mapping[object, Objects]
+    folder: str
+
+    @classmethod
+    def of(cls, run: Run, data: str | os.PathLike | None = None) -> GroundTruth:
+        """The test set of a run's config.
+
+        Args:
+            run (Run): A run.
+            data (str | PathLike, optional): Folder that the data were moved to.
+
+        Raises:
+            FileNotFoundError: If the annotations are not there.
+            ValueError: If they are not those that the run was tested on.
+        """
+        cfg = run.cfg.copy()
+        classes = classes_of(cfg)
+        if data:
+            use_dataset_folder(cfg, data)
+        file = (box_evaluator(cfg) or {})['ann_file']
+        if not os.path.isfile(file):
+            raise FileNotFoundError(
+                f'{file}, the annotations of the test set, is not there; put it back, '
+                f'or give --join DIR --data FOLDER, the folder it is in now'
+            )
+        then = ' '.join((run.inputs or {}).values())
+        if then and content_hash(file) not in then:
+            raise ValueError(
+                f'{file} is not the annotation file that {run.work_dir} was tested '
+                f'on; give --join DIR --data FOLDER, the folder that has it'
+            )
+        coco = COCO(file)
+        category_ids = coco.get_cat_ids(classes)
+        dataset = next(iter_datasets(cfg.test_dataloader.dataset, ''))
+        folder = dataset.files.get('data_prefix.img', dataset.cfg.get('data_root', ''))
+        objects = objects_of(coco, category_ids)
+        return cls(coco, classes, category_ids, objects, folder)
+
+
+def details_of(
+    runs: Sequence[Run],
+    baseline: str,
+    groups: int = 200,
+    data: str | os.PathLike | None = None,
+    add_results: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Details:
+    """Read the predictions of finished runs, one run at a time.
+
+    Args:
+        runs (Sequence[Run]): The runs, all of one test set.
+        baseline (str): Name of the run that others are compared with.
+        groups (int): Maximum number of groups of images.
+        data (str | PathLike, optional): Folder that the data were moved to.
+        add_results (bool): Whether to write COCO result JSON beside the predictions of
+            runs that lack it.
+        progress (Callable): Called with the number of runs done and of all.
+
+    Returns:
+        Details: By upsampler.
+
+    Raises:
+        FileNotFoundError: If annotations or predictions are not there.
+        RuntimeError: If predictions are damaged.
+        ValueError: If the annotations are others.
+    """
+    for run in runs:
+        if not run.predictions.exists():
+            raise FileNotFoundError(
+                f'{run.predictions} is not there; copy it from where the run was '
+                f'tested, or remove the result.json beside it and give the command of '
+                f'the comparison, which tests anew'
+            )
+    truth = GroundTruth.of(runs[0], data)
+    num_classes = len(truth.classes)
+    weights = leave_out(len(truth.objects), groups)
+    weights = np.concatenate([np.ones_like(weights[:1]), weights])
+    gallery = Gallery(truth.coco, truth.classes, truth.objects, truth.folder)
+    scores: dict[str, dict[int, np.ndarray]] = {}
+    for number, run in enumerate(runs, 1):
+        samples = read_predictions(run.predictions, num_classes)
+        if add_results and not result_files(run.predictions)['bbox'].exists():
+            save_coco_results(samples, truth.category_ids, run.predictions)
+        found = detections_of(samples)
+        del samples
+        if run.name not in scores:
+            gallery.add(run.name, run.seed, run.work_dir, found)
+        evaluation = ErrorEvaluation.of(truth.objects, found, num_classes)
+        scores.setdefault(run.name, {})[run.seed] = evaluation.gains(weights)
+        progress(number, len(runs))
+    kept = [own.labels[~own.crowd] for own in truth.objects.values()]
+    count = dict(objects=sum(map(len, kept)), images=sum(len(own) > 0 for own in kept))
+    errors = Breakdown.of(scores, baseline, {kind: dict(count) for kind in KINDS})
+    return Details(errors, gallery)

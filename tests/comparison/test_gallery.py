@@ -1,0 +1,246 @@
+"""The images of report.html, in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlu_mmdet.comparison import gallery as module
+from dlu_mmdet.comparison import report
+from dlu_mmdet.comparison.details import Breakdown, Details
+from dlu_mmdet.comparison.gallery import Gallery
+from dlu_mmdet.comparison.runs import RunResult
+from dlu_mmdet.comparison.summary import Costs, Environment, Row, Spread, Summary
+from dlu_mmdet.datasets.coco_io import COCO
+from dlu_mmdet.evaluation.average_precision import METRICS
+from dlu_mmdet.evaluation.error_types import KINDS
+from dlu_mmdet.evaluation.instances import Detections, objects_of
+
+BROWSER = next(filter(None, map(shutil.which, ('chromium', 'google-chrome'))), None)
+MARKUP = '</script><script>alert(1)</script><b>&"\''
+# what the page does at its end, so that a file shows it
+DRIVER = """<pre id="driven"></pre><script>
+window.alert = () => { document.title = 'escaped' };
+const $ = (query) => [...document.querySelectorAll(query)];
+const choose = (name, value) => {
+  const select = document.querySelector(`select[name=${name}]`);
+  select.value = value; select.dispatchEvent(new Event('change'));
+};
+const cards = () => $('.card').map((card) => card.dataset.image);
+const result = {};
+%s
+result.overflow = document.documentElement.scrollWidth - innerWidth;
+result.title = document.title;
+document.getElementById('driven').textContent = JSON.stringify(result);
+</script>"""
+
+
+def drive(page, script, address='', width=1200):
+    """What a script finds on the page in a headless browser."""
+    driven = page.with_name('driven.html')
+    driven.write_text(page.read_text().replace('</html>', DRIVER % script))
+    command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom']
+    command += [f'--user-data-dir={page.parent / "profile"}', '--timeout=20000']
+    command += [f'--window-size={width},800', f'{driven.as_uri()}{address}']
+    text = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    found = re.search(r'<pre id="driven">(.*?)</pre>', text, re.S)
+    assert found, text[-2000:]
+    found = found[1]
+    for code, character in (('lt', '<'), ('gt', '>'), ('amp', '&')):
+        found = found.replace(f'&{code};', character)
+    return json.loads(found)
+
+
+def made_up(folder, num_images):
+    """A page of two detectors: 'old' finds every second object, 'new' all.
+
+    An image has an object of the class MARKUP and one of the class 'b'. 'old' calls the
+    second one of image 2 MARKUP, and 'new' has a false positive in image 3.
+    """
+    (folder / 'images').mkdir(parents=True)
+    coco = COCO()
+    coco.dataset = dict(info={}, images=[], annotations=[], categories=[])
+    for number, name in enumerate((MARKUP, 'b'), 1):
+        coco.dataset['categories'].append(dict(id=number, name=name))
+    for i in range(1, num_images + 1):
+        name = f'{i}<i>.png'
+        coco.dataset['images'].append(dict(id=i, file_name=name, width=200, height=100))
+        if i != 4:
+            Image.new('RGB', (200, 100), (i, 90, 90)).save(folder / 'images' / name)
+        for label, box in ((1, [10, 10, 20, 20]), (2, [50, 10, 90, 80])):
+            each = dict(id=2 * i + label, image_id=i, category_id=label, bbox=box)
+            each.update(area=box[2] * box[3], iscrowd=0)
+            coco.dataset['annotations'].append(each)
+    coco.createIndex()
+    objects = objects_of(coco, [1, 2])
+    gallery = Gallery(coco, [MARKUP, 'b'], objects, str(folder / 'images'))
+    found = dict(old={}, new={})
+    for i, truth in objects.items():
+        first = Detections(truth.boxes[:1], truth.labels[:1], np.array([0.9]))
+        found['old'][i] = first
+        found['new'][i] = Detections(truth.boxes, truth.labels, np.array([0.9, 0.8]))
+    boxes, labels = objects[2].boxes, np.array([0, 0])
+    found['old'][2] = Detections(boxes, labels, np.array([0.9, 0.8]))
+    far = np.r_[objects[3].boxes, [[160, 60, 15, 15]], [[0, 60, 15, 15]]]
+    scores = np.array([0.9, 0.8, 0.7, 0.1])
+    found['new'][3] = Detections(far, np.array([0, 1, 1, 1]), scores)
+    for name, each in found.items():
+        gallery.add(name, 0, f'runs/{name} {MARKUP[:1]}', each)
+    return gallery
+
+
+def summary_of(gallery):
+    costs = Costs(0, 0, 0, 0, [100, 200], 'none', 1.0, 1.0)
+    keys = (*METRICS, 'training_seconds', 'seconds_per_iteration')
+    scores = dict.fromkeys(keys, Spread(0.5))
+    count = {kind: dict(objects=8, images=4) for kind in KINDS}
+    means = {n: dict.fromkeys(KINDS, 0.1) for n in ('old', 'new')}
+    run = dict(seed=0, loss=[[1, 1.0], [2, 0.5]], validation=[])
+    return Summary(
+        baseline='old',
+        num_images=len(gallery),
+        rows=[Row(name, scores, costs) for name in ('old', 'new')],
+        differences={},
+        runs=[RunResult.from_json(dict(run, upsampler=n)) for n in ('old', 'new')],
+        diverged=[],
+        environment=Environment.here('none'),
+        details=Details(Breakdown(count, means, {}), gallery),
+    )
+
+
+@pytest.fixture(scope='module')
+def page(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('gallery')
+    return report.save(summary_of(made_up(folder, 6)), folder)
+
+
+needs_browser = pytest.mark.skipif(not BROWSER, reason='chromium is not installed')
+
+
+def test_text_of_data_is_escaped_and_lost_images_are_named(page):
+    text = page.read_text()
+    assert 'alert(1)' in text and '<script>alert' not in text and '<b>&' not in text
+    assert '1 of 6 images are not shown' in text and '4&lt;i&gt;.png' in text
+    assert text.count('data:image/jpeg;base64,') == 5
+    assert 'src="http' not in text and 'import ' not in text
+
+
+@needs_browser
+def test_sort_filter_and_open(page):
+    found = drive(
+        page,
+        """
+        result.count = $('.count')[0].textContent;
+        result.sorted = cards();
+        choose('sort', 'gain'); result.gain = cards();
+        choose('sort', 'name');
+        choose('show', 'equal'); result.equal = cards();
+        choose('show', 'better'); result.better = cards().length;
+        choose('class', '0'); result.small = cards();
+        choose('show', 'all'); choose('class', 'all');
+        choose('kind', '1'); result.classification = cards();
+        choose('kind', 'all'); choose('size', 'medium'); choose('show', 'worse');
+        result.worse = cards();
+        choose('size', 'all'); choose('show', 'all');
+        $('.card')[1].click();
+        result.open = $('dialog')[0].open;
+        result.heads = $('figcaption').map((each) => each.textContent);
+        result.titles = $('.panels title').map((each) => each.textContent);
+        result.address = decodeURIComponent(location.hash);
+        $('.panels rect')[1].dispatchEvent(new Event('click'));
+        result.command = $('dialog pre')[0].textContent;
+        $('.head button')[1].click();
+        result.next = $('h3')[0].textContent;
+        $('.head button')[2].click();
+        result.closed = !$('dialog')[0].open;
+        """,
+    )
+    assert found['count'] == '6 of 6 images. new makes fewer errors in 5, old in 0.'
+    # image 2: one object found by new alone, and a false positive of old
+    assert found['sorted'][0] == found['gain'][0] == '2'
+    # image 3: a false positive of new and an object that old did not find
+    assert found['equal'] == ['3'] and found['better'] == 5
+    # in image 2 old has a false positive of the first class
+    assert found['small'] == found['classification'] == ['2'] and found['worse'] == []
+    assert found['open'] and found['closed']
+    captions = ['2 objects', 'TP 1, FP 1, FN 1', 'TP 2, FP 0, FN 0']
+    assert found['heads'][1::2] == captions
+    assert found['heads'][0::2] == ['ground truth', 'old', 'new']
+    assert f'{MARKUP} 0.80, classification error' in found['titles']
+    assert 'b, not found' in found['titles']
+    assert 'image=2' in found['address'] and 'sort=name' in found['address']
+    assert found['command'] == (
+        "dlu_mmdet visualize kernels 'runs/new <' 'runs/old <' --image-ids 2 --at 95,50"
+    )
+    assert found['next'] == '3<i>.png'
+    assert found['title'] == '2 detectors compared' and found['overflow'] <= 0
+
+
+@needs_browser
+def test_an_address_names_image_and_filters(page):
+    found = drive(
+        page,
+        """
+        result.open = $('dialog')[0].open && $('h3')[0].textContent;
+        result.sort = $('select[name=sort]')[0].value;
+        result.b = $('select[name=b]')[0].selectedOptions[0].textContent;
+        """,
+        '#image=3&sort=gain&b=new&kind=nonsense',
+    )
+    assert (found['open'], found['sort'], found['b']) == ('3<i>.png', 'gain', 'new')
+
+
+@needs_browser
+def test_a_narrow_screen(page):
+    found = drive(
+        page,
+        """
+        $('.card')[0].click();
+        const widths = $('.panels figure').map((each) => each.getBoundingClientRect());
+        const inside = ({ left, right }) => left >= 0 && right <= innerWidth;
+        result.inside = widths.every(inside);
+        result.columns = new Set(widths.map((each) => each.left)).size;
+        """,
+        width=500,
+    )
+    assert found['inside'] and found['columns'] == 1 and found['overflow'] <= 0
+
+
+@needs_browser
+def test_a_large_set_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, 'MAX_EMBEDDED', 5)
+    page = report.save(summary_of(made_up(tmp_path, 70)), tmp_path)
+    assert 'data:image/jpeg' not in page.read_text()
+    assert len([*tmp_path.glob('report_images/*.jpg')]) == 69
+    found = drive(
+        page,
+        """
+        result.shown = cards().length;
+        $('#gallery > button')[0].click(); result.more = cards().length;
+        $('.card')[0].click();
+        const picture = $('.panels img')[0];
+        result.source = picture.getAttribute('src');
+        """,
+    )
+    assert (found['shown'], found['more']) == (60, 70)
+    assert found['source'].startswith('report_images/')
+
+
+def test_photos_of_other_kinds(tmp_path):
+    """16 bits, and a photo that a camera held sideways."""
+    Image.fromarray(np.full((40, 60), 30000, np.uint16)).save(tmp_path / '16.png')
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new('RGB', (1200, 800)).save(tmp_path / 'photo.jpg', exif=exif)
+    for name, size in (('16.png', (60, 40)), ('photo.jpg', (800, 1200))):
+        with Image.open(tmp_path / name) as image:
+            content, *found = module._shrink(image)
+        assert tuple(found) == size
+        (tmp_path / 'small.jpg').write_bytes(content)
+        with Image.open(tmp_path / 'small.jpg') as small:
+            assert (small.width > small.height) == (size[0] > size[1])
+            assert max(small.size) <= module.SIDE

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from mmengine.model import ModuleList
 
-from ..upsamplers import build_upsampler, check_ratio, upsampler_class
+from ..upsamplers import upsampler_class
+from ..upsamplers.sites import build_at_site
 
 if TYPE_CHECKING:
     from torch.nn import Module as _Neck
@@ -46,17 +47,10 @@ class UpsamplerMixin(_Neck):
         self.upsampler_cfg = dict(upsample_cfg)
         self.upsample_modules = ModuleList()
         for i, (channels, ratio) in enumerate(sites):
-            try:
-                upsampler = build_upsampler(
-                    upsample_cfg, channels, ratio, guide_channels
-                )
-                check_ratio(upsampler, channels, ratio, guide_channels)
-            except ValueError as error:
-                raise ValueError(
-                    f'upsample_modules.{i} of {type(self).__name__}, for {channels} '
-                    f'channels and a ratio of {ratio}: {error}'
-                ) from None
-            self.upsample_modules.append(upsampler)
+            name = f'upsample_modules.{i} of {type(self).__name__}'
+            self.upsample_modules.append(
+                build_at_site(name, upsample_cfg, channels, ratio, guide_channels)
+            )
 
     def init_weights(self) -> None:
         """Initialize the neck; leave upsamplers as they make themselves."""

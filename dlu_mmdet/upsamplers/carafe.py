@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from mmcv.ops import CARAFEPack as _CARAFEPack
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops import carafe
 from ..ops.checks import check_geometry
 from .builder import UPSAMPLERS
 from .pixel_shuffle import pixel_shuffle
+from .weight_init import normal_init, xavier_init
 
 
 @UPSAMPLERS.register_module('carafe')
-class CARAFEPack(_CARAFEPack):
-    """mmcv's CARAFEPack over this package's operator.
+class CARAFEPack(nn.Module):
+    """CARAFE: kernels for every output pixel, predicted from the features.
 
-    Parameters, state_dict and results are mmcv's; mmcv's own operator has no CPU
-    version.
+    Parameters, state_dict and results are those of mmcv's ``CARAFEPack``, whose
+    operator has no CPU version.
 
     Source: `CARAFE <https://arxiv.org/abs/1905.02188>`_, section 3.
 
@@ -47,15 +47,30 @@ class CARAFEPack(_CARAFEPack):
         compressed_channels: int = 64,
     ) -> None:
         check_geometry(channels, up_kernel, up_group, scale_factor)
-        super().__init__(
-            channels,
-            scale_factor,
-            up_kernel,
-            up_group,
-            encoder_kernel,
-            encoder_dilation,
+        # not super(): the class that mmcv's configs build derives from mmcv's too
+        nn.Module.__init__(self)
+        self.channels = channels
+        self.scale_factor = scale_factor
+        self.up_kernel = up_kernel
+        self.up_group = up_group
+        self.encoder_kernel = encoder_kernel
+        self.encoder_dilation = encoder_dilation
+        self.compressed_channels = compressed_channels
+        self.channel_compressor = nn.Conv2d(channels, compressed_channels, 1)
+        self.content_encoder = nn.Conv2d(
             compressed_channels,
+            up_group * up_kernel**2 * scale_factor**2,
+            encoder_kernel,
+            padding=(encoder_kernel - 1) * encoder_dilation // 2,
+            dilation=encoder_dilation,
         )
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Start near even kernels, as mmcv's."""
+        xavier_init(self.channel_compressor)
+        xavier_init(self.content_encoder)
+        normal_init(self.content_encoder, std=0.001)
 
     def kernel_normalizer(self, mask: Tensor) -> Tensor:
         """Kernels (N, G*K*K, s*H, s*W) from (N, G*K*K*s*s, H, W), as mmcv's.
@@ -73,12 +88,7 @@ class CARAFEPack(_CARAFEPack):
             x, mask.to(x.dtype), self.up_kernel, self.up_group, self.scale_factor
         )
 
-
-class AnyDeviceCARAFEPack(CARAFEPack):
-    """mmcv's own operator on CUDA, this package's elsewhere."""
-
-    def feature_reassemble(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Reassemble x (N, C, H, W) with masks (N, G*K*K, s*H, s*W)."""
-        if x.is_cuda:
-            return _CARAFEPack.feature_reassemble(self, x, mask)
-        return super().feature_reassemble(x, mask)
+    def forward(self, x: Tensor) -> Tensor:
+        """Upsample (N, C, H, W) to (N, C, s*H, s*W)."""
+        mask = self.content_encoder(self.channel_compressor(x))
+        return self.feature_reassemble(x, self.kernel_normalizer(mask))

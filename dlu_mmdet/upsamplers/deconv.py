@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from mmengine.model import xavier_init
 from torch import Tensor, nn
 
 from .builder import UPSAMPLERS
+from .weight_init import xavier_init
 
 
 @UPSAMPLERS.register_module('deconv')
@@ -55,4 +55,4 @@ class Deconv(nn.ConvTranspose2d):
 
     def init_weights(self) -> None:
         """Xavier uniform, as mmdet's ``FPN_CARAFE`` starts it."""
-        xavier_init(self, distribution='uniform')
+        xavier_init(self)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from mmengine.model import xavier_init
 from torch import Tensor, nn
 
 from ..ops.checks import check_number
 from .builder import UPSAMPLERS
 from .guided import GuidedUpsampler, repeat_to
+from .weight_init import xavier_init
 
 
 @UPSAMPLERS.register_module('fade')
@@ -107,7 +107,7 @@ class FADE(GuidedUpsampler):
     def init_weights(self) -> None:
         """Xavier uniform, zero bias, as the authors start it."""
         for module in self.children():
-            xavier_init(module, distribution='uniform')
+            xavier_init(module)
 
     def predict(self, x: Tensor, guide: Tensor) -> Tensor:
         encoder = self.content_encoder(self.compressor_en(guide))

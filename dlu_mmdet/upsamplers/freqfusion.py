@@ -6,7 +6,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import constant_init, normal_init, xavier_init
 from torch import Tensor, nn
 
 from ..ops import carafe
@@ -16,6 +15,7 @@ from .builder import UPSAMPLERS
 from .dysample import sample
 from .guided import GuidedUpsampler, repeat_to
 from .pixel_shuffle import pixel_shuffle
+from .weight_init import constant_init, normal_init, xavier_init
 
 OFFSET_INITS = ('normal', 'xavier')
 
@@ -156,7 +156,7 @@ class FreqFusion(GuidedUpsampler):
             for module in scopes:
                 constant_init(module, val=0)
         for module in xavier:
-            xavier_init(module, distribution='uniform')
+            xavier_init(module)
         for module in small:
             normal_init(module, std=0.001)
         for module in (self.hr_norm, self.lr_norm):

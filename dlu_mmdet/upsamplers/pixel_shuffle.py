@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from mmcv.cnn.bricks.upsample import PixelShufflePack
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops.tracing import leaf
 from .builder import UPSAMPLERS
+from .weight_init import xavier_init
 
 
 @leaf
@@ -30,8 +30,10 @@ def pixel_shuffle(x: Tensor, scale_factor: int) -> Tensor:
 
 
 @UPSAMPLERS.register_module('pixel_shuffle')
-class PixelShuffle(PixelShufflePack):
-    """mmcv's convolution followed by a pixel shuffle.
+class PixelShuffle(nn.Module):
+    """A convolution followed by a pixel shuffle.
+
+    Parameters, state_dict and results are those of mmcv's ``PixelShufflePack``.
 
     Source: `Sub-pixel convolution <https://arxiv.org/abs/1609.05158>`_.
 
@@ -45,7 +47,21 @@ class PixelShuffle(PixelShufflePack):
     def __init__(
         self, channels: int, scale_factor: int = 2, upsample_kernel: int = 3
     ) -> None:
-        super().__init__(channels, channels, scale_factor, upsample_kernel)
+        super().__init__()
+        self.channels = channels
+        self.scale_factor = scale_factor
+        self.upsample_kernel = upsample_kernel
+        self.upsample_conv = nn.Conv2d(
+            channels,
+            channels * scale_factor**2,
+            upsample_kernel,
+            padding=(upsample_kernel - 1) // 2,
+        )
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Xavier uniform, as mmcv's."""
+        xavier_init(self.upsample_conv)
 
     def forward(self, x: Tensor) -> Tensor:
         """Upsample (N, C, H, W) to (N, C, s*H, s*W)."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import torch.nn.functional as F
-from mmengine.model import xavier_init
 from torch import Tensor, nn
 
 from ..ops.checks import check_geometry
 from .builder import UPSAMPLERS
 from .interpolate import interpolate
+from .weight_init import xavier_init
 
 MODES = ('nearest', 'bilinear')
 
@@ -72,7 +72,7 @@ class ResizeConv(nn.Module):
         """Xavier uniform, as ``deconv``."""
         for module in self.children():
             if isinstance(module, nn.Conv2d):
-                xavier_init(module, distribution='uniform')
+                xavier_init(module)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Upsample (N, C, H, W) to (N, C, s*H, s*W), or to (N, C, *size)."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from mmengine.model import constant_init, normal_init
 from torch import Tensor, nn
 
 from ..ops.checks import check_number
 from .builder import UPSAMPLERS
 from .guided import GuidedUpsampler, repeat_to, score_windows
+from .weight_init import constant_init, normal_init
 
 FORMS = ('B', 'G')
 

@@ -1,19 +1,26 @@
-"""Find a neck's interpolations by a trial run, and replace them."""
+"""Find a module's interpolations by a trial run, and replace them."""
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..upsamplers import trial_of, upsample_to
 from ..utils.torch_compat import is_compiling
+from .builder import build_upsampler
+from .resize import check_ratio, trial_of, upsample_to
+
+if TYPE_CHECKING:
+    from torch.nn import Module as _Wrapped
+else:
+    _Wrapped = object
 
 
 class Site(NamedTuple):
@@ -46,7 +53,7 @@ class NeckTrace(NamedTuple):
         return [call for call in self.calls if call is not None]
 
 
-class _Calls(TorchFunctionMode):
+class Calls(TorchFunctionMode):
     """Within it, ``interpolate`` is :meth:`call`, whoever calls it."""
 
     def __init__(self) -> None:
@@ -61,7 +68,7 @@ class _Calls(TorchFunctionMode):
         return self.call(*args, **kwargs)
 
 
-class _Recorder(_Calls):
+class _Recorder(Calls):
     """Writes down the maps that go in and come out."""
 
     def __init__(self) -> None:
@@ -74,7 +81,7 @@ class _Recorder(_Calls):
         return out
 
 
-class _Replacement(_Calls):
+class _Replacement(Calls):
     """Hands every call that enlarges a map to an upsampler of its own."""
 
     def __init__(
@@ -161,6 +168,93 @@ def run_replaced(
     return out, replacement.count
 
 
+class SitesMixin(_Wrapped):
+    """A module in which ``upsample_modules`` replace calls of ``interpolate``.
+
+    Attributes:
+        upsample_calls (list[Site | None], optional): As in :class:`NeckTrace`; None
+            while the calls are not known.
+        upsample_modules (nn.ModuleList): One upsampler for each site, in their order.
+    """
+
+    upsample_calls: list[Site | None] | None = None
+    upsample_modules: Any
+
+    def forward(self, *args, **kwargs):
+        """Forward of the module, with its upsamplers at their sites."""
+        if self.upsample_calls is None:  # it is being tried
+            return super().forward(*args, **kwargs)
+        out, count = run_replaced(
+            super().forward, args, kwargs, self.upsample_modules, self.upsample_calls
+        )
+        if count != len(self.upsample_calls):
+            raise RuntimeError(
+                f'{type(self).__name__} interpolated {count} times '
+                f'and not {len(self.upsample_calls)}, as it did when its sites were '
+                'found; upsamplers cannot be told apart where that depends on the '
+                'input, where a neck calls itself, or where torch.compile meets '
+                'activation checkpointing'
+            )
+        return out
+
+
+@functools.cache
+def wrap_class(cls: Any, mixin: Any = SitesMixin) -> Any:
+    """Make the subclass of a class of modules that has a mixin before it.
+
+    Its ``wrapped`` are both of them.
+    """
+    members = dict(
+        wrapped=(cls, mixin),
+        __module__=cls.__module__,
+        __doc__=cls.__doc__,
+        # pickle and deepcopy look classes up by name; this one is made
+        __reduce__=lambda self: (_empty, self.wrapped, self.__dict__),
+    )
+    return type(cls.__name__, (mixin, cls), members)
+
+
+def _empty(cls: Any, mixin: Any) -> nn.Module:
+    cls = wrap_class(cls, mixin)
+    return cls.__new__(cls)
+
+
+def build_at_site(
+    name: str,
+    upsample_cfg: dict,
+    channels: int,
+    scale_factor: int,
+    guide_channels: int | None = None,
+) -> nn.Module:
+    """Build an upsampler and check its ratio; errors name the site.
+
+    Args:
+        name (str): The site, for errors.
+        upsample_cfg (dict): As :func:`dlu_mmdet.upsamplers.build_upsampler`, as are
+            the other arguments.
+        channels (int): Channels of the map.
+        scale_factor (int): The ratio.
+        guide_channels (int, optional): Channels of the guide.
+
+    Returns:
+        nn.Module: The upsampler.
+
+    Raises:
+        TypeError: As :func:`dlu_mmdet.upsamplers.build_upsampler`.
+        ValueError: If the upsampler does not fit the site or has another ratio.
+    """
+    try:
+        upsampler = build_upsampler(
+            upsample_cfg, channels, scale_factor, guide_channels
+        )
+        check_ratio(upsampler, channels, scale_factor, guide_channels)
+    except ValueError as error:
+        raise ValueError(
+            f'{name}, for {channels} channels and a ratio of {scale_factor}: {error}'
+        ) from None
+    return upsampler
+
+
 def _recomputed(replacement: _Replacement) -> Iterator[tuple[object, str]]:
     """Find what the backward will run again: an object that holds it, under which name.
 
@@ -215,10 +309,10 @@ def trace_neck(neck: nn.Module, inputs: Sequence[tuple]) -> NeckTrace:
             'times, depending on the size of its maps; an upsampler needs a site '
             'that every input has'
         )
-    return NeckTrace([_site(*same_call) for same_call in zip(*shapes)], outputs)
+    return NeckTrace([find_site(*same_call) for same_call in zip(*shapes)], outputs)
 
 
-def _site(*shapes: tuple[torch.Size, torch.Size]) -> Site | None:
+def find_site(*shapes: tuple[torch.Size, torch.Size]) -> Site | None:
     """The site of a call, given its shapes at several sizes."""
     ratios = set()
     for source, target in shapes:

@@ -174,7 +174,8 @@ def replace_upsampling(
     replaced = {names[calls[i].module]: built[i] for i in modules}
     for i in modules:
         built[i].upsampling_site = find_site(calls[i].shapes)
-        built[i].__class__ = wrap_class(type(built[i]), ScriptableMixin)
+        made: Any = type(built[i])
+        built[i].__class__ = wrap_class(made, ScriptableMixin)
         _take_place(model, calls[i].module, built[i])
     if owners:
         _wrap(model, example_inputs, calls, owners, built)
@@ -224,12 +225,12 @@ def _find_modules(model: nn.Module, calls: Sequence[_Call]) -> list[bool]:
 def _why_left(model: nn.Module, calls: Sequence[_Call], inputs: Sequence) -> list[str]:
     """The reason why a call cannot be replaced; '' for a site."""
 
-    def double(x: object) -> object:
+    def double(x: Any) -> Any:
         is_map = isinstance(x, Tensor) and x.dim() >= 3
         return x.repeat(*(1,) * (x.dim() - 2), 2, 2) if is_map else x
 
     try:
-        larger = _run(model, tree_map(double, list(inputs))).calls
+        larger: Sequence[_Call] = _run(model, tree_map(double, list(inputs))).calls
     except ValueError:
         larger = []
     larger = larger if len(larger) == len(calls) else calls
@@ -299,7 +300,8 @@ def _caller(call: _Call) -> nn.Module | None:
 
 def _build(name: str, upsample_cfg: dict, call: _Call) -> nn.Module:
     """An upsampler for a call, on its device and of its dtype."""
-    upsampler = build_at_site(name, upsample_cfg, *find_site(call.shapes))
+    site: Any = find_site(call.shapes)
+    upsampler = build_at_site(name, upsample_cfg, *site)
     upsampler.to(call.given.device, call.given.dtype)
     return upsampler.train(call.module.training)
 
@@ -341,4 +343,5 @@ def _wrap(
             if (owner, 0) in call.running
         ]
         owner.upsample_modules = nn.ModuleList(built[i] for i in indices)
-        owner.__class__ = wrap_class(type(owner))
+        made: Any = type(owner)
+        owner.__class__ = wrap_class(made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sys
@@ -66,6 +67,7 @@ def warn_of_both() -> None:
             return
 
 
+@functools.cache
 def check_stack() -> None:
     """Check that MMDetection is there, with mmcv's compiled operators.
 

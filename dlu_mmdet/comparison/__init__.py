@@ -1,1 +1,3 @@
 """Upsamplers trained, tested and compared."""
+
+from .. import openmmlab  # noqa: F401

@@ -1,5 +1,6 @@
 """Read, override and fit configs to custom data."""
 
+from .. import openmmlab  # noqa: F401
 from .custom_data import SPLIT_FOLDER, prepare_data, say, use_dataset_folder
 from .overrides import merge_options, parse_options
 from .param_groups import check_param_groups, refuse_unreached

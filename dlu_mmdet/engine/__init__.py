@@ -1,5 +1,6 @@
 """Running a config: runners, hooks, checkpoints and work directories."""
 
+from .. import openmmlab  # noqa: F401
 from .apis import check_classes, load_detector, load_detectors
 from .checkpoint_guard import CheckpointGuardHook, check_state_dict
 from .freeze import FreezeHook, freeze_all_but

@@ -29,6 +29,7 @@ and ``safe_loading.py`` replaces `torchvision://` where torchvision is missing.
 
 from __future__ import annotations
 
+import mmcv.ops
 import mmcv.transforms
 import mmengine
 import mmengine.dataset
@@ -37,13 +38,25 @@ from mmdet.evaluation.metrics import coco_metric, lvis_metric, voc_metric
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.fileio import register_handler
 from mmengine.runner import CheckpointLoader
+from torch import Tensor
 
 from ..datasets import coco_io
 from ..datasets.transforms import apply_all
 from ..necks import NECKS
-from ..upsamplers.carafe import AnyDeviceCARAFEPack
+from ..upsamplers.carafe import CARAFEPack
+from ..upsamplers.dlu import DLUPack
 from ..utils.torch_compat import allow_types
 from . import safe_loading
+
+
+class AnyDeviceCARAFEPack(CARAFEPack, mmcv.ops.CARAFEPack):
+    """mmcv's own operator on CUDA, this package's elsewhere."""
+
+    def feature_reassemble(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Reassemble x (N, C, H, W) with masks (N, G*K*K, s*H, s*W)."""
+        if x.is_cuda:
+            return mmcv.ops.CARAFEPack.feature_reassemble(self, x, mask)
+        return super().feature_reassemble(x, mask)
 
 
 def patch_at_import() -> None:
@@ -58,6 +71,7 @@ def patch_at_import() -> None:
         metric.eval_recalls = coco_io.eval_recalls
     # under mmcv's own name, so that configs made for it run on a CPU too
     mmengine.MODELS.register_module('carafe', force=True, module=AnyDeviceCARAFEPack)
+    mmengine.MODELS.register_module('dlu', force=True, module=DLUPack)
     # by the name of a module, not of a distribution, mmengine finds the folder of an
     # editable install too
     MODULE2PACKAGE[NECKS.scope] = __name__.partition('.')[0]

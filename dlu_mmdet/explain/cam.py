@@ -21,7 +21,7 @@ import torch.utils.checkpoint
 from mmengine.utils import ProgressBar, apply_to
 from torch import Tensor, nn
 
-from ..necks.any_neck import AnyNeckMixin
+from ..upsamplers.sites import SitesMixin
 
 #: Below this share of sum_xy |F_k| a sum over F_k counts as rounding error.
 CANCELLED = 1e-6
@@ -95,7 +95,7 @@ class LayerScore:
         """Run once; keep what finished before the layer. Returns F and S."""
         outputs = []  # of the layer
         maps = {}  # names of the layers that return feature maps, in order
-        unusable = _parts_of_counting_necks(module)
+        unusable = _parts_of_counting_modules(module)
 
         def after(name: str, child: nn.Module, output: object) -> None:
             if _is_feature_map(output):
@@ -129,9 +129,9 @@ class LayerScore:
         return outputs[0], score
 
 
-def _parts_of_counting_necks(module: nn.Module) -> set[nn.Module]:
-    """Submodules of necks that cannot run in part."""
-    counting = (m for m in module.modules() if isinstance(m, AnyNeckMixin))
+def _parts_of_counting_modules(module: nn.Module) -> set[nn.Module]:
+    """Submodules of modules that cannot run in part."""
+    counting = (m for m in module.modules() if isinstance(m, SitesMixin))
     return {part for m in counting for part in m.modules() if part is not m}
 
 

@@ -1,5 +1,6 @@
 """Export of detectors, or parts of them, to ONNX."""
 
+from .. import openmmlab  # noqa: F401
 from .onnx import (
     PARTS,
     check_out,

@@ -1,5 +1,6 @@
 """Feature pyramids whose upsampler a config chooses."""
 
+from .. import openmmlab  # noqa: F401
 from .registry import NECKS
 from .top_down import upsampler_cfg, upsampler_name, upsampling_part
 from .unified_fpn import UnifiedFPN

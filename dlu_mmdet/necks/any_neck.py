@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..upsamplers import split_upsample_cfg
-from .sites import NeckTrace, Site, run_replaced, trace_neck
+from ..upsamplers.sites import NeckTrace, SitesMixin, trace_neck, wrap_class
 from .upsampler_mixin import UpsamplerMixin
 
 
-class AnyNeckMixin(UpsamplerMixin):
+class AnyNeckMixin(UpsamplerMixin, SitesMixin):
     """Mixin that replaces the interpolations of a neck with upsamplers.
 
     The neck is built as it is and tried on maps of zeros, which shows its
@@ -39,9 +38,6 @@ class AnyNeckMixin(UpsamplerMixin):
             upsampler is unknown or does not fit a site.
     """
 
-    neck_class: Any  # given by wrap_neck
-    upsample_calls: list[Site | None] | None = None
-
     def __init__(
         self,
         *args,
@@ -50,18 +46,18 @@ class AnyNeckMixin(UpsamplerMixin):
         **kwargs,
     ) -> None:
         named, own = split_upsample_cfg(upsample_cfg)
-        parameter = find_argument(self.neck_class, 'upsample_cfg')
+        parameter = find_argument(self.wrapped[0], 'upsample_cfg')
         if own and parameter:
             default = parameter.default
             default = {} if default in (None, parameter.empty) else default
             kwargs['upsample_cfg'] = {**default, **own}
         elif own:
             named = upsample_cfg
-        if num_levels is not None and find_argument(self.neck_class, 'num_levels'):
+        if num_levels is not None and find_argument(self.wrapped[0], 'num_levels'):
             kwargs['num_levels'] = num_levels
         super().__init__(*args, **kwargs)
 
-        name = self.neck_class.__name__
+        name = type(self).__name__
         if hasattr(self, 'upsample_modules'):
             raise ValueError(
                 f'{name} has upsample_modules of its own; choose them by its own '
@@ -80,29 +76,7 @@ class AnyNeckMixin(UpsamplerMixin):
         self.upsample_calls = trial.calls
         self.add_upsample_modules(named, trial.sites)
 
-    def forward(self, *args, **kwargs):
-        """Forward of the neck, with its upsamplers at their sites."""
-        if self.upsample_calls is None:  # it is being tried
-            return super().forward(*args, **kwargs)
-        out, count = run_replaced(
-            super().forward, args, kwargs, self.upsample_modules, self.upsample_calls
-        )
-        if count != len(self.upsample_calls):
-            raise RuntimeError(
-                f'{self.neck_class.__name__} interpolated {count} times '
-                f'and not {len(self.upsample_calls)}, as it did when its sites were '
-                'found; upsamplers cannot be told apart where that depends on the '
-                'input, where a neck calls itself, or where torch.compile meets '
-                'activation checkpointing'
-            )
-        return out
 
-    def __reduce__(self) -> tuple:
-        # pickle and deepcopy look classes up by name; this one is made
-        return _empty, (self.neck_class,), self.__dict__
-
-
-@functools.cache
 def wrap_neck(neck_class: Any) -> Any:
     """Make the class of a neck that takes an ``upsample_cfg``.
 
@@ -115,14 +89,7 @@ def wrap_neck(neck_class: Any) -> Any:
     """
     if issubclass(neck_class, UpsamplerMixin):
         return neck_class
-    members = dict(neck_class=neck_class, __module__=neck_class.__module__)
-    members['__doc__'] = neck_class.__doc__
-    return type(neck_class.__name__, (AnyNeckMixin, neck_class), members)
-
-
-def _empty(neck_class: Any) -> nn.Module:
-    cls = wrap_neck(neck_class)
-    return cls.__new__(cls)
+    return wrap_class(neck_class, AnyNeckMixin)
 
 
 def try_from_channels(

@@ -12,7 +12,7 @@ from ..upsamplers import (
     split_upsample_cfg,
     upsample_to,
 )
-from .sites import Site
+from ..upsamplers.sites import Site
 from .upsampler_mixin import UpsamplerMixin
 
 

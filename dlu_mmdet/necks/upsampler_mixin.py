@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from mmengine.model import ModuleList
 from torch import nn
 
-from ..upsamplers import build_upsampler, check_ratio, resolve_start, upsampler_class
-from .sites import Site
+from ..upsamplers import upsampler_class
+from ..upsamplers.sites import Site, build_at_site
 
 if TYPE_CHECKING:
     from torch.nn import Module as _Neck
@@ -57,16 +57,9 @@ class UpsamplerMixin(_Neck):
         upsampler_class(upsample_cfg)  # checked first, so that the error names no site
         self.upsampler_cfg = dict(upsample_cfg)
         self.upsample_modules = ModuleList()
-        for i, (channels, ratio, interpolation) in enumerate(sites):
-            try:
-                cfg = resolve_start(upsample_cfg, interpolation)
-                upsampler = build_upsampler(cfg, channels, ratio, guide_channels)
-                check_ratio(upsampler, channels, ratio, guide_channels)
-            except ValueError as error:
-                raise ValueError(
-                    f'upsample_modules.{i} of {type(self).__name__}, for {channels} '
-                    f'channels and a ratio of {ratio}: {error}'
-                ) from None
+        for i, site in enumerate(sites):
+            name = f'upsample_modules.{i} of {type(self).__name__}'
+            upsampler = build_at_site(name, upsample_cfg, site, guide_channels)
             self.upsample_modules.append(upsampler)
 
     def init_weights(self) -> None:

@@ -15,9 +15,9 @@ from ..upsamplers import (
     resolve_start,
     upsampler_class,
 )
-from .any_neck import find_argument, try_from_channels, unwrap_neck
+from ..upsamplers.sites import NeckTrace, trace_neck
+from .any_neck import AnyNeckMixin, find_argument, try_from_channels, unwrap_neck
 from .registry import NECKS
-from .sites import NeckTrace, trace_neck
 
 
 def with_upsampler(model_cfg: dict, upsample_cfg: dict) -> dict:
@@ -66,7 +66,7 @@ def with_upsampler(model_cfg: dict, upsample_cfg: dict) -> dict:
     for part in parts:
         name = _name(part['type'])
         cls = NECKS.get(name)
-        ours = getattr(cls, 'neck_class', cls) is cls
+        ours = not issubclass(cls, AnyNeckMixin)
         before, trial = trial, _try(part, cls, trial)
         if not trial.sites:
             refusals.append(unwrap_neck(name, trial))
@@ -119,7 +119,7 @@ def _interpolation(part: dict) -> dict:
 
 def _try(part: dict, cls: type[nn.Module], before: NeckTrace | None) -> NeckTrace:
     """Build a part with interpolation and run it on what the part before gives."""
-    neck_class = getattr(cls, 'neck_class', cls)
+    neck_class = getattr(cls, 'wrapped', (cls,))[0]
     cfg = {**part, 'type': neck_class, 'upsample_cfg': _interpolation(part)}
     if neck_class is cls:
         cfg['upsample_cfg'] = dict(type='nearest')

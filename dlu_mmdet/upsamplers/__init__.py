@@ -14,6 +14,9 @@ from .builder import (
     split_upsample_cfg,
     upsampler_class,
 )
+from .carafe import CARAFEPack
+from .dlu import DLUPack
+from .dysample import DySample
 from .resize import check_ratio, trial_of, upsample_to
 from .start import interpolation_name, resolve_start
 from .user_files import classes_from_files, split_file
@@ -22,6 +25,9 @@ for _module in pkgutil.iter_modules(__path__, f'{__name__}.'):
     importlib.import_module(_module.name)
 
 __all__ = [
+    'CARAFEPack',
+    'DLUPack',
+    'DySample',
     'INTERPOLATION_ARGS',
     'UPSAMPLERS',
     'build_upsampler',

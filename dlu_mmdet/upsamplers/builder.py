@@ -7,20 +7,10 @@ import inspect
 import os
 from typing import Any
 
-from mmdet.registry import MODELS
-from mmengine.registry import Registry
 from torch import nn
 
+from .registry import UPSAMPLERS
 from .user_files import absolute_name, find_in_file, is_from_file, split_file
-
-#: Classes that ``upsample_cfg.type`` can name. Each takes ``channels`` (equal
-#: in and out) and ``scale_factor`` first, then keyword arguments with
-#: defaults, and maps (N, C, H, W) to (N, C, s*H, s*W). One with ``guided = True`` takes
-#: ``guide_channels`` as well, and its forward the features and a guide
-#: (N, guide_channels, h, w) of the size that it is to give. A class in a file of the
-#: user's is named by both, ``path/to/mine.py:Mine``.
-UPSAMPLERS = Registry('upsampler', parent=MODELS, scope='dlu_mmdet_upsampler')
-
 
 #: Arguments of ``torch.nn.functional.interpolate`` that necks of MMDetection hold
 #: under a key ``upsample_cfg`` of their own.

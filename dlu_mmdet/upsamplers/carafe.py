@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import torch
-from mmcv.ops import CARAFEPack as _CARAFEPack
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops import carafe
 from ..ops.checks import check_geometry
 from .builder import UPSAMPLERS
 from .pixel_shuffle import pixel_shuffle
 from .start import check_start, start_bias
+from .weight_init import normal_init, xavier_init
 
 
 @UPSAMPLERS.register_module('carafe')
-class CARAFEPack(_CARAFEPack):
-    """mmcv's CARAFEPack over this package's operator.
+class CARAFEPack(nn.Module):
+    """CARAFE: kernels for every output pixel, predicted from the features.
 
-    Parameters, state_dict and results are mmcv's; mmcv's own operator has no CPU
-    version.
+    Parameters, state_dict and results are those of mmcv's ``CARAFEPack``, whose
+    operator has no CPU version.
 
     Source: `CARAFE <https://arxiv.org/abs/1905.02188>`_, section 3.
 
@@ -41,8 +41,6 @@ class CARAFEPack(_CARAFEPack):
         ValueError: If a size is out of range, or it cannot hold ``start``.
     """
 
-    start = 'paper'  # while mmcv's __init__ runs
-
     def __init__(
         self,
         channels: int,
@@ -56,22 +54,31 @@ class CARAFEPack(_CARAFEPack):
     ) -> None:
         check_geometry(channels, up_kernel, up_group, scale_factor)
         check_start(self, start, ('paper', 'nearest', 'bilinear'))
-        super().__init__(
-            channels,
-            scale_factor,
-            up_kernel,
-            up_group,
-            encoder_kernel,
-            encoder_dilation,
-            compressed_channels,
-        )
+        # not super(): the class that mmcv's configs build derives from mmcv's too
+        nn.Module.__init__(self)
+        self.channels = channels
+        self.scale_factor = scale_factor
+        self.up_kernel = up_kernel
+        self.up_group = up_group
+        self.encoder_kernel = encoder_kernel
+        self.encoder_dilation = encoder_dilation
+        self.compressed_channels = compressed_channels
         self.start = start
-        if start != 'paper':
-            self.init_weights()
+        self.channel_compressor = nn.Conv2d(channels, compressed_channels, 1)
+        self.content_encoder = nn.Conv2d(
+            compressed_channels,
+            up_group * up_kernel**2 * scale_factor**2,
+            encoder_kernel,
+            padding=(encoder_kernel - 1) * encoder_dilation // 2,
+            dilation=encoder_dilation,
+        )
+        self.init_weights()
 
     def init_weights(self) -> None:
-        """As mmcv's, the kernels by ``start``."""
-        super().init_weights()
+        """Kernels by ``start``, near even in the paper."""
+        xavier_init(self.channel_compressor)
+        xavier_init(self.content_encoder)
+        normal_init(self.content_encoder, std=0.001)
         if self.start != 'paper':
             bias = start_bias(self.start, self.up_kernel, self.scale_factor).flatten()
             with torch.no_grad():
@@ -93,12 +100,7 @@ class CARAFEPack(_CARAFEPack):
             x, mask.to(x.dtype), self.up_kernel, self.up_group, self.scale_factor
         )
 
-
-class AnyDeviceCARAFEPack(CARAFEPack):
-    """mmcv's own operator on CUDA, this package's elsewhere."""
-
-    def feature_reassemble(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Reassemble x (N, C, H, W) with masks (N, G*K*K, s*H, s*W)."""
-        if x.is_cuda:
-            return _CARAFEPack.feature_reassemble(self, x, mask)
-        return super().feature_reassemble(x, mask)
+    def forward(self, x: Tensor) -> Tensor:
+        """Upsample (N, C, H, W) to (N, C, s*H, s*W)."""
+        mask = self.content_encoder(self.channel_compressor(x))
+        return self.feature_reassemble(x, self.kernel_normalizer(mask))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from mmengine.model import xavier_init
 from torch import Tensor, nn
 
 from .builder import UPSAMPLERS
 from .start import check_start, interpolation_weights
+from .weight_init import xavier_init
 
 
 @UPSAMPLERS.register_module('deconv')
@@ -76,7 +76,7 @@ class Deconv(nn.ConvTranspose2d):
     def init_weights(self) -> None:
         """Xavier uniform, as mmdet's ``FPN_CARAFE`` starts it, or as ``start``."""
         if self.start == 'paper':
-            return xavier_init(self, distribution='uniform')
+            return xavier_init(self)
         (side, _), (s, _), (padding, _) = self.kernel_size, self.stride, self.padding
         distance = (torch.arange(side) - padding + 0.5) / s - 0.5
         weights = interpolation_weights(self.start, distance)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import mmengine
 import torch
-from mmengine.model import constant_init, normal_init, xavier_init
 from torch import Tensor, nn
 
 from ..ops import dlu
 from ..ops.checks import check_geometry
 from .builder import UPSAMPLERS
 from .start import check_start, start_bias
+from .weight_init import constant_init, normal_init, xavier_init
 
 OFFSET_INITS = ('zero', 'subpixel')
 
 
 @UPSAMPLERS.register_module('dlu')
-@mmengine.MODELS.register_module('dlu')
 class DLUPack(nn.Module):
     """DLU: a small kernel space at input resolution, sampled by offsets.
 
@@ -116,7 +114,7 @@ class DLUPack(nn.Module):
 
     def init_weights(self) -> None:
         """Kernels by ``start``, even in the paper; offsets by ``offset_init``."""
-        xavier_init(self.channel_compressor, distribution='uniform')
+        xavier_init(self.channel_compressor)
         normal_init(self.kernel_space_generator, std=0.001)
         constant_init(self.conv_offset, val=0)
         if self.start != 'paper':

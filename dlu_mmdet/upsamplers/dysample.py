@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import constant_init, normal_init
 from torch import Tensor, nn
 
 from ..ops.checks import check_geometry, check_number
@@ -12,6 +11,7 @@ from ..ops.tracing import leaf
 from .builder import UPSAMPLERS
 from .pixel_shuffle import pixel_shuffle
 from .start import check_start
+from .weight_init import constant_init, normal_init
 
 STYLES = ('lp', 'pl')
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from mmengine.model import constant_init, normal_init, xavier_init
 from torch import Tensor, nn
 
 from ..ops.checks import check_number
 from .builder import UPSAMPLERS
 from .guided import ONE_KERNEL, GuidedUpsampler, repeat_to
 from .start import SHARE, check_start, start_bias
+from .weight_init import constant_init, normal_init, xavier_init
 
 
 @UPSAMPLERS.register_module('fade')
@@ -117,7 +117,7 @@ class FADE(GuidedUpsampler):
     def init_weights(self) -> None:
         """Xavier uniform, zero bias, as the authors start it; or ``start``."""
         for module in self.children():
-            xavier_init(module, distribution='uniform')
+            xavier_init(module)
         if self.start == 'paper':
             return
         normal_init(self.content_encoder, std=0.001)
@@ -126,7 +126,8 @@ class FADE(GuidedUpsampler):
             bias = start_bias(self.start, self.up_kernel) / 2
             self.content_encoder.bias.copy_(bias.flatten())
         if self.gating:
-            constant_init(self.gate, val=0, bias=math.log(1 / SHARE - 1))
+            constant_init(self.gate, 0)
+            nn.init.constant_(self.gate.bias, math.log(1 / SHARE - 1))
 
     def predict(self, x: Tensor, guide: Tensor) -> Tensor:
         encoder = self.content_encoder(self.compressor_en(guide))

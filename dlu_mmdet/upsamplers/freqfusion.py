@@ -6,7 +6,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import constant_init, normal_init, xavier_init
 from torch import Tensor, nn
 
 from ..ops import carafe
@@ -17,6 +16,7 @@ from .dysample import sample
 from .guided import ONE_KERNEL, GuidedUpsampler, repeat_to
 from .pixel_shuffle import pixel_shuffle
 from .start import check_start, start_bias
+from .weight_init import constant_init, normal_init, xavier_init
 
 OFFSET_INITS = ('normal', 'xavier')
 
@@ -168,7 +168,7 @@ class FreqFusion(GuidedUpsampler):
             for module in scopes:
                 constant_init(module, val=0)
         for module in xavier:
-            xavier_init(module, distribution='uniform')
+            xavier_init(module)
         for module in small:
             normal_init(module, std=0.001)
         for module in (self.hr_norm, self.lr_norm):

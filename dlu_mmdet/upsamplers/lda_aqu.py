@@ -6,13 +6,13 @@ import math
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import constant_init, xavier_init
 from torch import Tensor, nn
 
 from ..ops.checks import check_geometry, check_number
 from ..ops.tracing import leaf
 from .builder import UPSAMPLERS
 from .start import check_start
+from .weight_init import constant_init, xavier_init
 
 
 class ChannelNorm(nn.Module):
@@ -185,7 +185,7 @@ class LDAAQU(nn.Module):
         """Start without offsets; projections with Xavier, as the authors' file."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                xavier_init(module, distribution='uniform')
+                xavier_init(module)
             elif isinstance(module, nn.LayerNorm):
                 constant_init(module, val=1)
         constant_init(self.conv_offset[-1], val=0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn.bricks.upsample import PixelShufflePack
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..ops.tracing import leaf
 from .builder import UPSAMPLERS
 from .start import check_start, interpolation_kernels
+from .weight_init import xavier_init
 
 
 @leaf
@@ -32,8 +32,10 @@ def pixel_shuffle(x: Tensor, scale_factor: int) -> Tensor:
 
 
 @UPSAMPLERS.register_module('pixel_shuffle')
-class PixelShuffle(PixelShufflePack):
-    """mmcv's convolution followed by a pixel shuffle.
+class PixelShuffle(nn.Module):
+    """A convolution followed by a pixel shuffle.
+
+    Parameters, state_dict and results are those of mmcv's ``PixelShufflePack``.
 
     Source: `Sub-pixel convolution <https://arxiv.org/abs/1609.05158>`_.
 
@@ -49,8 +51,6 @@ class PixelShuffle(PixelShufflePack):
         ValueError: If it cannot hold ``start``.
     """
 
-    start = 'paper'  # while mmcv's __init__ runs
-
     def __init__(
         self,
         channels: int,
@@ -58,24 +58,32 @@ class PixelShuffle(PixelShufflePack):
         upsample_kernel: int = 3,
         start: str = 'paper',
     ) -> None:
-        super().__init__(channels, channels, scale_factor, upsample_kernel)
+        super().__init__()
         check_start(self, start, ('paper', 'nearest', 'bilinear'))
+        self.channels = channels
+        self.scale_factor = scale_factor
+        self.upsample_kernel = upsample_kernel
         self.start = start
-        if start != 'paper':
-            self.init_weights()
+        self.upsample_conv = nn.Conv2d(
+            channels,
+            channels * scale_factor**2,
+            upsample_kernel,
+            padding=(upsample_kernel - 1) // 2,
+        )
+        self.init_weights()
 
     def init_weights(self) -> None:
         """Xavier uniform, as mmcv's, or as ``start``."""
+        conv = self.upsample_conv
         if self.start == 'paper':
-            return super().init_weights()
+            return xavier_init(conv)
         k, s = self.upsample_kernel, self.scale_factor
         kernels = interpolation_kernels(self.start, k, s)
-        conv = self.upsample_conv
         with torch.no_grad():
             conv.bias.zero_()
             conv.weight.zero_()
             # its output channels are ordered (channel, i, j)
-            weight = conv.weight.view(self.out_channels, s, s, self.in_channels, k, k)
+            weight = conv.weight.view(self.channels, s, s, self.channels, k, k)
             weight.diagonal(dim1=0, dim2=3).copy_(
                 kernels.permute(2, 3, 0, 1)[..., None]
             )

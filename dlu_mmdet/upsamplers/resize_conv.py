@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import torch.nn.functional as F
-from mmengine.model import xavier_init
 from torch import Tensor, nn
 
 from ..ops.checks import check_geometry
 from .builder import UPSAMPLERS
 from .interpolate import interpolate
 from .start import check_start
+from .weight_init import xavier_init
 
 MODES = ('nearest', 'bilinear')
 
@@ -87,7 +87,7 @@ class ResizeConv(nn.Module):
         """Xavier uniform, as ``deconv``, or the identity; see ``start``."""
         for module in self.children():
             if isinstance(module, nn.Conv2d):
-                xavier_init(module, distribution='uniform')
+                xavier_init(module)
         if self.start != 'paper':
             nn.init.dirac_(self.conv.weight)
 

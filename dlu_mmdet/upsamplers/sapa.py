@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from mmengine.model import constant_init, normal_init
 from torch import Tensor, nn
 
 from ..ops.checks import check_number
 from .builder import UPSAMPLERS
 from .guided import ONE_KERNEL, GuidedUpsampler, repeat_to, score_windows
 from .start import check_start, start_bias
+from .weight_init import constant_init, normal_init
 
 FORMS = ('B', 'G')
 

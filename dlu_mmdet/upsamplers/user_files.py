@@ -14,8 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmengine.registry import Registry
 from torch import nn
+
+from .registry import Registry
 
 # by real path: the module that was loaded here, and what it registered by name
 _loaded: dict[str, tuple[ModuleType, Mapping[str, object]]] = {}

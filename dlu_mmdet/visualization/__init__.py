@@ -1,5 +1,6 @@
 """Figures of detections and of the upsamplers behind them."""
 
+from .. import openmmlab  # noqa: F401
 from .detection_hook import DetVisualizationHook
 from .hook import UpsampleVisualizationHook
 

@@ -19,9 +19,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dlu_mmdet.necks import NECKS, upsampler_name, with_upsampler
-from dlu_mmdet.necks.sites import trace_neck
 from dlu_mmdet.upsamplers import build_upsampler, check_ratio, start
 from dlu_mmdet.upsamplers.dlu import DLUPack
+from dlu_mmdet.upsamplers.sites import trace_neck
 
 NORM = dict(type='BN')
 FPN_ARGS = dict(in_channels=[4, 6, 8], out_channels=8, num_outs=5)

@@ -31,6 +31,14 @@ def test_python_of_a_page_runs(name, printed, capsys):
     assert printed in capsys.readouterr().out
 
 
+def test_python_of_other_frameworks_runs(capsys):
+    """Those blocks that need torch alone."""
+    text = (ROOT / 'docs' / 'other-frameworks.md').read_text(encoding='utf-8')
+    for code in blocks('other-frameworks.md')[:2]:
+        exec(code, {})
+        assert f'```text\n{capsys.readouterr().out}```' in text
+
+
 HELP = {}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mmcv.ops
+import mmengine
 import pytest
 import torch
 from conftest import ROOT, as_arguments, run
@@ -24,6 +25,7 @@ from dlu_mmdet.config import read_config
 from dlu_mmdet.cuda_toolkit import find_toolkit
 from dlu_mmdet.ops import library
 from dlu_mmdet.stacks import suppress_fork_notices
+from dlu_mmdet.upsamplers import UPSAMPLERS, DLUPack
 
 SOURCES = [
     *ROOT.glob('*.py'),
@@ -452,3 +454,21 @@ print(dlu_mmdet.__file__, library.is_available('cpu'))
     command = ('-m', 'dlu_mmdet', 'compare', config, '--work-dir', work)
     there(*command, '--resamples', '100', *as_arguments(small))
     assert (work / 'comparison.md').is_file()
+
+
+def test_torch_alone():
+    """The operators, the upsamplers and replace_upsampling need no MMDetection."""
+    script = ROOT / 'tests' / 'package' / 'torch_alone.py'
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    lines = run(script, 'block', env=environment).stdout.splitlines()
+    assert lines[-2].startswith('dlu_mmdet needs MMDetection 3.x (No module named')
+    assert lines[-1].endswith(
+        'modules need MMDetection, the others work with torch alone'
+    )
+
+
+def test_registry_of_upsamplers():
+    """MMDetection finds them by their scope, and they find what is in its MODELS."""
+    assert MODELS.get('dlu_mmdet_upsampler.dlu') is UPSAMPLERS.get('dlu') is DLUPack
+    assert mmengine.MODELS.get('dlu') is DLUPack
+    assert UPSAMPLERS.parent is MODELS

@@ -25,7 +25,15 @@ ROOMS = (
     'cli',
 )
 # beside the rooms: what the installation, the registries and the command line need
-BESIDE = {'__init__', '__main__', 'collect_env', 'cuda_toolkit', 'registry', 'stacks'}
+BESIDE = {
+    '__init__',
+    '__main__',
+    'collect_env',
+    'cuda_toolkit',
+    'openmmlab',
+    'registry',
+    'stacks',
+}
 
 
 def imported(path: Path):

@@ -1,19 +1,27 @@
-"""Find a neck's interpolations by a trial run, and replace them."""
+"""Find a module's interpolations by a trial run, and replace them."""
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..upsamplers import interpolation_name, trial_of, upsample_to
 from ..utils.torch_compat import is_compiling
+from .builder import build_upsampler
+from .resize import check_ratio, trial_of, upsample_to
+from .start import interpolation_name, resolve_start
+
+if TYPE_CHECKING:
+    from torch.nn import Module as _Wrapped
+else:
+    _Wrapped = object
 
 
 class Site(NamedTuple):
@@ -49,7 +57,7 @@ class NeckTrace(NamedTuple):
         return [call for call in self.calls if call is not None]
 
 
-class _Calls(TorchFunctionMode):
+class Calls(TorchFunctionMode):
     """Within it, ``interpolate`` is :meth:`call`, whoever calls it."""
 
     def __init__(self) -> None:
@@ -64,7 +72,7 @@ class _Calls(TorchFunctionMode):
         return self.call(*args, **kwargs)
 
 
-class _Recorder(_Calls):
+class _Recorder(Calls):
     """Writes down the maps that go in and come out."""
 
     def __init__(self) -> None:
@@ -89,7 +97,7 @@ class _Recorder(_Calls):
         return out
 
 
-class _Replacement(_Calls):
+class _Replacement(Calls):
     """Hands every call that enlarges a map to an upsampler of its own."""
 
     def __init__(
@@ -176,6 +184,88 @@ def run_replaced(
     return out, replacement.count
 
 
+class SitesMixin(_Wrapped):
+    """A module in which ``upsample_modules`` replace calls of ``interpolate``.
+
+    Attributes:
+        upsample_calls (list[Site | None], optional): As in :class:`NeckTrace`; None
+            while the calls are not known.
+        upsample_modules (nn.ModuleList): One upsampler for each site, in their order.
+    """
+
+    upsample_calls: list[Site | None] | None = None
+    upsample_modules: Any
+
+    def forward(self, *args, **kwargs):
+        """Forward of the module, with its upsamplers at their sites."""
+        if self.upsample_calls is None:  # it is being tried
+            return super().forward(*args, **kwargs)
+        out, count = run_replaced(
+            super().forward, args, kwargs, self.upsample_modules, self.upsample_calls
+        )
+        if count != len(self.upsample_calls):
+            raise RuntimeError(
+                f'{type(self).__name__} interpolated {count} times '
+                f'and not {len(self.upsample_calls)}, as it did when its sites were '
+                'found; upsamplers cannot be told apart where that depends on the '
+                'input, where a neck calls itself, or where torch.compile meets '
+                'activation checkpointing'
+            )
+        return out
+
+
+@functools.cache
+def wrap_class(cls: Any, mixin: Any = SitesMixin) -> Any:
+    """Make the subclass of a class of modules that has a mixin before it.
+
+    Its ``wrapped`` are both of them.
+    """
+    members = dict(
+        wrapped=(cls, mixin),
+        __module__=cls.__module__,
+        __doc__=cls.__doc__,
+        # pickle and deepcopy look classes up by name; this one is made
+        __reduce__=lambda self: (_empty, self.wrapped, self.__dict__),
+    )
+    return type(cls.__name__, (mixin, cls), members)
+
+
+def _empty(cls: Any, mixin: Any) -> nn.Module:
+    cls = wrap_class(cls, mixin)
+    return cls.__new__(cls)
+
+
+def build_at_site(
+    name: str, upsample_cfg: dict, site: Site, guide_channels: int | None = None
+) -> nn.Module:
+    """Build an upsampler and check its ratio; errors name the site.
+
+    Args:
+        name (str): The site, for errors.
+        upsample_cfg (dict): As :func:`dlu_mmdet.upsamplers.build_upsampler`. A
+            ``start`` of 'neck' is the interpolation of the site.
+        site (Site): What it replaces.
+        guide_channels (int, optional): Channels of the guide.
+
+    Returns:
+        nn.Module: The upsampler.
+
+    Raises:
+        TypeError: As :func:`dlu_mmdet.upsamplers.build_upsampler`.
+        ValueError: If the upsampler does not fit the site or has another ratio.
+    """
+    channels, scale_factor, interpolation = site
+    try:
+        cfg = resolve_start(upsample_cfg, interpolation)
+        upsampler = build_upsampler(cfg, channels, scale_factor, guide_channels)
+        check_ratio(upsampler, channels, scale_factor, guide_channels)
+    except ValueError as error:
+        raise ValueError(
+            f'{name}, for {channels} channels and a ratio of {scale_factor}: {error}'
+        ) from None
+    return upsampler
+
+
 def _recomputed(replacement: _Replacement) -> Iterator[tuple[object, str]]:
     """Find what the backward will run again: an object that holds it, under which name.
 
@@ -230,11 +320,19 @@ def trace_neck(neck: nn.Module, inputs: Sequence[tuple]) -> NeckTrace:
             'times, depending on the size of its maps; an upsampler needs a site '
             'that every input has'
         )
-    return NeckTrace([_site(*same_call) for same_call in zip(*records)], outputs)
+    return NeckTrace([find_site(*same_call) for same_call in zip(*records)], outputs)
 
 
-def _site(*records: tuple[torch.Size, torch.Size, str]) -> Site | None:
-    """The site of a call, given its records at several sizes."""
+def find_site(*records: tuple[torch.Size, torch.Size, str]) -> Site | None:
+    """The site of a call, given its records at several sizes.
+
+    Args:
+        *records (tuple[torch.Size, torch.Size, str]): Shapes of the map before and
+            after, and the name of the interpolation.
+
+    Returns:
+        Site | None: None where it enlarges by no whole ratio, or by several.
+    """
     ratios = set()
     for source, target, _ in records:
         if len(source) != 4:

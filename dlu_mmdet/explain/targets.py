@@ -102,15 +102,20 @@ def _class_logits(
     return logits, label, level
 
 
+# the lists of their names in mmdet's ResNet, CSPDarknet with CSPNeXt, and Darknet
+_STAGES = ('res_layers', 'layers', 'cr_blocks')
+
+
 def default_layer(model: nn.Module, level: int) -> str:
     """The stage of the backbone below a level of the pyramid.
 
-    Stages of a ResNet end in a ReLU, convolutions of a pyramid do not. Where a channel
-    is negative elsewhere in the image, its weight gets the wrong sign, so maps of the
-    pyramid show the background.
+    Stages of a ResNet end in a ReLU, those of CSPNeXt and Darknet in a SiLU or a leaky
+    ReLU, convolutions of a pyramid in neither. Where a channel is negative elsewhere in
+    the image, its weight gets the wrong sign, so maps of the pyramid show the
+    background.
 
     Args:
-        model (nn.Module): A detector with a ResNet and a pyramid.
+        model (nn.Module): A detector with a backbone of named stages and a pyramid.
         level (int): From :func:`detection_score`.
 
     Returns:
@@ -118,18 +123,18 @@ def default_layer(model: nn.Module, level: int) -> str:
         built on that one.
 
     Raises:
-        ValueError: If the backbone is not one of mmdet's ResNets.
+        ValueError: If the backbone is none of mmdet's ResNets, CSPNeXt and Darknets.
     """
-    backbone = model.backbone
-    if not hasattr(backbone, 'res_layers'):
+    backbone: Any = model.backbone
+    names = next((getattr(backbone, k) for k in _STAGES if hasattr(backbone, k)), None)
+    stages = getattr(backbone, 'out_indices', ())
+    if not (stages and names and isinstance(names[0], str)):
         raise ValueError(
             f'no default layer is known for a {type(backbone).__name__}; choose one '
             'with --layer, best one that ends in a ReLU'
         )
     level += getattr(getattr(model, 'neck', None), 'start_level', 0)
-    stages = backbone.out_indices
-    stage = stages[min(level, len(stages) - 1)]
-    return f'backbone.{backbone.res_layers[stage]}'
+    return f'backbone.{names[stages[min(level, len(stages) - 1)]]}'
 
 
 def _roi_logits(model, inputs, sample, index, box, label):

@@ -467,7 +467,20 @@ def test_score_of_a_yolo_head(folder, config):
             torch.testing.assert_close(run(2), logits[prior, label].repeat(2))
             score = detection_probability(model, inputs, sample, index)
             torch.testing.assert_close(score(inputs), run(1).sigmoid())
-    with pytest.raises(ValueError, match='no default layer is known for'):
+    # the levels of these pyramids are the stages that the backbone gives
+    taken = [model.get_submodule(default_layer(model, level)) for level in range(4)]
+    with torch.no_grad():
+        maps = []
+        handles = [
+            stage.register_forward_hook(lambda *args: maps.append(args[2].shape))
+            for stage in dict.fromkeys(taken)
+        ]
+        given = model.backbone(inputs)
+    assert maps == [each.shape for each in given] and taken[2] is taken[3]
+    for handle in handles:
+        handle.remove()
+    model.backbone = nn.Identity()
+    with pytest.raises(ValueError, match='no default layer is known for a Identity'):
         default_layer(model, 0)
 
 

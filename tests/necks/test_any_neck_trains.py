@@ -49,7 +49,7 @@ def test_one_iteration(name, amp):
 
 def test_two_processes(small, tmp_path):
     """An upsampler without a gradient would end the second iteration: DDP waits for
-    every parameter, as nothing sets find_unused_parameters."""
+    every parameter, as find_unused_parameters is False."""
     config = tmp_path / 'pafpn.py'
     base = CONFIGS / '_base_' / 'faster-rcnn_r18_fpn_shapes.py'
     config.write_text(
@@ -88,4 +88,4 @@ def test_two_processes(small, tmp_path):
     assert '[2/2]' in process.stdout
     state = torch.load(tmp_path / 'work' / 'epoch_1.pth', weights_only=False)
     keys = [k for k in state['state_dict'] if k.startswith('neck.upsample_modules.')]
-    assert keys and 'find_unused_parameters' not in process.stdout
+    assert keys and 'find_unused_parameters=True' not in process.stdout

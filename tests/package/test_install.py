@@ -472,3 +472,16 @@ def test_registry_of_upsamplers():
     assert MODELS.get('dlu_mmdet_upsampler.dlu') is UPSAMPLERS.get('dlu') is DLUPack
     assert mmengine.MODELS.get('dlu') is DLUPack
     assert UPSAMPLERS.parent is MODELS
+
+
+def test_a_folder_of_the_packages_name_does_not_hide_it(tmp_path):
+    """Beside a checkout, whose folder has this name, runs of compare would fail."""
+    (tmp_path / 'dlu_mmdet').mkdir()
+    environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+    shown = subprocess.check_output(
+        [sys.executable, '-m', 'dlu_mmdet', '--version'],
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+    )
+    assert shown.startswith('dlu_mmdet: ')

@@ -34,10 +34,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--freeze',
+        type=lambda text: 'all-but-neck' if text == 'neck' else text,
         choices=['all-but-upsamplers', 'all-but-neck', 'none'],
         default='none',
         help='what to keep of the weights of --load-from, with the statistics of batch '
-        'norms',
+        'norms; neck is short for all-but-neck',
     )
     add_config_arguments(parser)
     return parser.parse_args(argv)

@@ -227,3 +227,48 @@ def test_a_name_of_freeze_that_is_none(capsys):
     assert "invalid choice: 'backbone'" in capsys.readouterr().err
     with pytest.raises(ValueError, match="'upsamplers', 'neck', got 'backbone'"):
         FreezeHook('backbone')
+
+
+# ---- checkpoints of MMDetection's own classes ---------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'name',
+    [
+        'faster-rcnn',
+        'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
+        'mmdet::yolox/yolox_tiny_8xb8-300e_coco.py',
+    ],
+)
+def test_a_checkpoint_of_mmdet(name, plain, shapes_root, tmp_path, monkeypatch, capsys):
+    """As training writes it: averaged weights, the others, and an optimizer's state."""
+    monkeypatch.chdir(tmp_path)
+    options = {
+        'train_cfg.max_epochs': 1,
+        'train_cfg.val_interval': 1,
+        'val_dataloader': None,
+        'val_cfg': None,
+        'val_evaluator': None,
+        'param_scheduler': None,
+    }
+    if name == 'faster-rcnn':
+        name = plain[0]
+        options['custom_hooks'] = [dict(type='EMAHook')]
+    else:
+        options['model.backbone.init_cfg'] = None  # no download
+        options['custom_hooks'] = [dict(type='EMAHook', ema_type='ExpMomentumEMA')]
+        for split in ('train', 'test'):
+            options[f'{split}_dataloader.num_workers'] = 0
+    data = ['--data', str(shapes_root), '--work-dir', 'run']
+    load_tool('train').main([str(name), *data, *as_arguments(options)])
+    checkpoint = torch.load('run/epoch_1.pth', weights_only=False)
+    assert {'ema_state_dict', 'optimizer', 'message_hub'} < checkpoint.keys()
+    config = next(Path('run').glob('*.py'))
+    upgrade(config, 'run/epoch_1.pth', dict(type='dlu'), 'a.pth')
+    weights, before = weights_of('a.pth'), checkpoint['state_dict']
+    assert all(torch.equal(weights.pop(k), v) for k, v in before.items())
+    assert weights and all(k.startswith('neck.upsample_modules.') for k in weights)
+    shown = capsys.readouterr().out
+    assert float(re.search(r'differ by ([\d.]+)% \(RMS\)', shown)[1]) < 10
+    assert 'bbox_mAP: ' in shown

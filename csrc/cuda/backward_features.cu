@@ -203,12 +203,13 @@ __launch_bounds__(kPixelThreads, kPixelBlocks<at::opmath_type<T>>)
 // Tiles are `width` columns wide, a block takes `pass` channels at a time, and sampled
 // kernels of target rows and of `held` tap rows need bytes(rows, held).
 template <typename F>
-Plan plan_backward_features(const Geometry& p, int width, int pass, const F& bytes) {
+Plan plan_backward_features(const Geometry& p, int width, int pass, int resident,
+                            const F& bytes) {
   Plan plan;
   fit(p, kRows, bytes, plan);
   plan.tiles = static_cast<int64_t>((p.H + plan.rows - 1) / plan.rows) *
                ((p.W + width - 1) / width);
-  split_channels(p, pass, plan);
+  split_channels(p, pass, resident, plan);
   return plan;
 }
 
@@ -222,13 +223,15 @@ at::Tensor backward_features(const at::Tensor& grad, const at::Tensor& features,
   const Geometry p = inputs.geometry(out);
   dispatch(features, [&](auto t) {
     using T = decltype(t);
-    constexpr int64_t size = sizeof(Vec<at::opmath_type<T>, kSub>);
+    using A = at::opmath_type<T>;
+    constexpr int64_t size = sizeof(Vec<A, kSub>);
     if (inputs.channels_last) {
       const auto run = [&](auto V, auto* kernel) {
         const auto bytes = [&](int64_t rows, int64_t held) {
           return size * (kStrip + p.K - 1) * (rows * held * p.K + 1);
         };
-        const Plan plan = plan_backward_features(p, kStrip, V * kShare, bytes);
+        const Plan plan =
+            plan_backward_features(p, kStrip, V * kShare, kPixelBlocks<A>, bytes);
         launch(kernel, p, plan, kPixelThreads);
       };
       if (inputs.vectors()) {
@@ -238,11 +241,12 @@ at::Tensor backward_features(const at::Tensor& grad, const at::Tensor& features,
       }
     } else {
       dispatch_taps(p.K, [&](auto B) {
-        constexpr int pass = kWarps * kHold<at::opmath_type<T>>;
+        constexpr int pass = kWarps * kHold<A>, width = kStrip - (B - 1);
         const auto bytes = [&](int64_t rows, int64_t held) {
           return size * kStrip * rows * held * padded(p.K, B);
         };
-        const Plan plan = plan_backward_features(p, kStrip - (B - 1), pass, bytes);
+        const Plan plan =
+            plan_backward_features(p, width, pass, kPlaneBlocks<A>, bytes);
         launch(backward_features_planes<T, B>, p, plan, kPlaneThreads);
       });
     }

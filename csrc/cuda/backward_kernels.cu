@@ -4,7 +4,8 @@
 // A task is a row of features and B of its pixels: B taps of one tap row, and in NCHW,
 // where a lane owns two pixels one above the other, also of the tap row above for the
 // lower one. `together` tasks are worked on at a time, each by `slices` warps, so that
-// the gradient comes from the first-level cache for all tasks but the first:
+// the gradient comes from the first-level cache for all tasks but the first. On a small
+// map more blocks share the tasks of a strip:
 //
 //     warp                  0    1    2    3    4    5      K = 5, B = 5, NCHW
 //     row of features      -2   -1    0    1    2    3      from the upper pixel
@@ -22,7 +23,7 @@
 namespace dlu_mmdet {
 namespace {
 
-constexpr int kLeastWarps = 6, kMostTogether = 8, kMostThreads = 32 * 8;
+constexpr int kMostTogether = 8, kMostThreads = 32 * kMostTogether;
 constexpr int kUnit = kSub * kStrip;
 // Values of a tap in dk; four more than there are, so that eight taps of a pixel lie in
 // different banks.
@@ -117,9 +118,9 @@ struct Sums {
   }
 };
 
-// The gradients of the offsets, when all taps are in.
+// The gradients of the offsets, when all taps of the block are in.
 template <int ROWS, typename A>
-__device__ void store_offsets(const Geometry& p, const Block& b, const A* uv) {
+__device__ void add_to_offsets(const Geometry& p, const Block& b, const A* uv) {
   if (p.carafe) return;
   __syncthreads();
   for (int i = threadIdx.x; i < ROWS * 2 * kUnit; i += blockDim.x) {
@@ -127,8 +128,8 @@ __device__ void store_offsets(const Geometry& p, const Block& b, const A* uv) {
     const Pixel<ROWS> own(p, b, i % kStrip);
     const int y = own.y + i / (2 * kUnit);
     if (q < p.Q() && own.valid && y < p.H) {
-      store(p.grad_offsets,
-            p.grad_offsets.at(b.n, (b.g * 2 + axis) * p.Q() + q, y, own.x), uv[i]);
+      add(p.grad_offsets,
+          p.grad_offsets.at(b.n, (b.g * 2 + axis) * p.Q() + q, y, own.x), uv[i]);
     }
   }
 }
@@ -143,13 +144,17 @@ __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>
   const Block b = block_of(p, plan);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int place = warp % plan.together, slice = warp / plan.together;
-  const int r = p.K / 2, groups = padded(p.K, B) / B, all = (p.K + 1) * groups;
+  const int r = p.K / 2, groups = padded(p.K, B) / B;
+  const int begin = b.share * plan.per_share;
+  const int end = min(begin + plan.per_share, (p.K + 1) * groups);
+  // of the channels, known before the loop over them so that loads of two may overlap
+  const int passes = (b.c1 - b.c0 - slice + plan.slices - 1) / plan.slices;
   const Pixel<kPair> own(p, b, lane);
   const int64_t plane = p.plane(), wide = p.Q() * static_cast<int64_t>(p.W);
   const SubPixels sub(p, b.q0, p.W * p.s, 1);
 
-  for (int first = 0; first < all; first += plan.together) {
-    const int tasks = min(plan.together, all - first);
+  for (int first = begin; first < end; first += plan.together) {
+    const int tasks = min(plan.together, end - first);
     const int task = first + min(place, tasks - 1);  // a warp without one repeats another
     const int row = task / groups, tap = task % groups * B;
     const int y = own.y + row - r, x = own.x + tap - r;
@@ -161,8 +166,8 @@ __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>
       inside[j] = tap + j < p.K && within(y, p.H) && within(x + j, p.W);
     }
     A sum[kPair][B][kSub] = {};
-    // of the pixels [begin, end) of a lane
-    const auto run = [&](auto pairs, auto begin, auto end) {
+    // of the pixels [upper, beyond) of a lane
+    const auto run = [&](auto pairs, auto upper, auto beyond) {
       const int64_t c = b.among(p.C, b.c0 + slice);
       const T* from = static_cast<const T*>(p.features) + c * plane +
                       static_cast<int64_t>(y) * p.W + x;
@@ -170,17 +175,17 @@ __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>
                       own.y * wide + static_cast<int64_t>(own.x) * p.s;
       const int64_t step = plan.slices * plane, grad_step = step * p.Q();
 #pragma unroll 2
-      for (int i = b.c0 + slice; i < b.c1; i += plan.slices) {
+      for (int i = 0; i < passes; ++i) {
         Vec<A, kSub> g[kPair];
         A value[B];
 #pragma unroll
-        for (int u = begin; u < end; ++u) {
+        for (int u = upper; u < beyond; ++u) {
           g[u] = load_sub_pixels<pairs, A>(grad + u * below, sub, true);
         }
 #pragma unroll
         for (int j = 0; j < B; ++j) value[j] = inside[j] ? static_cast<A>(from[j]) : A(0);
 #pragma unroll
-        for (int u = begin; u < end; ++u) {
+        for (int u = upper; u < beyond; ++u) {
 #pragma unroll
           for (int j = 0; j < B; ++j) {
 #pragma unroll
@@ -233,7 +238,7 @@ __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>
       to[kUnit] += dv;
     }
   }
-  store_offsets<kPair>(p, b, sums.uv);
+  add_to_offsets<kPair>(p, b, sums.uv);
 }
 
 // Eight lanes share a pixel, a warp takes four pixels at a time and every slice-th four.
@@ -247,11 +252,13 @@ __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>
   const Block b = block_of(p, plan);
   const int lane = threadIdx.x % kShare, warp = threadIdx.x / 32;
   const int place = warp % plan.together, slice = warp / plan.together;
-  const int r = p.K / 2, groups = padded(p.K, B) / B, all = p.K * groups;
+  const int r = p.K / 2, groups = padded(p.K, B) / B;
+  const int begin = b.share * plan.per_share;
+  const int end = min(begin + plan.per_share, p.K * groups);
   const SubPixels sub(p, b.q0, p.W * p.s * p.C, p.C);
 
-  for (int first = 0; first < all; first += plan.together) {
-    const int tasks = min(plan.together, all - first);
+  for (int first = begin; first < end; first += plan.together) {
+    const int tasks = min(plan.together, end - first);
     const int task = first + min(place, tasks - 1);
     const int tap = task % groups * B;
     __syncthreads();
@@ -322,12 +329,13 @@ __global__ void __launch_bounds__(kMostThreads, kPixelBlocks<at::opmath_type<T>>
       }
     }
   }
-  store_offsets<1>(p, b, sums.uv);
+  add_to_offsets<1>(p, b, sums.uv);
 }
 
 // Strips are `rows` rows high; `together` of the tasks need bytes(together).
 template <typename F>
-Plan plan_backward_kernels(const Geometry& p, int rows, int tasks, const F& bytes) {
+Plan plan_backward_kernels(const Geometry& p, int rows, int tasks, int resident,
+                           const F& bytes) {
   Plan plan;
   plan.tiles = strips(p, rows);
   plan.chunks = p.chunks();
@@ -336,9 +344,20 @@ Plan plan_backward_kernels(const Geometry& p, int rows, int tasks, const F& byte
   const int64_t limit = shared_memory_limit();
   while (plan.together > 1 && bytes(plan.together) > limit) --plan.together;
   plan.bytes = bytes(plan.together);
-  const int enough = (kLeastWarps + plan.together - 1) / plan.together;
-  plan.slices = std::min(enough, kMostThreads / 32 / plan.together);
+  const int shares = blocks_to_share(p, plan, tasks, resident);
+  plan.per_share = (tasks + shares - 1) / shares;
+  plan.shares = (tasks + plan.per_share - 1) / plan.per_share;
+  plan.together = std::min(plan.together, plan.per_share);
+  plan.bytes = bytes(plan.together);
+  plan.slices = kMostTogether / plan.together;
   return plan;
+}
+
+// A result that blocks add to: zeros, in float32 at least.
+at::Tensor sums_of(const at::Tensor& like) {
+  const auto type = at::isReducedFloatingType(like.scalar_type()) ? at::kFloat
+                                                                  : like.scalar_type();
+  return at::empty(like.sizes(), like.options().dtype(type), layout_of(like)).zero_();
 }
 
 std::tuple<at::Tensor, at::Tensor> backward_kernels(
@@ -352,22 +371,18 @@ std::tuple<at::Tensor, at::Tensor> backward_kernels(
   } else {
     // atomic additions of floats, in no fixed order
     at::globalContext().alertNotDeterministic("dlu_mmdet::dlu_backward_kernels");
-    const bool is_half = at::isReducedFloatingType(kernels.scalar_type());
-    grad_kernels = at::empty(
-        kernels.sizes(),
-        is_half ? kernels.options().dtype(at::kFloat) : kernels.options(),
-        layout_of(kernels)).zero_();
-    grad_offsets = at::empty(offsets.sizes(), offsets.options(), layout_of(offsets));
+    grad_kernels = sums_of(kernels);
+    grad_offsets = sums_of(offsets);
   }
   const Geometry p = inputs.geometry({}, grad_kernels, grad_offsets);
   dispatch(features, [&](auto t) {
     using T = decltype(t);
+    using A = at::opmath_type<T>;
     dispatch_taps(p.K, [&](auto B) {
       const int rows = inputs.channels_last ? 1 : kPair;
       const int tasks = (p.K + rows - 1) * (padded(p.K, B) / B);
-      const Plan plan = plan_backward_kernels(p, rows, tasks, [&](int together) {
-        return Sums<at::opmath_type<T>, B>::bytes(together, rows);
-      });
+      const auto bytes = [&](int together) { return Sums<A, B>::bytes(together, rows); };
+      const Plan plan = plan_backward_kernels(p, rows, tasks, kPixelBlocks<A>, bytes);
       const auto run = [&](auto* kernel) {
         launch(kernel, p, plan, 32 * plan.together * plan.slices);
       };
@@ -380,6 +395,7 @@ std::tuple<at::Tensor, at::Tensor> backward_kernels(
       }
     });
   });
+  if (grad_offsets.defined()) grad_offsets = grad_offsets.to(offsets.scalar_type());
   return {grad_kernels.to(kernels.scalar_type()), grad_offsets};
 }
 

@@ -116,9 +116,10 @@ __launch_bounds__(kPlaneThreads, kPlaneBlocks<at::opmath_type<T>>)
   }
 }
 
-// Eight lanes share a source pixel, each holds V channels and their four sub-pixels.
+// Eight lanes share a source pixel, each holds V channels and their four sub-pixels,
+// and loads B taps before it uses the first.
 // Shared: k[pixel][tap][q], a tap more a pixel, so that four pixels meet no conflict.
-template <typename T, int V>
+template <typename T, int V, int B>
 __global__ void
 __launch_bounds__(kPixelThreads, kPixelBlocks<at::opmath_type<T>>)
     forward_pixels(DLU_ARGUMENT Geometry p, DLU_ARGUMENT Plan plan) {
@@ -152,15 +153,22 @@ __launch_bounds__(kPixelThreads, kPixelBlocks<at::opmath_type<T>>)
         const bool row = active && within(y, p.H);
         const T* from =
             static_cast<const T*>(p.features) + (b.among(p.H, y) * p.W + x) * p.C + c;
-#pragma unroll 5
-        for (int i = 0; i < p.K; ++i, from += p.C) {
-          const Vec<A, kSub> weight = k[(a - a0) * p.K + i];
-          const auto value =
-              load_channels<A, V>(from, row && within(x + i, p.W));
+        for (int b0 = 0; b0 < p.K; b0 += B) {
+          Vec<A, V> value[B];
 #pragma unroll
-          for (int q = 0; q < kSub; ++q) {
+          for (int i = 0; i < B; ++i, from += p.C) {
+            const bool inside = b0 + i < p.K && within(x + b0 + i, p.W);
+            value[i] = load_channels<A, V>(from, row && inside);
+          }
 #pragma unroll
-            for (int j = 0; j < V; ++j) sum[q][j] += weight.v[q] * value.v[j];
+          for (int i = 0; i < B; ++i) {
+            const Vec<A, kSub> weight =
+                b0 + i < p.K ? k[(a - a0) * p.K + b0 + i] : Vec<A, kSub>{};
+#pragma unroll
+            for (int q = 0; q < kSub; ++q) {
+#pragma unroll
+              for (int j = 0; j < V; ++j) sum[q][j] += weight.v[q] * value[i].v[j];
+            }
           }
         }
       }
@@ -182,12 +190,12 @@ __launch_bounds__(kPixelThreads, kPixelBlocks<at::opmath_type<T>>)
 // Strips are `rows` rows high, a block takes `pass` channels at a time, and `held` tap
 // rows of sampled kernels need bytes(held).
 template <typename F>
-Plan plan_forward(const Geometry& p, int rows, int pass, const F& bytes) {
+Plan plan_forward(const Geometry& p, int rows, int pass, int resident, const F& bytes) {
   Plan plan;
   plan.tiles = strips(p, rows);
   plan.chunks = p.chunks();
-  split_channels(p, pass, plan);
   fit(p, 1, [&](int64_t, int64_t held) { return bytes(held); }, plan);
+  split_channels(p, pass, resident, plan);
   return plan;
 }
 
@@ -201,28 +209,31 @@ at::Tensor forward(const at::Tensor& features, const at::Tensor& kernels,
   const Geometry p = inputs.geometry(out);
   dispatch(features, [&](auto t) {
     using T = decltype(t);
-    constexpr int64_t size = sizeof(Vec<at::opmath_type<T>, kSub>);
-    if (inputs.channels_last) {
-      const auto run = [&](auto V, auto* kernel) {
-        const Plan plan = plan_forward(p, 1, V * kShare, [&](int64_t held) {
-          return size * kStrip * (held * p.K + 1);
-        });
-        launch(kernel, p, plan, kPixelThreads);
-      };
-      if (inputs.vectors()) {
-        run(4, forward_pixels<T, 4>);
+    using A = at::opmath_type<T>;
+    constexpr int64_t size = sizeof(Vec<A, kSub>);
+    dispatch_taps(p.K, [&](auto B) {
+      if (inputs.channels_last) {
+        const auto run = [&](auto V, auto* kernel) {
+          const auto bytes = [&](int64_t held) {
+            return size * kStrip * (held * p.K + 1);
+          };
+          const Plan plan = plan_forward(p, 1, V * kShare, kPixelBlocks<A>, bytes);
+          launch(kernel, p, plan, kPixelThreads);
+        };
+        if (inputs.vectors()) {
+          run(4, forward_pixels<T, 4, B>);
+        } else {
+          run(1, forward_pixels<T, 1, B>);
+        }
       } else {
-        run(1, forward_pixels<T, 1>);
-      }
-    } else {
-      dispatch_taps(p.K, [&](auto B) {
-        constexpr int pass = kWarps * kHold<at::opmath_type<T>>;
-        const Plan plan = plan_forward(p, kPair, pass, [&](int64_t held) {
+        const auto bytes = [&](int64_t held) {
           return size * kStrip * kPair * held * padded(p.K, B);
-        });
+        };
+        const int pass = kWarps * kHold<A>;
+        const Plan plan = plan_forward(p, kPair, pass, kPlaneBlocks<A>, bytes);
         launch(forward_planes<T, B>, p, plan, kPlaneThreads);
-      });
-    }
+      }
+    });
   });
   return out;
 }

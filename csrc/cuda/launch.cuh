@@ -14,8 +14,8 @@
 
 namespace dlu_mmdet {
 
-constexpr int64_t kEnoughBlocks = 512;      // for the processors of a large GPU
-constexpr int64_t kTwoBlocks = 100 << 10;   // bytes; two such blocks fit on an H100
+constexpr int64_t kTwoBlocks = 100 << 10;  // bytes; two such blocks fit on an H100
+constexpr int64_t kReserved = 1 << 10;     // bytes that the system takes of each block's
 
 inline Map map_of(const at::Tensor& tensor) {
   if (!tensor.defined()) return {};
@@ -107,24 +107,47 @@ inline int64_t strips(const Geometry& p, int rows) {
 }
 
 inline int64_t blocks(const Geometry& p, const Plan& plan) {
-  return p.N * p.G * plan.chunks * plan.parts * plan.tiles;
+  return p.N * p.G * plan.chunks * plan.parts * plan.shares * plan.tiles;
 }
 
-// Shares out the channels until there are enough blocks; `pass` are the least of one.
-inline void split_channels(const Geometry& p, int pass, Plan& plan) {
-  const int most = (p.Cg() + pass - 1) / pass;
-  while (plan.parts < most && blocks(p, plan) < kEnoughBlocks) ++plan.parts;
-  plan.per_part = (most + plan.parts - 1) / plan.parts * pass;
-  plan.parts = (p.Cg() + plan.per_part - 1) / plan.per_part;
+inline int64_t device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  C10_CUDA_CHECK(cudaGetDevice(&device));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
+  return value;
 }
 
 // Bytes of shared memory that a block may have.
 inline int64_t shared_memory_limit() {
-  int device = 0, bytes = 0;
-  C10_CUDA_CHECK(cudaGetDevice(&device));
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin,
-                                        device));
-  return bytes;
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+}
+
+// How many blocks shall share the `rounds` of work of each block of the plan. The
+// processor with most blocks decides when a launch ends; below the number that it holds
+// at once, `resident` or what shared memory allows, fewer blocks are not faster. Before
+// its rounds each block works for about as long as one of them takes.
+inline int blocks_to_share(const Geometry& p, const Plan& plan, int rounds,
+                           int resident) {
+  const int64_t fit = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) /
+                      (plan.bytes + kReserved);
+  const int64_t held = std::clamp<int64_t>(fit, 1, resident);
+  const int64_t processors = device_attribute(cudaDevAttrMultiProcessorCount);
+  int best = 1;
+  int64_t least = std::numeric_limits<int64_t>::max();
+  for (int parts = 1; parts <= rounds; ++parts) {
+    const int64_t most = (blocks(p, plan) * parts + processors - 1) / processors;
+    const int64_t time = std::max(most, held) * ((rounds + parts - 1) / parts + 1);
+    if (time < least) best = parts, least = time;
+  }
+  return best;
+}
+
+// Shares out the channels, of which a block takes `pass` at a time.
+inline void split_channels(const Geometry& p, int pass, int resident, Plan& plan) {
+  const int rounds = (p.Cg() + pass - 1) / pass;
+  const int parts = blocks_to_share(p, plan, rounds, resident);
+  plan.per_part = (rounds + parts - 1) / parts * pass;
+  plan.parts = (p.Cg() + plan.per_part - 1) / plan.per_part;
 }
 
 // Fits the sampled kernels, bytes(rows, held), into shared memory: fewer target rows,

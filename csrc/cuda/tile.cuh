@@ -96,6 +96,8 @@ struct Plan {
   int chunks = 1;     // blocks that share the sub-pixels of a tile
   int parts = 1;      // blocks that share the channels of a tile
   int per_part = 0;   // channels of such a block
+  int shares = 1;     // blocks that share the taps of a tile, see backward_kernels.cu
+  int per_share = 0;  // tasks of such a block
   int rows = 1;       // target rows of a block, see backward_features.cu
   int held = 0;       // tap rows whose sampled kernels are in shared memory at a time
   int together = 1, slices = 1;  // see backward_kernels.cu
@@ -110,9 +112,9 @@ struct Plan {
 #endif
 
 // What a block works on: a tile of the map of image n and group g, the sub-pixels from
-// q0 on, channels [c0, c1) of the tensor.
+// q0 on, channels [c0, c1) of the tensor, a share of the taps.
 struct Block {
-  int n, tile, g, q0, c0, c1;
+  int n, tile, g, q0, c0, c1, share;
 
   // Of a channel's plane, or of a channels-last row, among those of all images.
   __device__ int64_t among(int count, int i) const {
@@ -127,6 +129,8 @@ static __device__ Block block_of(const Geometry& p, const Plan& plan) {
   i /= plan.tiles;
   const int part = static_cast<int>(i % plan.parts);
   i /= plan.parts;
+  b.share = static_cast<int>(i % plan.shares);
+  i /= plan.shares;
   b.q0 = static_cast<int>(i % plan.chunks) * kSub;
   i /= plan.chunks;
   b.g = static_cast<int>(i % p.G);

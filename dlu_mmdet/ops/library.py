@@ -8,7 +8,7 @@ from an autocast softmax meet half-precision features without a cast.
 The operators are differentiable any number of times, in reverse and in forward mode;
 what goes beyond the first gradients holds kernels at output resolution. CPU results do
 not depend on the number of threads, and denormal numbers count as zero in them. On CUDA
-the gradient of DLU's ``kernels`` is a sum in no fixed order.
+the gradients of DLU's ``kernels`` and ``offsets`` are sums in no fixed order.
 
 Environment: ``DLU_MMDET_NO_EXT=1`` ignores what is built, ``DLU_MMDET_LIBRARY`` names
 a library to load instead, which registers its kernels with torch itself,
@@ -133,8 +133,11 @@ def _load_cuda() -> str:
     )
 
 
-def _load_gpu() -> None:
+def _load_gpu() -> str:
     """The operators of a GPU that were asked for, or the fastest that are there.
+
+    Returns:
+        str: 'cuda', 'triton' or 'plain'.
 
     Raises:
         ValueError: If those that were asked for are not there.
@@ -142,23 +145,25 @@ def _load_gpu() -> None:
     reason = 'DLU_MMDET_NO_EXT=1 ignores them'
     if _BACKEND in ('', 'cuda') and not _NO_EXT:
         if not (reason := _load_cuda()):
-            return
+            return 'cuda'
     if _BACKEND == 'cuda':
         raise ValueError(
             'the environment variable DLU_MMDET_BACKEND asks for the CUDA operators, '
             f'which are not there: {reason}'
         )
     if _BACKEND == 'plain' or (_NO_EXT and not _BACKEND):
-        return
+        return 'plain'
     problem = triton_problem()
     if not problem:
         implement(triton.Operators(), 'CUDA')
-    elif _BACKEND:
+        return 'triton'
+    if _BACKEND:
         raise ValueError(
             f'the environment variable DLU_MMDET_BACKEND asks for Triton, but {problem}'
         )
-    elif torch.cuda.is_available():
+    if torch.cuda.is_available():
         _warn_of_plain(' on CUDA', reason)
+    return 'plain'
 
 
 def _device_types() -> frozenset[str]:
@@ -178,7 +183,7 @@ def _warn_of_plain(device: str, reason: str) -> None:
     )
 
 
-_CPU = None
+_CPU, _GPU = None, 'cuda'
 if _named := os.environ.get('DLU_MMDET_LIBRARY'):
     if not os.path.isfile(_named):
         raise FileNotFoundError(
@@ -192,13 +197,18 @@ if _named := os.environ.get('DLU_MMDET_LIBRARY'):
     torch.ops.load_library(_named)
 else:
     _CPU = None if _NO_EXT else _load_cpu()
-    _load_gpu()
+    _GPU = _load_gpu()
 _DEVICE_TYPES = _device_types()
 
 
 def is_available(device_type: str) -> bool:
     """Whether operators are loaded for a device type, as 'cpu' or 'cuda'."""
     return device_type in _DEVICE_TYPES
+
+
+def gpu_backend() -> str:
+    """What runs on a GPU: 'cuda' (compiled), 'triton' or 'plain' (PyTorch)."""
+    return _GPU
 
 
 def cpu_loops() -> str | None:

@@ -62,9 +62,12 @@ class Result:
 
 
 def backend_of(device: str) -> str:
-    """'compiled' or 'plain PyTorch': what runs the operators on a device."""
+    """'compiled', 'Triton' or 'plain PyTorch': what runs the operators on a device."""
     empty = torch.empty(0, device=device)
-    return 'compiled' if library.handles(empty) else 'plain PyTorch'
+    if not library.handles(empty):
+        return 'plain PyTorch'
+    on_triton = empty.is_cuda and library.gpu_backend() == 'triton'
+    return 'Triton' if on_triton else 'compiled'
 
 
 def check_device(device: str) -> None:

@@ -12,6 +12,8 @@ A finding is a RuntimeError of the operator with file and line. Environment:
 ``CUDA_EMULATION_ORDER`` runs blocks, warps and lanes as numbered (0), reversed (1) or
 shuffled (a seed); ``CUDA_EMULATION_SHARED`` is the shared memory that a block may
 have, in bytes: 232448 of an H100 unless set, 65536 of a T4, 101376 of an RTX 40.
+``CUDA_EMULATION_PROCESSORS`` is the number of processors, 132 unless set: with one, a
+block takes all channels and taps of its tile.
 
 What a kernel may use is in cuda.h. Beyond it:
 

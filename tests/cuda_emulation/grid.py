@@ -3,8 +3,8 @@
     DLU_MMDET_LIBRARY=... python -m cuda_emulation.grid --kernel-sizes 3 5 --scales 1 2
 
 from tests/. Each K and s meets every dtype in both layouts; groups, maps, orders of the
-threads and the shared memory of three GPUs take turns. Ends with status 1 at the first
-difference or finding.
+threads, the shared memory of three GPUs and the number of processors take turns. Ends
+with status 1 at the first difference or finding.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dlu_mmdet.ops import library
 MAPS = [(1, 1, 1, 1), (2, 4, 3, 5), (1, 3, 2, 33), (1, 12, 5, 7), (1, 8, 1, 40)]
 ORDERS = [0, 1, 2]
 SHARED = [232448, 65536, 101376]  # bytes of an H100, a T4, an RTX 40
+PROCESSORS = [132, 1]  # blocks share a small map's channels and taps, or do not
 
 
 def main() -> None:
@@ -39,6 +40,8 @@ def main() -> None:
         shared = SHARED[number // 3 % len(SHARED)]
         os.environ['CUDA_EMULATION_ORDER'] = str(order)
         os.environ['CUDA_EMULATION_SHARED'] = str(shared)
+        processors = PROCESSORS[number // 2 % len(PROCESSORS)]
+        os.environ['CUDA_EMULATION_PROCESSORS'] = str(processors)
         for op in ('dlu', 'carafe'):
             case = (n, g * c, h, w, k, g, s)
             inputs, grad, sizes = make(*case, dtype, layout=layout, op=op)
@@ -49,7 +52,10 @@ def main() -> None:
                 for value, wanted in zip((out, *grads), (expected, *expected_grads)):
                     assert_close(value, wanted, dtype)
             except (AssertionError, RuntimeError) as error:
-                print(f'{op} {case} {dtype} {layout} order {order} shared {shared}')
+                print(
+                    f'{op} {case} {dtype} {layout} order {order} shared {shared} '
+                    f'processors {processors}'
+                )
                 sys.exit(f'{type(error).__name__}: {error}')
     print(f'{2 * number} calls, no difference')
 

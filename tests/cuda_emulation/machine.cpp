@@ -682,7 +682,8 @@ int device_attribute(cudaDeviceAttr attribute) {
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: return most_shared();
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor: return most_shared() + 1024;
     case cudaDevAttrWarpSize: return kWarp;
-    case cudaDevAttrMultiProcessorCount: return 132;
+    case cudaDevAttrMultiProcessorCount:
+      return setting("CUDA_EMULATION_PROCESSORS", 132);
     case cudaDevAttrComputeCapabilityMajor: return 9;
     case cudaDevAttrComputeCapabilityMinor: return 0;
   }

@@ -45,6 +45,8 @@ def start(command, library, order=0):
         **os.environ,
         'DLU_MMDET_LIBRARY': str(library),
         'CUDA_EMULATION_ORDER': str(order),
+        # few, so that blocks share the channels and taps of some maps, not of all
+        'CUDA_EMULATION_PROCESSORS': '2',
     }
     command = [sys.executable, '-m', *command]
     return subprocess.Popen(
@@ -184,9 +186,9 @@ SEEDED = {
     ),
     'off by one': (
         'forward.cu',
-        r'within\(x \+ i, p\.W\)',
+        r'within\(x \+ b0 \+ i, p\.W\)',
         0,
-        'x + i >= 0 && x + i <= p.W',
+        'x + b0 + i >= 0 && x + b0 + i <= p.W',
         'outside of any tensor|AssertionError',
     ),
     'wrong stride': (

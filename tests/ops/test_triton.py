@@ -194,7 +194,10 @@ def test_launch_of_more_than_2_to_the_31_elements(operation):
 
 # ---- which backend runs ------------------------------------------------------------
 
-PRINT = "\nfrom dlu_mmdet.ops import library\nprint(library.is_available('cuda'))"
+PRINT = """
+from dlu_mmdet.ops import library
+print(library.is_available('cuda'), library.gpu_backend())
+"""
 
 
 def choose(**settings):
@@ -212,8 +215,8 @@ def choose(**settings):
 @outer
 @needs_triton
 def test_triton_is_chosen():
-    assert choose(BACKEND='triton', NO_EXT='1').stdout == 'True\n'
-    assert choose(BACKEND='plain').stdout == 'False\n'
+    assert choose(BACKEND='triton', NO_EXT='1').stdout == 'True triton\n'
+    assert choose(BACKEND='plain').stdout == 'False plain\n'
 
 
 def fails_to_load(monkeypatch, tmp_path, wish, problem):

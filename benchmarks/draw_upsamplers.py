@@ -39,10 +39,10 @@ UPSAMPLERS = {
     'freqfusion': {},
 }
 CHANNELS, SIZE = 32, 128
-# of the image that is drawn, and what it shows of it, in cells of the coarse map
-SHOWN, CROP = 1_000, (12, 12)
-# output pixels whose reading is drawn, in pixels of the output
-COLORS = PALETTE[1], PALETTE[0], PALETTE[4]
+# number of the image that is drawn; source pixels around the one whose reading is shown
+SHOWN, CROP = 1_000, 5
+# of two output pixels
+COLORS = PALETTE[4], PALETTE[0]
 
 
 def load_image(index: int) -> np.ndarray:
@@ -103,32 +103,27 @@ def reading(
     return total / total.sum()
 
 
-def choose_pixels(coarse: Tensor) -> list[tuple[int, int]]:
-    """Output pixels where the coarse map changes most, apart from each other."""
-    change = coarse.diff(dim=2)[..., :-1, :].abs().sum(0)
-    change = change + coarse.diff(dim=1)[..., :-1].abs().sum(0)
+def choose_cell(coarse: Tensor) -> tuple[int, int]:
+    """Column and row of the source pixel beside which the map changes most."""
+    change = coarse.diff(dim=2).abs().sum(0)
     inside = torch.zeros_like(change)
-    inside[4:-4, 4:-4] = change[4:-4, 4:-4]
-    pixels = []
-    for _ in COLORS:
-        y, x = divmod(int(inside.argmax()), inside.shape[1])
-        inside[max(0, y - 6) : y + 7, max(0, x - 6) : x + 7] = 0
-        pixels.append((2 * x + 1, 2 * y + 1))
-    return pixels
+    inside[CROP:-CROP, CROP:-CROP] = change[CROP:-CROP, CROP:-CROP]
+    y, x = divmod(int(inside.argmax()), inside.shape[1])
+    return x, y
 
 
 def draw_reading(
     axes: Axes, coarse: np.ndarray, pixels: list, readings: list[Tensor]
 ) -> None:
-    """The coarse map, with circles on what each output pixel reads."""
-    axes.imshow(0.5 + 0.5 * coarse, interpolation='nearest')
-    scale = (72 * 2.6 / coarse.shape[0]) ** 2
+    """Part of the coarse map, with circles on what each output pixel reads."""
+    axes.imshow(0.4 + 0.6 * coarse, interpolation='nearest')
     for (x, y), share, color in zip(pixels, readings, COLORS):
-        rows, columns = torch.nonzero(share > 0.004, as_tuple=True)
-        sizes = 1.5 * scale * share[rows, columns]
-        axes.scatter(columns, rows, sizes, color=color, alpha=0.75, linewidths=0)
+        rows, columns = torch.nonzero(share > 0.002, as_tuple=True)
+        sizes = 900 * share[rows, columns]
+        axes.scatter(columns, rows, sizes, color=color, alpha=0.8, linewidths=0)
         place = (x + 0.5) / 2 - 0.5, (y + 0.5) / 2 - 0.5
-        axes.plot(*place, '+', color='black', markersize=6, markeredgewidth=1.2)
+        axes.plot(*place, 'x', color=color, markersize=11, markeredgewidth=4)
+        axes.plot(*place, 'x', color='white', markersize=9, markeredgewidth=1.5)
 
 
 def main() -> None:
@@ -145,7 +140,9 @@ def main() -> None:
     image = load_image(SHOWN)
     fine, guide = encode(torch.from_numpy(image).permute(2, 0, 1)[None] / 255)
     source = F.avg_pool2d(fine, 2)
-    pixels = choose_pixels(source[0])
+    x, y = choose_cell(source[0])
+    # one on each side of an edge
+    pixels = [(2 * x, 2 * y), (2 * x + 3, 2 * y)]
     for name in args.names:
         cfg = dict(type=name, **UPSAMPLERS[name])
         upsampler, guided = train(cfg, encode, images, args.steps)
@@ -160,9 +157,12 @@ def main() -> None:
         figure.subplots_adjust(0.005, 0.005, 0.995, 0.9, wspace=0.02)
         panels[0].imshow(coarse, interpolation='nearest')
         panels[1].imshow(made, interpolation='nearest')
-        readings = [reading(upsampler, inputs, x, y) for x, y in pixels]
+        readings = [reading(upsampler, inputs, *pixel) for pixel in pixels]
         draw_reading(panels[2], coarse, pixels, readings)
-        titles = 'coarse map', name, 'what three output pixels read'
+        panels[2].set(
+            xlim=(x - CROP, x + CROP + 1), ylim=(y + CROP + 0.5, y - CROP - 0.5)
+        )
+        titles = 'coarse map', name, 'what two output pixels read'
         for axes, title in zip(panels, titles):
             axes.set(xticks=[], yticks=[])
             axes.set_title(title, fontsize=12)

@@ -225,6 +225,8 @@ def test_a_name_of_freeze_that_is_none(capsys):
     with pytest.raises(SystemExit):
         load_tool('train').parse_args(['a.py', '--freeze', 'backbone'])
     assert "invalid choice: 'backbone'" in capsys.readouterr().err
+    args = load_tool('train').parse_args(['a.py', '--freeze', 'neck'])
+    assert args.freeze == 'all-but-neck'
     with pytest.raises(ValueError, match="'upsamplers', 'neck', got 'backbone'"):
         FreezeHook('backbone')
 

@@ -109,6 +109,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'a time (default: 200)',
     )
     parser.add_argument(
+        '--figure',
+        metavar='FILE.pdf',
+        help='the whole comparison in one figure for a column of a paper, or a slide; '
+        '.pdf, .svg or .png',
+    )
+    parser.add_argument(
         '--report-only',
         action='store_true',
         help='train and test nothing: the report of what is finished, with any '
@@ -143,7 +149,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.join:
         # the folders say what they hold
         taken = {'join', 'work_dir', 'baseline', 'image_groups', 'report_only', 'trust'}
-        taken |= {'traceback', 'data'}
+        taken |= {'traceback', 'data', 'figure'}
         unused = [
             f'--{key.replace("_", "-")}'
             for key, value in vars(args).items()
@@ -165,11 +171,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ..comparison.compare import compare, join
 
     if args.join:
-        values = {key: getattr(args, key) for key in ('image_groups', 'trust', 'data')}
+        keys = ('image_groups', 'trust', 'data', 'figure')
+        values = {key: getattr(args, key) for key in keys}
         return join(args.join, args.work_dir, args.baseline, **values)
     names = ['configs', 'upsamplers', 'seeds', 'work_dir', 'baseline', 'cfg_options']
     names += ('launcher', 'processes', 'jobs', 'amp', 'auto_scale_lr', 'image_groups')
-    names += ('report_only', 'dry_run')
+    names += ('report_only', 'dry_run', 'figure')
     return compare(
         **{name: getattr(args, name) for name in names},
         slurm=dict(args.slurm),

@@ -18,15 +18,24 @@ from .arguments import (
 
 
 class _PairModels(argparse.Action):
-    """Turn CONFIG CHECKPOINT CONFIG CHECKPOINT ... into a list of pairs."""
+    """Turn CONFIG CHECKPOINT CONFIG CHECKPOINT ... into a list of pairs.
+
+    The folder of a run stands for its config and, as None, its last checkpoint.
+    """
 
     def __call__(self, parser, namespace, values, option_string=None):
-        if len(values) % 2:
-            parser.error(
-                f'give a checkpoint after each config, got {len(values)} paths: '
-                + ' '.join(values)
-            )
-        namespace.models = list(zip(values[::2], values[1::2]))
+        namespace.models, left = [], list(values)
+        while left:
+            first = left.pop(0)
+            if Path(first).is_dir():
+                namespace.models.append((str(Path(first).resolve()) + '.py', None))
+            elif left:
+                namespace.models.append((first, left.pop(0)))
+            else:
+                parser.error(
+                    f'give a checkpoint after each config, got {len(values)} paths: '
+                    + ' '.join(values)
+                )
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -38,8 +47,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='+',
         action=_PairModels,
         metavar='CONFIG CHECKPOINT',
-        help='one or more detectors, each a config and its checkpoint; images and '
-        "ground truth are those of the first config's test_dataloader",
+        help='one or more detectors, each a config and its checkpoint, or the folder '
+        'of a run of a comparison; images and ground truth are those of the first '
+        "config's test_dataloader",
     )
     which = shared.add_mutually_exclusive_group()
     which.add_argument(
@@ -115,6 +125,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "detector's kernels for one source pixel differ most)",
     )
     command.add_argument(
+        '--at',
+        type=_position,
+        metavar='X,Y',
+        help='column and row of a pixel of the image instead',
+    )
+    command.add_argument(
         '--num-positions',
         type=int,
         default=3,
@@ -155,6 +171,22 @@ def _position(text: str) -> tuple[int, int]:
     return x, y
 
 
+def _last_checkpoint(config: str, checkpoint: str | None) -> tuple[str, str]:
+    """A config and its checkpoint, which is the last of its run if it is None."""
+    from ..engine import latest_checkpoint
+
+    if checkpoint is None:
+        folder = config[: -len('.py')]
+        last = latest_checkpoint(Path(folder))
+        if last is None or not Path(config).is_file():
+            raise FileNotFoundError(
+                f'{folder} is not the folder of a run, which has a checkpoint inside '
+                f'and {config} beside it; give CONFIG CHECKPOINT instead'
+            )
+        checkpoint = str(last)
+    return config, checkpoint
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw what the arguments say."""
     values = vars(parse_args(argv))
@@ -164,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     use_safe_loaders()
     del values['traceback']
+    values['models'] = [_last_checkpoint(*pair) for pair in values['models']]
     getattr(show, f'show_{values.pop("command")}')(**values)
 
 

@@ -257,6 +257,7 @@ def report_all(
     work_dir: str | Path,
     baseline: str | None,
     image_groups: int,
+    figure: str | Path | None = None,
     data: str | Path | None = None,
     joined: bool = False,
 ) -> bool:
@@ -301,6 +302,8 @@ def report_all(
     )
     summary.save(found, work_dir)
     page = report.save(found, work_dir)
+    if figure:
+        report.save_figure(found, figure)
     best = found.rows[0]
     head, *body = summary.accuracy_table(found)
     progress.clear()
@@ -312,6 +315,8 @@ def report_all(
     if found.without:
         print(found.without, file=sys.stderr)
     print(f'costs, differences, pictures: {page} and comparison.md beside it')
+    if figure:
+        print(f'figure: {figure}')
     return True
 
 
@@ -320,6 +325,7 @@ def report_again(
     work_dir: str | Path,
     baseline: str | None,
     image_groups: int,
+    figure: str | Path | None = None,
 ) -> int:
     """Evaluate runs that were only tested, and report the finished ones."""
     failed = False
@@ -335,7 +341,8 @@ def report_again(
             f'--report-only: no run in {work_dir} is finished; the same command '
             f'without it trains them'
         )
-    return int(not report_all(planned, work_dir, baseline, image_groups) or failed)
+    reported = report_all(planned, work_dir, baseline, image_groups, figure)
+    return int(not reported or failed)
 
 
 def check_baseline(planned: list[Run], baseline: str | None) -> str | None:
@@ -359,6 +366,7 @@ def join(
     image_groups: int = 200,
     trust: bool = False,
     data: str | Path | None = None,
+    figure: str | Path | None = None,
 ) -> int:
     """Report the finished runs of several comparisons together.
 
@@ -373,6 +381,7 @@ def join(
         data (str | Path, optional): Folder that the data were moved to, as
             :func:`~dlu_mmdet.config.use_dataset_folder` takes it, for kinds of error
             and images. Defaults to where they were.
+        figure (str | Path, optional): See :func:`compare`.
 
     Returns:
         int: Exit status: 0, or 1 without a finished run.
@@ -383,6 +392,8 @@ def join(
     """
     use_safe_loaders()
     _check_least(image_groups=(image_groups, 100))
+    if figure:
+        report.check_figure(figure)
     if Path(work_dir, 'plan.json').exists():
         raise ValueError(
             f'--work-dir {work_dir} already holds a comparison, whose report '
@@ -392,7 +403,9 @@ def join(
     baseline = check_baseline(planned, baseline)
     for sentence in check_inputs(planned):
         print(sentence, file=sys.stderr)
-    reported = report_all(planned, work_dir, baseline, image_groups, data, joined=True)
+    reported = report_all(
+        planned, work_dir, baseline, image_groups, figure, data, joined=True
+    )
     return 0 if reported else 1
 
 
@@ -419,6 +432,7 @@ def compare(
     amp: bool = False,
     auto_scale_lr: bool = False,
     image_groups: int = 200,
+    figure: str | Path | None = None,
     report_only: bool = False,
     dry_run: bool = False,
     **data: Any,
@@ -446,6 +460,8 @@ def compare(
         auto_scale_lr (bool): Scale the learning rate with the batch size.
         image_groups (int): Number of groups of test images, at most; the intervals
             leave out one group at a time.
+        figure (str | Path, optional): A .pdf, .svg or .png file for the comparison in
+            one figure of the width of a column.
         report_only (bool): Train and test nothing.
         dry_run (bool): Time a few iterations, and print what would run.
         **data: See :func:`~dlu_mmdet.config.custom_data.prepare_data`.
@@ -465,6 +481,8 @@ def compare(
     _check_least(
         processes=(number, 1), jobs=(at_a_time, 1), image_groups=(image_groups, 100)
     )
+    if figure:
+        report.check_figure(figure)
     if slurm and not in_slurm:
         raise ValueError('--slurm is for jobs of --launcher slurm; give both, or none')
     flags = ['--amp'] * amp + ['--auto-scale-lr'] * auto_scale_lr
@@ -484,7 +502,7 @@ def compare(
         )
         base = check_baseline(planned, baseline)
         if report_only:
-            return report_again(planned, work_dir, base, image_groups)
+            return report_again(planned, work_dir, base, image_groups, figure)
         if dry_run and in_slurm:
             dry_run_in_slurm(planned, launch, slurm or {}, at_a_time)
             return 0
@@ -494,7 +512,7 @@ def compare(
         events = start(planned, launch, launcher, at_a_time, slurm or {}, children)
         prepare(planned, work_dir, launch, cfg_options)
         failed = run_all(planned, events, min(at_a_time, len(planned)))
-        reported = report_all(planned, work_dir, base, image_groups)
+        reported = report_all(planned, work_dir, base, image_groups, figure)
         if failed:
             print(f'failed: {", ".join(map(title, failed))}', file=sys.stderr)
         return 0 if reported and not failed else 1

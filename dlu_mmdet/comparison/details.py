@@ -12,18 +12,29 @@ from ..config import use_dataset_folder
 from ..datasets.coco_io import COCO
 from ..datasets.preflight import iter_datasets
 from ..evaluation.average_precision import (
+    PRIMARY,
+    Evaluation,
     MetricDifference,
     leave_out,
     score_differences,
 )
-from ..evaluation.coco_results import result_files, save_coco_results
+from ..evaluation.coco_results import (
+    coco_results,
+    result_files,
+    save_coco_results,
+)
 from ..evaluation.error_types import KINDS, ErrorEvaluation
 from ..evaluation.instances import Objects, detections_of, objects_of
+from ..evaluation.sizes import evaluate_sizes
 from .collect import read_predictions
 from .gallery import Gallery
 from .inputs import content_hash
+from .octaves import octaves_of
 from .plan import box_evaluator, classes_of
 from .runs import Run
+
+# beside the keys of the octaves
+ERRORS, MASKS = 'error', 'mask metric'
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Breakdown:
         means (dict[str, dict[str, float | None]]): Mean over the seeds, by upsampler
             and score.
         differences (dict[str, dict[str, MetricDifference]]): By upsampler and score;
-            all p-values are corrected together.
+            the p-values of those that are tested are corrected together.
     """
 
     counts: dict[str, dict[str, int]]
@@ -49,6 +60,7 @@ class Breakdown:
         scores: Mapping[str, Mapping[int, np.ndarray]],
         baseline: str,
         counts: dict[str, dict[str, int]],
+        tested: Sequence[str],
     ) -> Breakdown:
         """Summarize (1 + groups, len(counts)) scores by upsampler and seed."""
         means = {
@@ -58,9 +70,7 @@ class Breakdown:
             }
             for name, own in scores.items()
         }
-        return cls(
-            counts, means, score_differences(scores, baseline, counts, [*counts])
-        )
+        return cls(counts, means, score_differences(scores, baseline, counts, tested))
 
 
 @dataclass(frozen=True)
@@ -69,15 +79,24 @@ class Details:
 
     Attributes:
         errors (Breakdown): AP50 that mending each kind of error would give.
+        sizes (dict[str, Breakdown]): AP by octaves of object size, by what size is
+            measured in.
+        masks (Breakdown): COCO's metrics of masks; empty without masks.
         gallery (Gallery): The images with objects and detections.
     """
 
     errors: Breakdown
+    sizes: dict[str, Breakdown]
+    masks: Breakdown
     gallery: Gallery
 
     def to_json(self) -> dict:
         """A part of ``comparison.json``."""
-        return dict(errors=asdict(self.errors))
+        sizes = {name: asdict(each) for name, each in self.sizes.items()}
+        found = dict(errors=asdict(self.errors), sizes=sizes)
+        if self.masks.counts:
+            found['masks'] = asdict(self.masks)
+        return found
 
 
 @dataclass(frozen=True)
@@ -173,19 +192,57 @@ def details_of(
     weights = leave_out(len(truth.objects), groups)
     weights = np.concatenate([np.ones_like(weights[:1]), weights])
     gallery = Gallery(truth.coco, truth.classes, truth.objects, truth.folder)
+    octaves = octaves_of(runs[0].cfg, {i: truth.coco.imgs[i] for i in truth.objects})
+    sizes = [(key, name) for key, each in octaves.items() for name in each.names]
+    metrics = {size: (a, slice(None)) for a, size in enumerate(sizes)}
     scores: dict[str, dict[int, np.ndarray]] = {}
     for number, run in enumerate(runs, 1):
         samples = read_predictions(run.predictions, num_classes)
         if add_results and not result_files(run.predictions)['bbox'].exists():
             save_coco_results(samples, truth.category_ids, run.predictions)
         found = detections_of(samples)
+        masks = None
+        if any('masks' in sample['pred_instances'] for sample in samples[:1]):
+            masks = coco_results(samples, truth.category_ids)['segm']
         del samples
         if run.name not in scores:
             gallery.add(run.name, run.seed, run.work_dir, found)
-        evaluation = ErrorEvaluation.of(truth.objects, found, num_classes)
-        scores.setdefault(run.name, {})[run.seed] = evaluation.gains(weights)
+        errors = ErrorEvaluation.of(truth.objects, found, num_classes)
+        sized = evaluate_sizes(truth.objects, found, num_classes, [*octaves.values()])
+        parts = [errors.gains(weights), sized.metrics(weights, sizes, metrics)]
+        if masks:
+            ids = truth.category_ids
+            masked = Evaluation.from_coco(truth.coco, masks, ids, 'segm')
+            parts.append(masked.metrics(weights))
+        scores.setdefault(run.name, {})[run.seed] = np.concatenate(parts, axis=1)
         progress(number, len(runs))
     kept = [own.labels[~own.crowd] for own in truth.objects.values()]
     count = dict(objects=sum(map(len, kept)), images=sum(len(own) > 0 for own in kept))
-    errors = Breakdown.of(scores, baseline, {kind: dict(count) for kind in KINDS})
-    return Details(errors, gallery)
+    counts = {(ERRORS, kind): count for kind in KINDS}
+    counts.update(sized.counts(metrics))
+    with_masks = all(
+        values.shape[1] > len(counts)
+        for own in scores.values()
+        for values in own.values()
+    )
+    if with_masks:
+        counts.update({(MASKS, key): c for key, c in masked.counts().items()})
+
+    def breakdown(part: str) -> Breakdown:
+        chosen = {
+            name: (column, each)
+            for column, ((group, name), each) in enumerate(counts.items())
+            if group == part and each['objects']
+        }
+        columns = [column for column, _ in chosen.values()]
+        own = {
+            name: {seed: values[:, columns] for seed, values in seeds.items()}
+            for name, seeds in scores.items()
+        }
+        named = {name: each for name, (_, each) in chosen.items()}
+        # the other metrics of masks are exploratory, as those of boxes are
+        tested = (PRIMARY,) if part == MASKS else [*named]
+        return Breakdown.of(own, baseline, named, tested)
+
+    by_size = {key: breakdown(key) for key in octaves}
+    return Details(breakdown(ERRORS), by_size, breakdown(MASKS), gallery)

@@ -188,8 +188,8 @@
   const title = node('h3');
   const panels = node('div', { className: 'panels' });
   const command = node('pre');
-  const hint = node('p', { textContent: 'Select a box to get the command that shows how '
-    + 'each upsampler made the features there.' });
+  const hint = node('p', { textContent: 'Select a box to get the commands that show the '
+    + 'kernels there and the features of both upsamplers.' });
   const buttons = [['Previous', -1], ['Next', 1]].map(([text, step]) => {
     const made = node('button', { type: 'button', textContent: text });
     made.addEventListener('click', () => turn(step));
@@ -270,8 +270,9 @@
     const chosen = [...new Set([controls.a.value, controls.b.value])];
     const runs = chosen.map((u) => quoted(data.upsamplers[u].run)).join(' ');
     const at = `${Math.round(x + width / 2)},${Math.round(y + height / 2)}`;
-    command.textContent = `dlu_mmdet visualize kernels ${runs} --image-ids `
-      + `${quoted(image.id)} --at ${at}`;
+    const start = 'dlu_mmdet visualize';
+    const end = `${runs} --image-ids ${quoted(image.id)}`;
+    command.textContent = `${start} kernels ${end} --at ${at}\n${start} upsampling ${end}`;
   }
 
   window.addEventListener('hashchange', recall);

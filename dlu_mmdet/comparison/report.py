@@ -9,24 +9,25 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from jinja2 import Environment
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..evaluation.average_precision import MIN_IMAGES, MetricDifference
+from ..utils.files import check_writable
 from ..utils.plotting import DPI, GRAY, PALETTE, interval_key, legend_below, style
 from ..utils.tables import printable
+from .details import ERRORS, MASKS, Breakdown
 from .gallery import SCORE_THR
 from .runs import write
 from .summary import (
-    ERROR_NOTE,
     Row,
     Summary,
-    accuracy_table,
-    breakdown_table,
-    cost_table,
-    difference_table,
+    breakdowns,
     notes,
+    tables,
 )
 
 _PAGE = """<!DOCTYPE html>
@@ -234,6 +235,131 @@ def plot_learning(summary: Summary) -> Figure:
     return figure
 
 
+@style()
+def plot_sizes(found: Breakdown, summary: Summary, label: str) -> Figure:
+    """Plot AP over octaves of size, and the differences to the baseline.
+
+    Args:
+        found (Breakdown): AP by octave.
+        summary (Summary): The comparison.
+        label (str): What size is measured in.
+
+    Returns:
+        Figure: Bars are 95 % intervals. Filled: significant at 5 % after correction.
+            Octaves with too few images for an interval are left out.
+    """
+    colors = _colors(summary.rows)
+    names = [row.name for row in summary.rows]
+    enough = [n for n, c in found.counts.items() if c['images'] >= MIN_IMAGES]
+    sizes = enough or [*found.counts]
+    figure, axes = new_figure(1 + bool(found.differences), 4.6)
+    places = np.arange(len(sizes))
+    for name in names:
+        values = np.array([found.means[name][size] for size in sizes], float)
+        axes[0].plot(places, values, 'o-', color=colors[name], label=name)
+    axes[0].set_ylabel('AP')
+    others = [name for name in names if name in found.differences]
+    for number, name in enumerate(others):
+        # side by side, so that bars do not hide each other
+        shift = 0.6 * ((number + 0.5) / len(others) - 0.5)
+        for place, size in zip(places, sizes):
+            each = found.differences[name][size]
+            x, color = place + shift, colors[name]
+            if each.low is not None:
+                axes[1].plot([x, x], [each.low, each.high], color=color)
+            face = color if each.significant else 'white'
+            axes[1].plot(x, each.difference, 'o', color=color, markerfacecolor=face)
+    if others:
+        axes[1].axhline(0, color='black', linewidth=0.8)
+        axes[1].set_ylabel(f'AP minus that of {summary.baseline}')
+    ticks = [f'{size}\n{found.counts[size]["objects"]:,}' for size in sizes]
+    for axis in axes:
+        axis.set_xticks(places, ticks, rotation=35, ha='right')
+        axis.set_xlabel(f'{label}; number of objects')
+    legend_below(figure, axes[0].get_legend_handles_labels()[0])
+    return figure
+
+
+#: Width of the figure for a paper: a column of a page of two, in inches.
+COLUMN = 3.4
+#: File types of the figure for a paper.
+FIGURE_TYPES = ('.pdf', '.svg', '.png')
+
+
+def check_figure(path: str | Path) -> None:
+    """Check before the work that the figure for a paper can be written.
+
+    Raises:
+        ValueError: If the file type is another one, or the file cannot be written.
+    """
+    if Path(path).suffix.lower() not in FIGURE_TYPES:
+        raise ValueError(
+            f'--figure must end with {", ".join(FIGURE_TYPES)}, got {path}; .pdf and '
+            f'.svg are vector graphics'
+        )
+    check_writable(path)
+
+
+@style()
+def plot_overview(summary: Summary) -> Figure:
+    """Plot a comparison for a column of a paper, or a slide.
+
+    Args:
+        summary (Summary): The comparison.
+
+    Returns:
+        Figure: A line for each upsampler: AP, or its difference to the baseline with
+            the 95 % interval (filled: significant), the same of what localization
+            errors cost, and the neck's latency.
+    """
+    baseline = summary.baseline
+    rows = [row for row in summary.rows[::-1] if row.name != baseline]
+    panels: list[tuple[str, list[MetricDifference | float | None]]] = []
+    if summary.differences:
+        own = [summary.differences.get(row.name, {}).get('AP') for row in rows]
+        panels.append((f'AP, minus\n{baseline}', [*own]))
+        if summary.details:
+            errors = summary.details.errors.differences
+            lost = [errors.get(row.name, {}).get('localization') for row in rows]
+            panels.append(('localization\nerrors, the same', [*lost]))
+    else:
+        rows = summary.rows[::-1]
+        panels.append(('AP', [row.ap.mean for row in rows]))
+    panels.append(('neck, ms', [row.costs.neck_ms for row in rows]))
+    height = 0.75 + 0.2 * len(rows)
+    figure, axes = new_figure(len(panels), height, COLUMN / len(panels), sharey=True)
+    color = PALETTE[0]
+    for axis, (label, values) in zip(axes, panels):
+        for y, value in enumerate(values):
+            if value is None:
+                continue
+            if isinstance(value, float):
+                axis.plot([0, value], [y, y], color=GRAY, linewidth=3)
+                continue
+            if value.low is not None:
+                axis.plot([value.low, value.high], [y, y], color=color, linewidth=1)
+            face = color if value.significant else 'white'
+            axis.plot(value.difference, y, 'o', color=color, mfc=face, markersize=3.5)
+            axis.axvline(0, color='black', linewidth=0.5)
+        axis.set_xlabel(label, fontsize=6.5)
+        axis.tick_params(labelsize=6.5)
+        axis.locator_params(axis='x', nbins=2)
+        axis.grid(False, axis='y')
+    axes[0].set_yticks(range(len(rows)), [row.name for row in rows])
+    axes[0].set_ylim(-0.6, len(rows) - 0.4)
+    return figure
+
+
+def save_figure(summary: Summary, path: str | Path) -> None:
+    """Write :func:`plot_overview` to a file of :data:`FIGURE_TYPES`."""
+    # text stays text: fonts are embedded whole, and a program can edit them
+    with matplotlib.rc_context({'pdf.fonttype': 42, 'svg.fonttype': 'none'}):
+        buffer = io.BytesIO()
+        kind = Path(path).suffix[1:].lower()
+        plot_overview(summary).savefig(buffer, format=kind, dpi=300)
+    write(Path(path), buffer.getvalue())
+
+
 @dataclass(frozen=True)
 class Part:
     """A section of the page; without a heading it goes on with the one before."""
@@ -254,7 +380,12 @@ class Part:
     def shown(self) -> tuple[str, str, str, list[list[str]] | None]:
         """Heading, text, figure in base64 and table, for the template."""
         cells = self.table and [[printable(c) for c in line] for line in self.table]
-        return self.heading, self.text, base64.b64encode(self.png).decode(), cells
+        return (
+            self.heading,
+            printable(self.text),
+            base64.b64encode(self.png).decode(),
+            cells,
+        )
 
 
 #: What the images of the page show.
@@ -278,25 +409,29 @@ def save(summary: Summary, work_dir: str | Path) -> Path:
         Path: The HTML page.
     """
     work_dir = Path(work_dir)
-    parts = [
-        Part('Accuracy', plot_accuracy(summary.rows), accuracy_table(summary)),
-        Part('Cost', None, cost_table(summary.rows)),
-        Part('Learning curves', plot_learning(summary)),
+    headings = [
+        ('Accuracy', plot_accuracy(summary.rows)),
+        ('Cost', None),
+        (f'Differences to {summary.baseline}', None),
     ]
     if summary.differences:
-        title = f'Differences to {summary.baseline}'
-        table = difference_table(summary.differences, summary.baseline)
-        parts.insert(1, Part(title, plot_differences(summary), table))
-    if summary.details:
-        errors = summary.details.errors
-        parts.append(Part('Kinds of error', None, breakdown_table(errors), ERROR_NOTE))
-        if errors.differences:
-            table = difference_table(errors.differences, summary.baseline, 'error')
-            parts.append(Part('', None, table))
+        headings[2] = headings[2][0], plot_differences(summary)
+    for _, found, key in breakdowns(summary):
+        title, figure = {ERRORS: 'Kinds of error', MASKS: 'Masks'}.get(key, ''), None
+        if not title:
+            title, figure = f'AP by {key}', plot_sizes(found, summary, key)
+        headings += [(title, figure), ('', None)]
+    parts = [
+        Part(heading, figure, table, text)
+        for (heading, figure), (text, table, _) in zip(headings, tables(summary))
+        if table[1:]
+    ]
+    parts.append(Part('Learning curves', plot_learning(summary)))
     for part in parts:
         if part.figure:
-            file = f'comparison_{part.heading.lower().split()[0]}.png'
-            write(work_dir / file, part.png)
+            name = part.heading.lower().replace(' ', '_')
+            name = name if name.startswith('ap_by') else name.split('_')[0]
+            write(work_dir / f'comparison_{name}.png', part.png)
     gallery = None
     if summary.details:
         gallery = summary.details.gallery.write(work_dir, summary.baseline)

@@ -9,7 +9,7 @@ import math
 import os
 import platform
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -42,11 +42,12 @@ from ..evaluation.complexity import detector_complexity, input_channels
 from ..necks import upsampler_cfg, upsampler_name
 from ..ops import library
 from ..upsamplers import split_file, upsampler_class
-from ..utils.tables import printable, to_json, to_markdown
+from ..utils.tables import escape, printable, to_json, to_markdown
 from ..utils.timing import interleaved, peak_memory
 from .collect import evaluate, results
-from .details import Breakdown, Details, details_of
+from .details import MASKS, Breakdown, Details, details_of
 from .inputs import image_names, leaves
+from .octaves import INPUT, RELATIVE
 from .runs import Divergence, Run, RunResult, write
 
 #: Box AP of R50 FPN 1x on COCO 2017 val, measured by others with these configs' data,
@@ -648,6 +649,100 @@ def cost_table(rows: Sequence[Row]) -> list[list[str]]:
     return table
 
 
+def _listed(items: Sequence[str]) -> str:
+    """'a', 'a and b' or 'a, b and c', up to six."""
+    if len(items) > 6:
+        items = [*items[:5], f'{len(items) - 5} more']
+    return ' and '.join(filter(None, [', '.join(items[:-1]), *items[-1:]]))
+
+
+def accuracy_sentence(summary: Summary) -> str:
+    """What the table of accuracy shows."""
+    best, *others = summary.rows
+    text = f'{best.name} has the highest mean AP, {_digits(best.ap.mean, 3)}'
+    if others:
+        text += f', and {others[-1].name} the lowest, {_digits(others[-1].ap.mean, 3)}'
+    return f'{text}.'
+
+
+def cost_sentence(rows: Sequence[Row]) -> str:
+    """What the table of costs shows."""
+    slow, quick = (pick(rows, key=lambda r: r.costs.neck_ms) for pick in (max, min))
+    text = f'The neck takes {quick.costs.neck_ms:.1f} ms with {quick.name}'
+    if slow is not quick:
+        text += f' and {slow.costs.neck_ms:.1f} ms with {slow.name}'
+    return f'{text}.'
+
+
+def difference_sentence(
+    differences: Mapping[str, Mapping[str, MetricDifference]], baseline: str
+) -> str:
+    """What a table of differences shows: those that are significant, if any."""
+    tested = [
+        (f'{name} in {metric} ({found.difference:+.3f})', found.significant)
+        for name, own in differences.items()
+        for metric, found in own.items()
+        if found.significant is not None
+    ]
+    if not tested:
+        return (
+            f'No difference to {baseline} is tested: that takes two seeds and '
+            f'{MIN_IMAGES} images with objects.'
+        )
+    found = [text for text, significant in tested if significant]
+    if not found:
+        return (
+            f'None of the {len(tested)} tested differences to {baseline} is '
+            f'significant.'
+        )
+    return (
+        f'{len(found)} of the {len(tested)} tested differences to {baseline} '
+        f'{"is" if len(found) == 1 else "are"} significant: {_listed(found)}.'
+    )
+
+
+def breakdown_sentence(found: Breakdown, heading: str, baseline: str) -> str:
+    """What a table of scores shows: where each upsampler differs most."""
+    if heading == 'error':
+        means = {
+            key: np.mean([own[key] or 0 for own in found.means.values()])
+            for key in found.counts
+        }
+        worst = max(means, key=means.__getitem__)
+        text = (
+            f'The most AP50 is lost to {worst} errors, {means[worst]:.3f} on average.'
+        )
+        if worst == 'missed':
+            text = f'The most AP50 is lost to missed objects, {means[worst]:.3f}.'
+    else:
+        text = ''
+    most = []
+    for name, own in found.differences.items():
+        known = {
+            key: each.difference
+            for key, each in own.items()
+            if each.images >= MIN_IMAGES and np.isfinite(each.difference)
+        }
+        if known:
+            key = max(known, key=lambda key: abs(known[key]))
+            most.append(f'{name} at {key} ({known[key]:+.3f})')
+    if most:
+        text += f' The largest differences to {baseline}: {_listed(most)}.'
+    return text.strip()
+
+
+def breakdowns(summary: Summary) -> list[tuple[str, Breakdown, str]]:
+    """Note, scores and what they are by, of each breakdown."""
+    if not summary.details:
+        return []
+    sizes, masks = summary.details.sizes, summary.details.masks
+    return [
+        (ERROR_NOTE, summary.details.errors, 'error'),
+        *((SIZE_NOTES[key], sizes[key], key) for key in sizes),
+        *([(MASK_NOTE, masks, MASKS)] if masks.counts else []),
+    ]
+
+
 def breakdown_table(found: Breakdown) -> list[list[str]]:
     """Header and rows: the scores of every upsampler."""
     return [
@@ -738,6 +833,29 @@ ERROR_NOTE = (
 )
 
 
+#: What the tables of sizes show.
+SIZE_NOTES = {
+    RELATIVE: (
+        "AP by octaves of the square root of an object's area over that of its image, "
+        'mean over the seeds. Areas are the annotated ones, as for APs, APm and APl. '
+        'All differences of this table are corrected together.'
+    ),
+    INPUT: (
+        "AP by octaves of the square root of a box's area in pixels, after the "
+        'resizing of the test pipeline, mean over the seeds. In brackets is the level '
+        'of the pyramid that a two-stage detector pools such boxes from. All '
+        'differences of this table are corrected together.'
+    ),
+}
+
+
+#: What the table of masks shows.
+MASK_NOTE = (
+    'AP of masks as pycocotools finds it, mean over the seeds. The differences in AP '
+    'are corrected together and tested; the other metrics are exploratory.'
+)
+
+
 def difference_note(summary: Summary) -> str:
     """Note on how the differences and their intervals are computed."""
     tested = [
@@ -765,6 +883,23 @@ def difference_note(summary: Summary) -> str:
     return text
 
 
+def tables(summary: Summary) -> Iterator[tuple[str, list[list[str]], int]]:
+    """What each table shows, the table, and the number of its columns of text."""
+    baseline = summary.baseline
+
+    def differences(found: Mapping, heading: str = 'metric') -> tuple:
+        table = difference_table(found, baseline, heading)
+        return difference_sentence(found, baseline), table, 2
+
+    yield accuracy_sentence(summary), accuracy_table(summary), 1
+    yield cost_sentence(summary.rows), cost_table(summary.rows), 1
+    yield differences(summary.differences)
+    for note, found, heading in breakdowns(summary):
+        sentence = breakdown_sentence(found, heading, baseline)
+        yield f'{sentence} {note}', breakdown_table(found), 1
+        yield differences(found.differences, heading)
+
+
 def save(summary: Summary, work_dir: str | Path) -> None:
     """Write comparison.json, .csv and .md.
 
@@ -783,21 +918,8 @@ def save(summary: Summary, work_dir: str | Path) -> None:
         writer.writerow({**row, 'seeds': ' '.join(map(str, row['seeds']))})
     write(work_dir / 'comparison.csv', lines.getvalue())
     parts = []
-    for table, texts in (
-        (accuracy_table(summary), 1),
-        (cost_table(summary.rows), 1),
-        (difference_table(summary.differences, summary.baseline), 2),
-    ):
+    for text, table, texts in tables(summary):
         head, *body = table
         if body:
-            parts.append(to_markdown(head, body, texts))
-    if summary.details:
-        parts.append(ERROR_NOTE)
-        errors = summary.details.errors
-        differences = errors.differences, summary.baseline, 'error'
-        for table in (breakdown_table(errors), difference_table(*differences)):
-            if table[1:]:
-                parts.append(
-                    to_markdown(table[0], table[1:], 2 - (table[0][1] != 'error'))
-                )
+            parts += [escape(text), to_markdown(head, body, texts)]
     write(work_dir / 'comparison.md', '\n\n'.join(parts + notes(summary)) + '\n')

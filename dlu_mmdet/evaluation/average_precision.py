@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from pycocotools.coco import COCO
@@ -92,7 +92,11 @@ class Evaluation:
 
     @classmethod
     def from_coco(
-        cls, coco: COCO, detections: list[dict], category_ids: Sequence[int]
+        cls,
+        coco: COCO,
+        detections: list[dict],
+        category_ids: Sequence[int],
+        iou_type: str = 'bbox',
     ) -> Evaluation:
         """Match detections with pycocotools.
 
@@ -101,6 +105,8 @@ class Evaluation:
             detections (list[dict]): COCO results: ``image_id``,
                 ``category_id``, ``bbox`` (x, y, width, height), ``score``.
             category_ids (Sequence[int]): Categories to evaluate.
+            iou_type (str): 'bbox', or 'segm' for the overlap of masks; detections then
+                have a ``segmentation``. Defaults to 'bbox'.
 
         Returns:
             Evaluation: The matches of all images.
@@ -110,7 +116,7 @@ class Evaluation:
                 coco = coco_io.COCO.completed(coco)
             # loadRes cannot take an empty list
             results = coco.loadRes(detections) if detections else COCO()
-            evaluation = coco_io.COCOeval(coco, results, 'bbox')
+            evaluation = coco_io.COCOeval(coco, results, iou_type)
             evaluation.params.catIds = list(category_ids)
             evaluation.params.maxDets = [MAX_DETECTIONS]
             evaluation.evaluate()
@@ -195,14 +201,16 @@ class Evaluation:
         """Number of images."""
         return self.objects.shape[2]
 
-    def counts(self) -> dict[str, dict[str, int]]:
+    def counts(
+        self, metrics: Mapping[Any, tuple[int, slice]] = METRICS
+    ) -> dict[Any, dict[str, int]]:
         """Number of objects and of images with objects, by metric."""
         return {
             name: dict(
                 objects=int(self.objects[area].sum()),
                 images=int((self.objects[area].sum(axis=0) > 0).sum()),
             )
-            for name, (area, _) in METRICS.items()
+            for name, (area, _) in metrics.items()
         }
 
     def category(self, k: int) -> Evaluation:
@@ -239,8 +247,8 @@ class Evaluation:
     def metrics(
         self,
         weights: np.ndarray,
-        names: Sequence[str] = tuple(METRICS),
-        metrics: Mapping[str, tuple[int, slice]] = METRICS,
+        names: Sequence = tuple(METRICS),
+        metrics: Mapping[Any, tuple[int, slice]] = METRICS,
     ) -> np.ndarray:
         """COCO's metrics of B weighted copies of the data set.
 
@@ -252,8 +260,8 @@ class Evaluation:
 
         Args:
             weights (np.ndarray): (B, I) int, multiplicity of each image.
-            names (Sequence[str]): Metrics, keys of ``metrics``.
-            metrics (Mapping[str, tuple[int, slice]]): Index of the area range and IoU
+            names (Sequence): Metrics, keys of ``metrics``.
+            metrics (Mapping[Any, tuple[int, slice]]): Index of the area range and IoU
                 thresholds of each metric. Defaults to COCO's.
 
         Returns:

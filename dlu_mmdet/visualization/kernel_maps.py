@@ -112,6 +112,10 @@ def has_kernels(upsampler: nn.Module) -> bool:
     return isinstance(upsampler, WITH_KERNELS)
 
 
+class NoKernels(ValueError):
+    """An upsampler has no kernels to show."""
+
+
 def names_with_kernels() -> str:
     """Registered names of the upsamplers with kernels."""
     return ', '.join(
@@ -140,10 +144,11 @@ def kernel_maps(
         KernelMaps: On the CPU.
 
     Raises:
-        ValueError: If the upsampler has no kernels, or no such group.
+        NoKernels: If the upsampler has none.
+        ValueError: If it has no such group.
     """
     if not has_kernels(upsampler):
-        raise ValueError(
+        raise NoKernels(
             f'{type(upsampler).__name__} predicts no kernels; upsamplers with kernels '
             f'are {names_with_kernels()}'
         )
@@ -314,6 +319,32 @@ def visible_size(recording: Recording, maps: KernelMaps) -> tuple[int, int]:
             recording.image.shape, maps.size, recording.padded
         )
     )
+
+
+def position_at(
+    at: tuple[int, int], image: tuple[int, int], size: tuple[int, int]
+) -> tuple[int, int]:
+    """The output position at a pixel of the image.
+
+    Args:
+        at (tuple[int, int]): Column and row of the pixel.
+        image (tuple[int, int]): Height and width of the image.
+        size (tuple[int, int]): Rows and columns of the map inside the image, from
+            :func:`visible_size`.
+
+    Returns:
+        tuple[int, int]: Column and row in the map.
+
+    Raises:
+        ValueError: If the pixel is outside the image.
+    """
+    (x, y), (height, width), (rows, columns) = at, image, size
+    if not (0 <= x < width and 0 <= y < height):
+        raise ValueError(
+            f'--at {x},{y} is outside the image, which has {width} x {height} pixels; '
+            f'give a column below {width} and a row below {height}'
+        )
+    return x * columns // width, y * rows // height
 
 
 def informative_positions(

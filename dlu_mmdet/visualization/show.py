@@ -400,9 +400,25 @@ def _record(detectors: Mapping, infos: Sequence[dict], out: Path) -> list[tuple]
                     f'{name}: features of {info["img_path"]} are not finite; the '
                     'training has diverged, take an earlier checkpoint'
                 )
-        recorded.append((info, recordings))
+        recorded.append((dict(info, ori_shape=data['image'].shape[:2]), recordings))
     print()
     return recorded
+
+
+def _kernels(recordings: Mapping, level: str, group: int) -> tuple[dict, dict]:
+    """Kernels by detector, and why others have none."""
+    maps, without = {}, {}
+    for name, recording in recordings.items():
+        try:
+            maps[name] = kernel_maps.recorded_kernels(recording, level, group)
+        except kernel_maps.NoKernels as error:
+            without[name] = error
+        except ValueError as error:
+            raise ValueError(f'{name}: {error}') from error
+    if not maps:
+        name, error = next(iter(without.items()))
+        raise ValueError(f'{name}: {error}') from error
+    return maps, without
 
 
 def show_kernels(
@@ -411,49 +427,57 @@ def show_kernels(
     *,
     level: str | None = None,
     positions: Sequence[tuple[int, int]] | None = None,
+    at: tuple[int, int] | None = None,
     num_positions: int = 3,
     group: int = 0,
     **options: Any,
 ) -> None:
     """Draw the kernels of upsamplers.
 
-    ``dlu_mmdet visualize kernels`` from Python.
+    ``dlu_mmdet visualize kernels`` from Python. Detectors whose upsamplers have no
+    kernels are left out, if any other has some.
 
     Args:
         models (Sequence[tuple[str, str]]): See :func:`show_detections`.
         out (str | Path): See :func:`show_detections`.
         level (str, optional): The level that is upsampled to. Defaults to the finest.
         positions (Sequence[tuple[int, int]], optional): Columns and rows of its map.
+        at (tuple[int, int], optional): Column and row of a pixel of the image instead.
         num_positions (int): Number of positions, without ``positions``.
         group (int): Channel group, where the upsampler has several.
         **options: See :class:`Options`; ``num_images`` defaults to 1.
 
     Raises:
         FileNotFoundError: If a config, checkpoint or image does not exist.
-        ValueError: If a neck has no such level, or its upsampler no kernels.
+        ValueError: If a neck has no such level, no upsampler has kernels, or a position
+            is outside.
     """
     out = _check_out(out)
-    figures, shown = [], {}
+    if at and positions:
+        raise ValueError('--at and --positions both say where; give one of them')
+    figures, shown, left_out = [], {}, {}
     for info, recordings in record_images(models, out, Options(**options)):
         image = info['name']
         first = next(iter(recordings.values()))
         level = level or min(first.upsamplings, default='P2')
-        maps = {}
-        for name, recording in recordings.items():
-            try:
-                maps[name] = kernel_maps.recorded_kernels(recording, level, group)
-            except ValueError as error:
-                raise ValueError(f'{name}: {error}') from error
+        maps, without = _kernels(recordings, level, group)
+        left_out.update(without)
         for name, each in maps.items():
             shown.setdefault(name, []).append(each)
         chosen = next(iter(maps.values()))
+        first = recordings[next(iter(maps))]
+        size = kernel_maps.visible_size(first, chosen)
+        if at:
+            positions = [kernel_maps.position_at(at, info['ori_shape'], size)]
         picked = positions or kernel_maps.informative_positions(
-            chosen, num_positions, kernel_maps.visible_size(first, chosen)
+            chosen, num_positions, size
         )
         figure = kernel_figure.draw_kernels(first, maps, picked, level, image)
         places = '; '.join(f'{x},{y}' for x, y in picked)
         caption = f'{", ".join(maps)}: kernels of {level} at positions {places}.'
         figures.append((figure, image, [info], caption))
+    for name, error in left_out.items():
+        print(f'{name} is left out: {error}')
     for name, each in shown.items():
         if text := kernel_maps.describe_offsets(each):
             print(f'{name}, {level}: {text}')

@@ -397,7 +397,7 @@ def test_one_command_gives_tables_pictures_and_a_page(compared):
         *('published_ap', 'published_by'),
     ]
     assert ' '.join(summary) == (
-        'baseline num_images rows differences runs diverged environment errors'
+        'baseline num_images rows differences runs diverged environment errors sizes'
     )
     assert ' '.join(found) == (
         'difference low high p p_holm significant seeds objects images'
@@ -408,7 +408,10 @@ def test_one_command_gives_tables_pictures_and_a_page(compared):
     written = json.loads(next(folder.glob('*/*/result.json')).read_text())
     assert {**written, 'name': written['upsampler']} in summary['runs']
     page = (folder / 'report.html').read_text()
-    assert page.count('data:image/png;base64,') == 3
+    assert page.count('data:image/png;base64,') == 5
+    for found in summary['sizes'].values():
+        objects = sum(count['objects'] for count in found['counts'].values())
+        assert objects == summary['errors']['counts']['missed']['objects'] > 0
     assert 'src="http' not in page and 'href=' not in page  # nothing is fetched
     # one picture of each test image, and the kinds of error of both
     assert page.count('data:image/jpeg;base64,') == 8

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +15,17 @@ from dlu_mmdet.comparison import report
 from dlu_mmdet.comparison.details import Breakdown, Details
 from dlu_mmdet.comparison.gallery import Gallery
 from dlu_mmdet.comparison.runs import RunResult
-from dlu_mmdet.comparison.summary import Costs, Environment, Row, Spread, Summary
+from dlu_mmdet.comparison.summary import (
+    Costs,
+    Environment,
+    Row,
+    Spread,
+    Summary,
+    difference_sentence,
+    tables,
+)
 from dlu_mmdet.datasets.coco_io import COCO
-from dlu_mmdet.evaluation.average_precision import METRICS
+from dlu_mmdet.evaluation.average_precision import METRICS, MetricDifference
 from dlu_mmdet.evaluation.error_types import KINDS
 from dlu_mmdet.evaluation.instances import Detections, objects_of
 
@@ -46,7 +55,7 @@ def drive(page, script, address='', width=1200):
     command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom']
     command += [f'--user-data-dir={page.parent / "profile"}', '--timeout=20000']
     command += [f'--window-size={width},800', f'{driven.as_uri()}{address}']
-    text = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    text = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
     found = re.search(r'<pre id="driven">(.*?)</pre>', text, re.S)
     assert found, text[-2000:]
     found = found[1]
@@ -108,7 +117,9 @@ def summary_of(gallery):
         runs=[RunResult.from_json(dict(run, upsampler=n)) for n in ('old', 'new')],
         diverged=[],
         environment=Environment.here('none'),
-        details=Details(Breakdown(count, means, {}), gallery),
+        details=Details(
+            Breakdown(count, means, {}), {}, Breakdown({}, {}, {}), gallery
+        ),
     )
 
 
@@ -173,9 +184,10 @@ def test_sort_filter_and_open(page):
     assert f'{MARKUP} 0.80, classification error' in found['titles']
     assert 'b, not found' in found['titles']
     assert 'image=2' in found['address'] and 'sort=name' in found['address']
-    assert found['command'] == (
-        "dlu_mmdet visualize kernels 'runs/new <' 'runs/old <' --image-ids 2 --at 95,50"
-    )
+    kernels, features = found['command'].splitlines()
+    runs = "'runs/new <' 'runs/old <' --image-ids 2"
+    assert kernels == f'dlu_mmdet visualize kernels {runs} --at 95,50'
+    assert features == f'dlu_mmdet visualize upsampling {runs}'
     assert found['next'] == '3<i>.png'
     assert found['title'] == '2 detectors compared' and found['overflow'] <= 0
 
@@ -244,3 +256,51 @@ def test_photos_of_other_kinds(tmp_path):
         with Image.open(tmp_path / 'small.jpg') as small:
             assert (small.width > small.height) == (size[0] > size[1])
             assert max(small.size) <= module.SIDE
+
+
+def difference(value, significant):
+    return MetricDifference(
+        value, value - 0.01, value + 0.01, 0.01, 0.01, significant, [value], 8, 40
+    )
+
+
+def test_a_figure_for_a_paper_and_a_sentence_a_table(page, tmp_path):
+    summary = summary_of(made_up(tmp_path / 'data', 4))
+    errors = summary.details.errors
+    errors.differences['new'] = {k: difference(-0.02, k == 'missed') for k in KINDS}
+    summary = replace(summary, differences=dict(new=dict(AP=difference(0.05, True))))
+    report.save_figure(summary, tmp_path / 'paper.pdf')
+    content = (tmp_path / 'paper.pdf').read_bytes()
+    # the width of a column in points, and vectors alone
+    width = re.search(rb'/MediaBox \[ 0 0 ([\d.]+)', content)[1]
+    assert float(width) == pytest.approx(3.4 * 72) and b'/Subtype /Image' not in content
+    report.save_figure(summary, tmp_path / 'paper.svg')
+    text = (tmp_path / 'paper.svg').read_text()
+    assert '>new<' in text and '>localization<' in text and '<image' not in text
+    with pytest.raises(
+        ValueError, match=r'--figure must end with \.pdf, .*paper\.docx'
+    ):
+        report.check_figure(tmp_path / 'paper.docx')
+    sentences = [text for text, _, _ in tables(summary)]
+    assert sentences[:3] == [
+        'old has the highest mean AP, 0.500, and new the lowest, 0.500.',
+        'The neck takes 1.0 ms with old.',
+        '1 of the 1 tested differences to old is significant: new in AP (+0.050).',
+    ]
+    assert sentences[3].startswith(
+        'The most AP50 is lost to localization errors, 0.100 on average. The largest '
+        'differences to old: new at localization (-0.020).'
+    )
+    assert sentences[4] == (
+        '1 of the 6 tested differences to old is significant: new in missed (-0.020).'
+    )
+    # without another upsampler, and with nothing significant
+    alone = replace(summary, rows=summary.rows[:1], differences={}, details=None)
+    report.save_figure(alone, tmp_path / 'alone.png')
+    assert [text for text, _, _ in tables(alone)][0] == (
+        'old has the highest mean AP, 0.500.'
+    )
+    found = dict(new=dict(AP=difference(0.001, False)))
+    assert difference_sentence(found, 'old') == (
+        'None of the 1 tested differences to old is significant.'
+    )

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
+from helpers.predictions import samples_of
 from mmdet.evaluation import CocoMetric
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
@@ -13,31 +13,6 @@ from pycocotools.cocoeval import COCOeval
 
 from dlu_mmdet.datasets.shapes import CLASSES
 from dlu_mmdet.evaluation.coco_results import DumpResults, result_files
-
-
-def samples_of(coco, rng, mask_scores=False):
-    """Predictions near the objects, as a test loop hands them to metrics."""
-    for image in coco.imgs.values():
-        objects = coco.loadAnns(coco.getAnnIds(image['id']))
-        boxes = np.array([each['bbox'] for each in objects]).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        masks = np.zeros((len(boxes), image['height'], image['width']), bool)
-        for mask, box in zip(masks, boxes.astype(int)):
-            mask[box[1] : box[3], box[0] : box[2]] = True
-        boxes = boxes + rng.normal(0, 3, boxes.shape)
-        found = dict(
-            bboxes=torch.tensor(boxes, dtype=torch.float32),
-            scores=torch.tensor(rng.random(len(boxes)), dtype=torch.float32),
-            labels=torch.tensor([each['category_id'] - 1 for each in objects]).long(),
-            masks=torch.tensor(masks),
-        )
-        if mask_scores:
-            found['mask_scores'] = found['scores'] / 2
-        yield dict(
-            img_id=image['id'],
-            ori_shape=(image['height'], image['width']),
-            pred_instances=found,
-        )
 
 
 @pytest.mark.parametrize('mask_scores', [False, True])

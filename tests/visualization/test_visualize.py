@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -587,6 +588,31 @@ def test_one_page_holds_all_pictures(detectors, tool, tmp_path, monkeypatch, cap
     assert 'dlu: kernels of P2 at positions ' in page
 
 
+def test_the_folder_of_a_run_and_a_pixel(
+    detectors, tool, tmp_path, monkeypatch, capsys
+):
+    """As the report of a comparison names them; bilinear has no kernels."""
+    config, checkpoint = detectors['dlu']
+    run = tmp_path / 'dlu' / 'seed0'
+    run.mkdir(parents=True)
+    shutil.copy(config, f'{run}.py')
+    shutil.copy(checkpoint, run / 'epoch_1.pth')
+    (run / 'last_checkpoint').write_text(str(run / 'epoch_1.pth'))
+    folder = tmp_path / 'out'
+    args = [*detectors['bilinear'], run, '--at', '56,48', '--out', folder]
+    call(tool, monkeypatch, *args, command='kernels')
+    printed = capsys.readouterr().out
+    assert 'bilinear is left out: Bilinear predicts no kernels' in printed
+    # the middle of the image
+    assert re.search(
+        r'kernels of P2 at positions \d+,\d+\.', (folder / 'index.html').read_text()
+    )
+    (run / 'last_checkpoint').unlink()
+    (run / 'epoch_1.pth').unlink()
+    with pytest.raises(FileNotFoundError, match='seed0 is not the folder of a run'):
+        call(tool, monkeypatch, run, '--out', folder, command='kernels')
+
+
 def test_kernels_that_are_not_there_are_named(detectors, tool, tmp_path, monkeypatch):
     """If it fails, a wrong level, place or upsampler gives a wrong picture."""
 
@@ -598,6 +624,10 @@ def test_kernels_that_are_not_there_are_named(detectors, tool, tmp_path, monkeyp
         kernels('bilinear')
     with pytest.raises(ValueError, match='48,0 is outside the output map of 48 x 48'):
         kernels('dlu', '--positions', '3,4', '48,0')
+    with pytest.raises(ValueError, match='--at 0,999 is outside the image, which has'):
+        kernels('dlu', '--at', '0,999')
+    with pytest.raises(ValueError, match='--at and --positions both say where'):
+        kernels('dlu', '--at', '0,9', '--positions', '3,4')
     with pytest.raises(ValueError, match='level must be .*P2, P3, P4, P5, got .P7'):
         kernels('dlu', '--level', 'P7')
     with pytest.raises(ValueError, match='group must be from 0 to 0, got 1'):

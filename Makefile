@@ -2,6 +2,7 @@
 #              DATA=deeppcb, nuclei or bccd takes real images, which it fetches
 # make test    set up, then lint and run the tests; make test-slow those of minutes
 # make docs    set up, then build the documentation into build/docs
+# make gpu-kit compiled operators for a GPU elsewhere (docs/cuda.md)
 # STACK=openmmlab takes the upstream stack, TORCH=2.1.2 another torch, PYTHON=python3.9
 # another Python; each in an environment of its own
 STACK ?= onedl
@@ -53,6 +54,21 @@ test-slow: $(READY)
 .PHONY: test-aarch64
 test-aarch64: $(READY)
 	bash tests/helpers/aarch64.sh $(VENV)/bin/python
+
+# what a first run on a GPU elsewhere takes along (docs/cuda.md), for the Python, torch
+# and compute capability there: make gpu-kit PYTHON=python3.12 TORCH=2.11.0 ARCH=9.0
+ARCH ?= 9.0
+# the sources of any mmcv that is installed here
+MMCV ?= $(firstword $(wildcard .venv*/lib/python3*/site-packages/mmcv/ops/csrc))
+KIT := .venv-gpu-kit-$(PYTHON_IS)-torch$(TORCH)
+.PHONY: gpu-kit
+gpu-kit:
+	$(PYTHON) -m venv $(KIT)
+	@grep -v '^torch' requirements/build.txt > $(KIT)/build.txt
+	$(KIT)/bin/python -m pip --disable-pip-version-check install -q torch==$(TORCH) \
+	    -r $(KIT)/build.txt
+	PATH=$(CURDIR)/$(KIT)/bin:$$PATH $(KIT)/bin/python benchmarks/gpu_check.py \
+	    --build-only --arch $(ARCH) $(if $(MMCV),--mmcv $(MMCV))
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

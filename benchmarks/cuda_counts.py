@@ -4,7 +4,8 @@ The sources are compiled for an H100 with nvcc; the operators are called with CP
 tensors, and their launches are recorded, not run. Some blocks of each launch then run
 on an interpreter of the compiled code (``counts/sass.py``), which counts instructions,
 passes of shared memory and sectors of global memory. From the counts follows how long
-each kernel would take if one unit alone bounded it; the largest is the likely time.
+each kernel would take if one unit alone bounded it. That is a bound and no time: it
+leaves out latency, of which the loads under way in the busiest loop say something.
 
 Needs nvcc and cuobjdump (in the CUDA toolkit, or the package
 nvidia-cuda-cuobjdump). Counted is not measured.
@@ -23,14 +24,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from counts.sass import Counts, Launch, Memory, parse
+from counts.sass import Counts, Instruction, Launch, Memory, parse
 from torch import Tensor
 from torch.utils.cpp_extension import include_paths, library_paths
 
@@ -47,13 +48,12 @@ CLOCK = 1.755e9  # Hz
 SCHEDULERS = 4  # of a processor; each issues a warp instruction a clock
 CONVERSIONS = 0.5  # warp instructions a clock and processor of the unit for MUFU, I2F
 FMAS = 4.0  # the same for FFMA
+FMA = ('FFMA', 'FFMA2', 'DFMA')
 SHARED_PASSES = 1.0  # passes of 128 bytes of shared memory and L1, a clock
 DRAM = 3.0e12  # bytes a second of a copy, as measured on one
 L2 = 5.5e12  # bytes a second
 REGISTERS, WARPS, BLOCKS, SHARED = 65536, 64, 32, 228 << 10  # of a processor
 CACHE = 256 << 10  # bytes of a processor, for shared memory and L1
-EFFICIENCY = 0.6  # of the bounding unit
-MEASURED = ('DRAM', 'L2')  # whose rates are measured ones already
 
 
 def tool(name: str) -> str:
@@ -373,9 +373,8 @@ class Row:
     spills: int
     shared: int
     per_processor: int
+    under_way: int
     limits: dict[str, float]
-    bound: str
-    likely: float
     opcodes: dict[str, float]
     stray: int
 
@@ -410,7 +409,6 @@ def count(
     dtype: torch.dtype,
     memory_format: torch.memory_format,
     blocks: int,
-    efficiency: float,
     spread: float,
 ) -> list[Row]:
     """Count every kernel that an operator launches."""
@@ -438,7 +436,8 @@ def count(
             _row(operator, launch, kernel, counts, opcodes, scale, once, multiply_adds)
         )
         rows[-1].stray = counts.stray + memory.stray
-        _judge(rows[-1], counts, scale, once, efficiency)
+        rows[-1].under_way = loads_under_way(busiest_loop(build.code(launch.kernel)))
+        rows[-1].limits = _limits(opcodes, counts, scale, once)
     return rows
 
 
@@ -468,43 +467,59 @@ def _row(operator, launch, kernel, counts, opcodes, scale, once, multiply_adds) 
         spills=kernel.spills,
         shared=shared,
         per_processor=occupancy(kernel.registers, threads, shared),
+        under_way=0,
         limits={},
-        bound='',
-        likely=0.0,
         opcodes=dict(sorted(opcodes.items(), key=lambda item: -item[1])),
         stray=0,
     )
 
 
-def _judge(
-    row: Row, counts: Counts, scale: float, once: int, efficiency: float
-) -> None:
-    """Fill in the time of each unit alone, and which bounds."""
+def _limits(
+    opcodes: dict[str, float], counts: Counts, scale: float, once: int
+) -> dict[str, float]:
+    """Milliseconds of each unit alone."""
     a_second = PROCESSORS * CLOCK
-    issued = sum(row.opcodes.values())
     seconds = dict(
-        issue=issued / (a_second * SCHEDULERS),
+        issue=sum(opcodes.values()) / (a_second * SCHEDULERS),
         shared=counts.wavefronts * scale / (a_second * SHARED_PASSES),
-        conversions=_sum(row.opcodes, 'MUFU', 'I2F', 'F2I', 'F2F')
+        conversions=_sum(opcodes, 'MUFU', 'I2F', 'F2I', 'F2F')
         / (a_second * CONVERSIONS),
         L2=(sum(counts.sectors.values()) - counts.hits) * scale * 32 / L2,
+        DRAM=once / DRAM,
     )
-    row.limits = {name: value * 1e3 for name, value in seconds.items()}
-    row.limits['DRAM'] = once / DRAM * 1e3
-    likely = {
-        name: value if name in MEASURED else value / efficiency
-        for name, value in row.limits.items()
-    }
-    row.bound = max(likely, key=likely.get)
-    row.likely = likely[row.bound]
+    return {name: value * 1e3 for name, value in seconds.items()}
+
+
+def busiest_loop(code: Sequence[Instruction]) -> list[str]:
+    """Opcodes of the loop with most multiply-adds that has no loop inside."""
+    loops = []
+    for line in code:
+        if line.opcode == 'BRA' and (found := re.search(r'0x(\w+)', line.operands[-1])):
+            loops.append((int(found[1], 16), line.address))
+    loops = [(first, last) for first, last in loops if first < last]
+    inner = [
+        (first, last)
+        for first, last in loops
+        if not any(first <= a and b < last for a, b in loops)
+    ]
+    bodies = [[x.opcode for x in code if a <= x.address <= b] for a, b in inner]
+    return max(bodies, key=lambda body: sum(map(body.count, FMA)), default=[])
+
+
+def loads_under_way(opcodes: Iterable[str]) -> int:
+    """Global loads that a warp has under way: the most without an FMA between them."""
+    longest = run = 0
+    for opcode in opcodes:
+        run = 0 if opcode in FMA else run + (opcode == 'LDG')
+        longest = max(longest, run)
+    return longest
 
 
 HEADER = (
     '| kernel | blocks x threads | once (MB) | floor, FMA floor (ms) | instructions '
     'per 100 FMA | FMAs useful | shared loads, passes per FMA | conflicts | '
-    'sectors used, hits in L1 | '
-    'registers, spills | shared (KB) | blocks per SM | alone (ms): {units} | '
-    'likely (ms) |\n'
+    'sectors used, hits in L1 | loads under way | '
+    'registers, spills | shared (KB) | blocks per SM | alone (ms): {units} |\n'
     '|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|'
 )
 UNITS = ('issue', 'shared', 'conversions', 'L2', 'DRAM')
@@ -521,9 +536,9 @@ def to_markdown(rows: Sequence[Row]) -> str:
             f'{row.fma_useful:.0%} | '
             f'{row.shared_per_fma:.2f}, {row.passes_per_fma:.2f} | '
             f'{row.conflicts:.0%} | {row.useful:.0%}, {row.hits:.0%} | '
+            f'{row.under_way} | '
             f'{row.registers}, {row.spills} | '
-            f'{row.shared / 1024:.0f} | {row.per_processor} | {alone} | '
-            f'{row.likely:.2f} ({row.bound}) |'
+            f'{row.shared / 1024:.0f} | {row.per_processor} | {alone} |'
         )
     return '\n'.join(lines)
 
@@ -547,12 +562,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--layout', choices=LAYOUTS, default='nchw')
     parser.add_argument(
         '--blocks', type=int, default=6, help='blocks of each launch to run'
-    )
-    parser.add_argument(
-        '--efficiency',
-        type=float,
-        default=EFFICIENCY,
-        help='share of its rate that the bounding unit reaches',
     )
     parser.add_argument(
         '--spread',
@@ -580,7 +589,6 @@ def main() -> None:
             getattr(torch, args.dtype),
             LAYOUTS[args.layout],
             args.blocks,
-            args.efficiency,
             args.spread,
         )
         print(f'{operator} counted', file=sys.stderr, flush=True)

@@ -1,9 +1,10 @@
 """A first run on a GPU: python benchmarks/gpu_check.py [--archive FILE].
 
 Compares the operators with the reference, uses them as training does, times them
-beside what they replace, reads the GPU's counters, and runs the memory and race
-checkers. Needs torch, pytest and hypothesis; takes nvcc, ncu, compute-sanitizer, xdist
-and mmcv where they are installed, and neither mmdet nor a network.
+beside what they replace, reads the GPU's counters, trains, and runs the memory and race
+checkers; those in Triton too. Needs torch, pytest and hypothesis; takes nvcc, ncu,
+compute-sanitizer, xdist and mmcv where they are installed, and neither mmdet nor a
+network.
 
 Each step has a time limit, and all have one together. A step that fails or hangs does
 not stop the others. Its result is printed, written to ``--out`` and packed into
@@ -74,6 +75,10 @@ METRICS = (
 NEW_GROUP = {'start_new_session': True}
 if sys.version_info >= (3, 11):
     NEW_GROUP = {'process_group': 0}
+
+
+# what a process prints whose library is missing or for other GPUs
+NOT_LOADED = 'do not load|are not there|no kernel image'
 
 
 class CannotRun(Exception):
@@ -148,20 +153,17 @@ class Check:
         (out / 'report.md').unlink(missing_ok=True)
         if archive:
             archive.parent.mkdir(parents=True, exist_ok=True)
-        # a package that holds the operators and imports no mmdet
-        package = self.alone / 'dlu_mmdet'
-        package.mkdir()
-        (package / '__init__.py').touch()
-        for name in ('ops', 'utils'):
-            (package / name).symlink_to(ROOT / 'dlu_mmdet' / name)
-        self.link_libraries()
+        self.link_package()
 
-    def link_libraries(self) -> None:
-        """Take what is built; the names say for which torch and Python."""
-        for built in (ROOT / 'dlu_mmdet').glob('_C*.so'):
-            link = self.alone / 'dlu_mmdet' / built.name
-            link.unlink(missing_ok=True)
-            link.symlink_to(built)
+    def link_package(self) -> None:
+        """Make a package of the same files that imports no mmdet."""
+        package = self.alone / 'dlu_mmdet'
+        package.mkdir(exist_ok=True)
+        (package / '__init__.py').touch()
+        for path in (ROOT / 'dlu_mmdet').iterdir():
+            link = package / path.name
+            if path.name not in ('__init__.py', '__pycache__') and not link.exists():
+                link.symlink_to(path)
 
     def run(
         self,
@@ -184,6 +186,9 @@ class Check:
         environment['PYTHONPATH'] = os.pathsep.join(paths)
         if self.rehearses:
             environment['CUDA_VISIBLE_DEVICES'] = ''
+        elif not environment.get('DLU_MMDET_BACKEND'):
+            # Triton would stand in for a library that does not load
+            environment['DLU_MMDET_BACKEND'] = 'cuda'
         log = self.out / f'{step.name}.log'
         with log.open('a') as file:
             file.write(f'$ {" ".join(map(str, command))}\n')
@@ -346,20 +351,20 @@ def build(check: Check, step: Step, *options: object, arch: str = '') -> str:
         TORCH_CUDA_ARCH_LIST=arch,
         MAX_JOBS=str(os.cpu_count()),
     )
-    check.link_libraries()
+    check.link_package()
     warnings = len(re.findall(r'\bwarning\b', output))
     return f'built for compute capability {arch}, {warnings} warnings'
 
 
-def operators(check: Check, step: Step) -> str:
+def operators(check: Check, step: Step, backend: str = '') -> str:
     """Load what is built and compare calls; build first where it does not load."""
     script = ROOT / 'tests' / 'package' / 'one_wheel.py'
     command = [sys.executable, script, ROOT, check.device]
     try:
-        return last_line(check.run(step, command))
+        return last_line(check.run(step, command, DLU_MMDET_BACKEND=backend))
     except subprocess.CalledProcessError as error:
         # wrong values do not keep the other steps from running
-        check.loads = not re.search('do not load|no kernel image', error.output)
+        check.loads = not re.search(NOT_LOADED, error.output)
         if check.loads or check.rehearses:
             raise
     built = build(check, step, '--inplace')
@@ -367,9 +372,21 @@ def operators(check: Check, step: Step) -> str:
     return f'{built}, since none fit. {last_line(check.run(step, command))}'
 
 
-def tests(check: Check, step: Step, file: str, select: str) -> str:
+def need(check: Check, backend: str) -> None:
+    """Stop a step whose operators are not here."""
+    if backend != 'triton':
+        check.need_operators()
+    elif check.rehearses:
+        raise CannotRun('on a CPU tests/ops/test_triton.py interprets its kernels')
+    elif not is_installed('triton'):
+        raise CannotRun('Triton is not installed')
+
+
+def tests(
+    check: Check, step: Step, file: str, select: str, backend: str = '', jobs: int = 6
+) -> str:
     """Run tests of the operators; tests/conftest.py needs mmdet, so it is left out."""
-    check.need_operators()
+    need(check, backend)
     command = [
         *(
             sys.executable,
@@ -380,11 +397,17 @@ def tests(check: Check, step: Step, file: str, select: str) -> str:
         ),
         *('-c', ROOT / 'pyproject.toml', '--rootdir', ROOT, '-p', 'no:cacheprovider'),
         *('-o', 'addopts=', '-m', 'not slow', '-k', select, '-v', '-rfE', '--tb=short'),
-        *('--maxfail', 40, *(('-n', 6) if is_installed('xdist') else ())),
+        *('--maxfail', 40, *(('-n', jobs) if is_installed('xdist') else ())),
     ]
     try:
         # 2 where 40 have failed
-        check.run(step, command, ok=(0, 1, 2), OMP_NUM_THREADS='1')
+        check.run(
+            step,
+            command,
+            ok=(0, 1, 2),
+            OMP_NUM_THREADS='1',
+            DLU_MMDET_BACKEND=backend,
+        )
     finally:
         # also of a run that was killed
         log = check.out / f'{step.name}.log'
@@ -403,15 +426,19 @@ def tests(check: Check, step: Step, file: str, select: str) -> str:
     return step.sentence
 
 
-def timings(check: Check, step: Step, dtype: str, layout: str) -> str:
+def timings(
+    check: Check, step: Step, dtype: str, layout: str, backend: str = ''
+) -> str:
     """Times of one dtype and layout, at three sizes and two batches."""
-    check.need_operators()
+    need(check, backend)
     file = check.out / f'{step.name}.json'
     file.unlink(missing_ok=True)
     size = ['--batch', 8, 1, '--rounds', 7]
     if check.rehearses:
         size = ['--batch', 2, 1, '--rounds', 1, '--sizes', '3x4', '4x5']
-    if layout == 'channels_last':  # the slow ones in one layout
+    if backend:
+        size.append('--ours')
+    elif layout == 'channels_last':  # the slow ones in one layout
         size.append('--no-composed')
     command = [
         *(sys.executable, ROOT / 'benchmarks' / 'operators.py', '--no-detector', *size),
@@ -419,7 +446,7 @@ def timings(check: Check, step: Step, dtype: str, layout: str) -> str:
         *('--out', '', '--json', file),
     ]
     try:
-        check.run(step, command)
+        check.run(step, command, DLU_MMDET_BACKEND=backend)
     finally:
         # also of a run that was killed, unless while it wrote
         with suppress(FileNotFoundError, json.JSONDecodeError):
@@ -454,6 +481,28 @@ def timing_table(rows: Sequence[dict]) -> str:
         extra = f'{list(line.values())[-1]["extra"]:.0%}'
         lines.append(f'| {name} | {" | ".join(cells)} | {extra} |')
     return '\n'.join(lines)
+
+
+def training(check: Check, step: Step, backend: str = '') -> str:
+    """Some seconds of training a pyramid with each upsampler, mixed precision."""
+    need(check, backend)
+    options = ['--upsamplers', 'dlu', '--seconds', 4] if backend else ['--seconds', 6]
+    if check.rehearses:
+        options += ['--seconds', 0, '--batch', 1, '--size', 64, 64]
+        options += ['--upsamplers', 'dlu']
+    script = ROOT / 'benchmarks' / 'pyramid_training.py'
+    command = [sys.executable, script, '--device', check.device, *options]
+    try:
+        check.run(step, command, DLU_MMDET_BACKEND=backend)
+    finally:
+        # also of a run that was killed
+        log = check.out / f'{step.name}.log'
+        lines = log.read_text().splitlines() if log.exists() else []
+        step.table = '\n'.join(line for line in lines if line.startswith('|'))
+        step.sentence = next((x for x in lines if x.startswith('ResNet')), '')
+    if re.search(r'\| (nan|inf|-inf) \|', step.table) and not check.rehearses:
+        raise Failed(f'a loss is not finite; {step.sentence}')
+    return step.sentence
 
 
 def kernel_names() -> list[str]:
@@ -573,7 +622,14 @@ def rebuild(check: Check, step: Step) -> str:
 def plan(device: str) -> list[Step]:
     """The steps, the most valuable first: the last get what time is left."""
     select = 'cuda' if device == 'cuda' else ''
-    parity = f'{device} and not sources or wild'
+    parity = partial(
+        tests, file='test_ops_fused.py', select=f'{device} and not sources or wild'
+    )
+    use = partial(tests, file='test_ops_in_use.py', select=select)
+    # its compiler takes a second for each kernel, dtype, layout, K, G and s
+    cases = f'test_same_as_reference and {device}'
+    triton = dict(backend='triton')
+    in_triton = partial(parity, select=cases, jobs=14, **triton)
     time_ = [
         partial(timings, dtype=dtype, layout=layout)
         for layout in ('nchw', 'channels_last')
@@ -581,16 +637,20 @@ def plan(device: str) -> list[Step]:
     ]
     count = [partial(counters, dtype=dtype) for dtype in ('float32', 'bfloat16')]
     rows = [
-        ('facts', facts, 20, 800),
+        ('facts', facts, 20, 700),
         ('operators', operators, 240, 400),
-        ('parity', partial(tests, file='test_ops_fused.py', select=parity), 75, 1300),
-        ('use', partial(tests, file='test_ops_in_use.py', select=select), 75, 1300),
-        ('timings-float32-nchw', time_[0], 40, 1900),
-        ('timings-bfloat16-nchw', time_[1], 40, 1900),
-        ('timings-float32-channels_last', time_[2], 40, 1000),
-        ('timings-bfloat16-channels_last', time_[3], 40, 1000),
-        ('counters-float32', count[0], 45, 700),
-        ('counters-bfloat16', count[1], 45, 700),
+        ('parity', parity, 55, 950),
+        ('use', use, 55, 950),
+        ('timings-float32-nchw', time_[0], 30, 1600),
+        ('timings-bfloat16-nchw', time_[1], 30, 1400),
+        ('timings-float32-channels_last', time_[2], 25, 1000),
+        ('timings-bfloat16-channels_last', time_[3], 25, 1000),
+        ('triton-parity', in_triton, 50, 700),
+        ('triton-timings-float32-nchw', partial(time_[0], **triton), 30, 450),
+        ('counters-float32', count[0], 30, 600),
+        ('counters-bfloat16', count[1], 30, 600),
+        ('training', training, 30, 400),
+        ('triton-training', partial(training, **triton), 15, 300),
         # nothing is timed any more: the compiler may have the CPU
         ('rebuild', rebuild, 240, 200),
         ('memcheck', partial(sanitizer, tool='memcheck'), 120, 300),
@@ -679,19 +739,31 @@ WORKLOADS = dict(counted=counted_calls, profiled=profiled_calls, small=small_cal
 # ---- command line ------------------------------------------------------------------
 
 
-def build_only(check: Check, step: Step, arch: str) -> str:
+def build_only(check: Check, step: Step, arch: str, mmcv: Path | None) -> str:
     """Build in place for a GPU that may be elsewhere, load, list the files to carry."""
     began = time.time()
+    files = []
+    try:
+        import mmcv_carafe
+
+        files.append(mmcv_carafe.build(mmcv_carafe.find_sources(mmcv), arch))
+        theirs = "mmcv's CARAFE built"
+    except (FileNotFoundError, RuntimeError) as error:
+        theirs = f"without mmcv's CARAFE: {last_line(str(error))}"
     built = build(check, step, '--inplace', '--force', arch=arch)
-    loaded = operators(check, step)
-    if 'cuda' not in loaded:
-        raise Failed(f'{built}, but the library does not load: {loaded}')
+    try:
+        loaded = operators(check, step, 'cuda')
+    except subprocess.CalledProcessError as error:
+        raise Failed(
+            f'{built}, but the library does not load: {last_line(error.output)}'
+        ) from error
+    files += sorted(ROOT.glob('dlu_mmdet/_C*.so'))
     step.table = '\n'.join(
         f'{path.relative_to(ROOT)}  {path.stat().st_size / 2**20:.1f} MiB'
-        for path in sorted(ROOT.glob('dlu_mmdet/_C*.so'))
+        for path in files
         if path.stat().st_mtime >= began
     )
-    return f'{built}. {loaded}'
+    return f'{built}. {loaded}. {theirs}'
 
 
 def read_arch(text: str) -> str:
@@ -707,7 +779,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', type=Path, default=Path('work_dirs/gpu_check'))
     parser.add_argument('--archive', type=Path, help='file for a .tar.gz of --out')
     parser.add_argument(
-        '--seconds', type=float, default=540, help='limit of all steps together'
+        '--seconds', type=float, default=550, help='limit of all steps together'
     )
     names = [step.name for step in plan('cuda')]
     parser.add_argument(
@@ -720,6 +792,11 @@ def parse_args() -> argparse.Namespace:
         '--build-only', action='store_true', help='build for --arch; needs no GPU'
     )
     parser.add_argument('--arch', type=read_arch, default='9.0', help='such as sm_90')
+    parser.add_argument(
+        '--mmcv',
+        type=Path,
+        help="for --build-only: mmcv's folder ops/csrc (default: the installed one's)",
+    )
     parser.add_argument('--workload', nargs='+', help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -736,7 +813,8 @@ def main() -> int:
     device = 'cpu' if on_cpu else 'cuda'
     steps = [step for step in plan(device) if step.name in args.only]
     if args.build_only:
-        steps = [Step('build', partial(build_only, arch=args.arch), 3600, 2000)]
+        action = partial(build_only, arch=args.arch, mmcv=args.mmcv)
+        steps = [Step('build', action, 3600, 2000)]
     archive = args.archive and args.archive.resolve()
     seconds = args.seconds * (10 if on_cpu else 1)
     check = Check(args.out.resolve(), seconds, device, archive)

@@ -160,16 +160,20 @@ def unfold_dlu(
 
 
 def backends(device_type: str) -> dict[str, ModuleType]:
-    """The compiled operators of a device by name; add another backend here."""
-    return {'fused': library} if library.is_available(device_type) else {}
+    """The operators of a device that are not plain PyTorch, by the backend's name."""
+    if not library.is_available(device_type):
+        return {}
+    return {library.gpu_backend() if device_type == 'cuda' else 'fused': library}
 
 
 def mmcv_carafe() -> Callable[..., Tensor] | None:
-    """mmcv's CARAFE, which has no CPU version; None where mmcv is missing."""
+    """mmcv's CARAFE, which has no CPU version; None where it is missing."""
     try:
         from mmcv.ops import carafe
     except ImportError:
-        return None
+        from mmcv_carafe import load
+
+        return load()
     return carafe
 
 
@@ -324,6 +328,7 @@ def measure(
     memory_format: torch.memory_format = torch.contiguous_format,
     bandwidth: float = 0.0,
     composed: bool = True,
+    ours: bool = False,
 ) -> list[Row]:
     """Measure every contender at one size, forward and forward + backward.
 
@@ -337,6 +342,8 @@ def measure(
         bandwidth (float): Bytes a second of a copy; measured if 0.
         composed (bool): Whether to run what is composed of PyTorch calls too,
             which is slow.
+        ours (bool): Whether to run nothing but bilinear and the operators of this
+            package.
 
     Returns:
         list[Row]: By direction, then by contender.
@@ -348,6 +355,11 @@ def measure(
     )
     if not composed:
         listed = [c for c in listed if c.name not in COMPOSED]
+    if ours:
+        names = {
+            f'{op}, {name}' for op in ('dlu', 'carafe') for name in backends(where.type)
+        }
+        listed = [c for c in listed if c.name in {'bilinear', *names}]
     rows = []
 
     def add(direction, actions, peaks, returned, moved, times):

@@ -12,6 +12,7 @@ from pathlib import Path
 import op_benchmark
 import torch
 
+from dlu_mmdet.ops.self_test import check_device
 from dlu_mmdet.utils.tables import to_json
 
 CONFIG = (
@@ -50,6 +51,11 @@ def parse_args() -> argparse.Namespace:
         help='leave out the slow ones made of PyTorch calls',
     )
     parser.add_argument(
+        '--ours',
+        action='store_true',
+        help='time nothing but bilinear and the operators of this package',
+    )
+    parser.add_argument(
         '--no-detector',
         dest='detector',
         action='store_false',
@@ -75,6 +81,7 @@ def main() -> None:
     args = parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    check_device(args.device)
     device = torch.device(args.device)
     bandwidth = op_benchmark.copy_bandwidth(device, args.rounds)
     name = (
@@ -98,6 +105,7 @@ def main() -> None:
                 LAYOUTS[args.layout],
                 bandwidth,
                 args.composed,
+                args.ours,
             )
             print(op_benchmark.to_markdown(measured), flush=True)
             rows += measured

@@ -2,6 +2,8 @@
 
     python benchmarks/triton_registers.py [--targets 75 90 gfx942] [--dtypes float32]
 
+With ``--loops``, for NVIDIA GPUs: instructions for 100 multiply-adds, and global loads
+under way, in the busiest loop of each kernel.
 Needs torch and Triton and no GPU. Prints a table in Markdown. Registers and spills are
 those that ptxas reports for NVIDIA GPUs and the code object's metadata for AMD's.
 """
@@ -16,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import cuda_counts
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -95,16 +98,32 @@ def counts(binary, target: GPUTarget) -> tuple[int, int, int]:
         registers = int(re.search(r'\.vgpr_count:\s+(\d+)', text)[1])
         spills = int(re.search(r'\.private_segment_fixed_size:\s+(\d+)', text)[1])
         return registers, spills, shared
+    text = dump(binary, '--dump-resource-usage')
+    found = {k: int(v) for k, v in re.findall(r'(REG|STACK|LOCAL):(\d+)', text)}
+    return found['REG'], found['STACK'] + found['LOCAL'], shared
+
+
+def dump(binary, what: str) -> str:
+    """What cuobjdump prints of a compiled kernel."""
     tool = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / 'cuobjdump'
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
         file.write(binary.asm['cubin'])
         file.flush()
-        command = [tool, '--dump-resource-usage', file.name]
-        text = subprocess.run(
+        command = [tool, what, file.name]
+        return subprocess.run(
             command, check=True, text=True, stdout=subprocess.PIPE
         ).stdout
-    found = {k: int(v) for k, v in re.findall(r'(REG|STACK|LOCAL):(\d+)', text)}
-    return found['REG'], found['STACK'] + found['LOCAL'], shared
+
+
+def loop_of(binary, target: GPUTarget) -> tuple[str, int]:
+    """Instructions for 100 multiply-adds in the busiest loop, and its loads."""
+    if target.backend == 'hip':
+        return '', 0
+    ((_, code),) = cuda_counts.parse(dump(binary, '-sass')).items()
+    body = cuda_counts.busiest_loop(code)
+    multiply_adds = sum(map(body.count, cuda_counts.FMA))
+    per_100 = f'{100 * len(body) / multiply_adds:.0f}' if multiply_adds else ''
+    return per_100, cuda_counts.loads_under_way(body)
 
 
 def main() -> None:
@@ -119,8 +138,12 @@ def main() -> None:
         default=(8, 256, 100, 168, 5, 1, 2),
         metavar=tuple('NCHWKGs'),
     )
+    parser.add_argument('--loops', action='store_true', help='the busiest loop instead')
     args = parser.parse_args()
-    print(f'Triton {triton.__version__}: registers / spilled bytes / shared bytes\n')
+    figures = 'registers / spilled bytes / shared bytes'
+    if args.loops:
+        figures = 'instructions for 100 multiply-adds / loads under way'
+    print(f'Triton {triton.__version__}: {figures}\n')
     print('| operator | ' + ' | '.join(args.targets) + ' |')
     print('|---|' + '--:|' * len(args.targets))
     for dtype in args.dtypes:
@@ -134,7 +157,8 @@ def main() -> None:
                     for name in args.targets:
                         target = target_of(name)
                         binary = compiled(kernel, values, options, target)
-                        cells.append(' / '.join(map(str, counts(binary, target))))
+                        found = (loop_of if args.loops else counts)(binary, target)
+                        cells.append(' / '.join(map(str, found)))
                     title = f'{"carafe" if carafe else "dlu"} {kernel.fn.__name__}'
                     row = [f'{title}, {dtype}, {layout}', *cells]
                     print('| ' + ' | '.join(row) + ' |', flush=True)

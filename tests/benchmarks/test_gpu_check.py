@@ -49,12 +49,12 @@ def test_the_plan_fits_what_comes_back():
     assert sum(step.characters + 1 for step in steps) < 12_000
     kinds = list(dict.fromkeys(step.name.split('-')[0] for step in steps))
     assert kinds == [
-        *('facts', 'operators', 'parity', 'use', 'timings', 'counters', 'rebuild'),
-        *('memcheck', 'racecheck'),
+        *('facts', 'operators', 'parity', 'use', 'timings', 'triton', 'counters'),
+        *('training', 'rebuild', 'memcheck', 'racecheck'),
     ]
     # with a carried library, all but the last checker have their time for certain
     limits = sum(s.seconds for s in steps if s.name not in ('operators', 'rebuild'))
-    assert limits - 120 <= 540
+    assert limits - 120 <= 550
 
 
 def test_without_a_gpu_it_says_so():
@@ -66,15 +66,15 @@ def test_without_a_gpu_it_says_so():
 
 def test_a_rehearsal_prints_and_packs_every_step(tmp_path):
     names = ['operators', 'timings-float32-channels_last', 'counters-float32']
-    names += ['racecheck', 'rebuild']
+    names += ['training', 'racecheck', 'rebuild', 'triton-parity']
     archive = tmp_path / 'a.tar.gz'
     output = run(
         *(TOOL, '--rehearse', '--out', tmp_path / 'out', '--archive', archive),
         *('--only', *names),
     ).stdout
     statuses = re.findall(r'^## (\S+): (.+), \d+ s$', output, re.MULTILINE)
-    assert {name for name, status in statuses if status == 'ok'} == set(names[:-1])
-    assert dict(statuses)['rebuild'] == 'cannot run'
+    assert {name for name, status in statuses if status == 'ok'} == set(names[:-2])
+    assert {dict(statuses)[name] for name in names[-2:]} == {'cannot run'}
     assert '| dlu_mmdet::dlu_backward_kernels |' in output
     assert output.count('\n| dlu, fused f+b |') == 1
     with tarfile.open(archive) as tar:
@@ -114,6 +114,8 @@ def test_operators_load_without_mmdet(check, tmp_path, monkeypatch):
                     if name.split('.')[0] in ('mmcv', 'mmdet', 'mmengine'):
                         raise ModuleNotFoundError(name=name)
 
+            # an editable install would find what the check's own package lacks
+            sys.meta_path = [x for x in sys.meta_path if 'Editable' not in str(x)]
             sys.meta_path.insert(0, Absent())
             """
         )
@@ -151,10 +153,10 @@ def test_tests_that_are_killed_are_counted(check, monkeypatch):
     assert step.table == '- test_b[cuda-2]'
 
 
-@pytest.mark.parametrize('kind', ['tests', 'timings'])
+@pytest.mark.parametrize('kind', ['tests', 'timings', 'training'])
 def test_no_time_is_left(check, kind):
     check.end = 0
-    arguments = dict(tests=('x', 'y'), timings=('float32', 'nchw'))[kind]
+    arguments = dict(tests=('x', 'y'), timings=('float32', 'nchw')).get(kind, ())
     step = check.step(
         make_step(lambda *args: getattr(gpu_check, kind)(*args, *arguments))
     )
@@ -192,7 +194,7 @@ def test_wrong_values_do_not_end_the_run_and_no_library_is_built(on_gpu, monkeyp
     step = on_gpu.step(make_step(gpu_check.operators))
     assert step.status == 'failed' and 'is 3.000 of' in step.sentence
     on_gpu.need_operators()
-    missing = (1, 'the compiled operators do not load for cuda')
+    missing = (1, 'ValueError: ... asks for the CUDA operators, which are not there')
     on_gpu.outputs = [missing, (0, ''), (0, 'largest error on cuda is 0.100 of it')]
     step = on_gpu.step(make_step(gpu_check.operators))
     assert step.status == 'ok' and 'is 0.100 of' in step.sentence
@@ -201,6 +203,19 @@ def test_wrong_values_do_not_end_the_run_and_no_library_is_built(on_gpu, monkeyp
     assert on_gpu.step(make_step(gpu_check.operators)).status == 'failed'
     with pytest.raises(gpu_check.CannotRun):
         on_gpu.need_operators()
+
+
+def test_triton_does_not_stand_in_for_a_library_that_does_not_load(check, monkeypatch):
+    """All times of the run would be those of other kernels."""
+    code = 'import os; print(os.environ.get("DLU_MMDET_BACKEND"))'
+    command = [sys.executable, '-c', code]
+    monkeypatch.delenv('DLU_MMDET_BACKEND', raising=False)
+    step = make_step()
+    check.end = step.end = float('inf')
+    assert check.run(step, command) == 'None\n'
+    check.rehearses = False
+    assert check.run(step, command) == 'cuda\n'
+    assert check.run(step, command, DLU_MMDET_BACKEND='triton') == 'triton\n'
 
 
 # ---- what the tools print ------------------------------------------------------------
@@ -316,6 +331,33 @@ def test_times_of_a_killed_run_are_shown(on_gpu):
         '| dlu, fused | 0.034 | 0.0123 | 10% |',
         '| dlu, fused f+b | 0.2 | 0.2 | 10% |',
     ]
+
+
+@pytest.mark.parametrize('mmcv', [None, Path('not/there')])
+def test_a_kit_without_mmcv_says_so(check, monkeypatch, mmcv):
+    """The operators are worth carrying alone."""
+    monkeypatch.setattr(gpu_check, 'build', lambda *args, **kwargs: 'built')
+    monkeypatch.setattr(gpu_check, 'operators', lambda *args: 'cpu and cuda')
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    step = check.step(
+        make_step(lambda *args: gpu_check.build_only(*args, arch='9.0', mmcv=mmcv))
+    )
+    assert step.status == 'ok' and "without mmcv's CARAFE: found no" in step.sentence
+    assert 'name the folder ops/csrc' in step.sentence
+
+
+def test_a_training_that_was_killed_shows_what_it_has(on_gpu):
+    title = 'ResNet-50, 4 x 800 x 1344, cuda'
+    line = '| dlu | 9 | 80.0 | 9.00 | 0.9 | 0.7 | 0 |'
+
+    def killed(step, command, **kwargs):
+        (on_gpu.out / 'step.log').write_text(f'{title}\n{line}\n')
+        raise subprocess.TimeoutExpired(command, 1)
+
+    on_gpu.run = killed
+    step = on_gpu.step(make_step(gpu_check.training))
+    assert (step.status, step.sentence) == ('out of time', title)
+    assert step.table == line
 
 
 def test_gpus_are_named_as_torch_does():

@@ -83,12 +83,14 @@ class Details:
             measured in.
         masks (Breakdown): COCO's metrics of masks; empty without masks.
         gallery (Gallery): The images with objects and detections.
+        lost (str): Which runs are left out, and why; empty if none is.
     """
 
     errors: Breakdown
     sizes: dict[str, Breakdown]
     masks: Breakdown
     gallery: Gallery
+    lost: str = ''
 
     def to_json(self) -> dict:
         """A part of ``comparison.json``."""
@@ -173,20 +175,15 @@ def details_of(
         progress (Callable): Called with the number of runs done and of all.
 
     Returns:
-        Details: By upsampler.
+        Details: By upsampler. Runs whose predictions are missing or damaged are left
+        out, and named.
 
     Raises:
-        FileNotFoundError: If annotations or predictions are not there.
-        RuntimeError: If predictions are damaged.
+        FileNotFoundError: If annotations, or all predictions of the baseline, are not
+            there.
+        RuntimeError: If the latter are damaged.
         ValueError: If the annotations are others.
     """
-    for run in runs:
-        if not run.predictions.exists():
-            raise FileNotFoundError(
-                f'{run.predictions} is not there; copy it from where the run was '
-                f'tested, or remove the result.json beside it and give the command of '
-                f'the comparison, which tests anew'
-            )
     truth = GroundTruth.of(runs[0], data)
     num_classes = len(truth.classes)
     weights = leave_out(len(truth.objects), groups)
@@ -196,37 +193,39 @@ def details_of(
     sizes = [(key, name) for key, each in octaves.items() for name in each.names]
     metrics = {size: (a, slice(None)) for a, size in enumerate(sizes)}
     scores: dict[str, dict[int, np.ndarray]] = {}
+    lost: list[Exception] = []
     for number, run in enumerate(runs, 1):
-        samples = read_predictions(run.predictions, num_classes)
+        try:
+            samples = _read(run, num_classes)
+        except (FileNotFoundError, RuntimeError) as error:
+            lost.append(error)
+            continue
         if add_results and not result_files(run.predictions)['bbox'].exists():
             save_coco_results(samples, truth.category_ids, run.predictions)
         found = detections_of(samples)
-        masks = None
-        if any('masks' in sample['pred_instances'] for sample in samples[:1]):
-            masks = coco_results(samples, truth.category_ids)['segm']
+        masked = _evaluate_masks(samples, truth)
         del samples
         if run.name not in scores:
             gallery.add(run.name, run.seed, run.work_dir, found)
         errors = ErrorEvaluation.of(truth.objects, found, num_classes)
         sized = evaluate_sizes(truth.objects, found, num_classes, [*octaves.values()])
         parts = [errors.gains(weights), sized.metrics(weights, sizes, metrics)]
-        if masks:
-            ids = truth.category_ids
-            masked = Evaluation.from_coco(truth.coco, masks, ids, 'segm')
+        if masked:
             parts.append(masked.metrics(weights))
         scores.setdefault(run.name, {})[run.seed] = np.concatenate(parts, axis=1)
         progress(number, len(runs))
+    if baseline not in scores:
+        raise lost[0]
     kept = [own.labels[~own.crowd] for own in truth.objects.values()]
     count = dict(objects=sum(map(len, kept)), images=sum(len(own) > 0 for own in kept))
     counts = {(ERRORS, kind): count for kind in KINDS}
     counts.update(sized.counts(metrics))
-    with_masks = all(
+    if masked and all(
         values.shape[1] > len(counts)
         for own in scores.values()
         for values in own.values()
-    )
-    if with_masks:
-        counts.update({(MASKS, key): c for key, c in masked.counts().items()})
+    ):
+        counts.update({(MASKS, key): each for key, each in masked.counts().items()})
 
     def breakdown(part: str) -> Breakdown:
         chosen = {
@@ -245,4 +244,39 @@ def details_of(
         return Breakdown.of(own, baseline, named, tested)
 
     by_size = {key: breakdown(key) for key in octaves}
-    return Details(breakdown(ERRORS), by_size, breakdown(MASKS), gallery)
+    sentence = ''
+    if lost:
+        sentence = (
+            f'{len(lost)} of {len(runs)} runs are left out of errors, sizes and '
+            f'images: {lost[0]}.'
+        )
+    return Details(breakdown(ERRORS), by_size, breakdown(MASKS), gallery, sentence)
+
+
+def _evaluate_masks(
+    samples: Sequence[Mapping], truth: GroundTruth
+) -> Evaluation | None:
+    """The matches of masks, if detector and annotations have any."""
+    found = any('masks' in sample['pred_instances'] for sample in samples[:1])
+    if not found or not all(a.get('segmentation') for a in truth.coco.anns.values()):
+        return None
+    ids = truth.category_ids
+    return Evaluation.from_coco(
+        truth.coco, coco_results(samples, ids)['segm'], ids, 'segm'
+    )
+
+
+def _read(run: Run, num_classes: int) -> list[dict]:
+    """The predictions of a run.
+
+    Raises:
+        FileNotFoundError: If they are not there.
+        RuntimeError: If they are damaged.
+    """
+    if not run.predictions.exists():
+        raise FileNotFoundError(
+            f'{run.predictions} is not there; copy it from where the run was tested, '
+            f'or remove the result.json beside it and give the command of the '
+            f'comparison, which tests anew'
+        )
+    return read_predictions(run.predictions, num_classes)

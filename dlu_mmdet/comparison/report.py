@@ -249,7 +249,7 @@ def plot_sizes(found: Breakdown, summary: Summary, label: str) -> Figure:
             Octaves with too few images for an interval are left out.
     """
     colors = _colors(summary.rows)
-    names = [row.name for row in summary.rows]
+    names = [row.name for row in summary.rows if row.name in found.means]
     enough = [n for n, c in found.counts.items() if c['images'] >= MIN_IMAGES]
     sizes = enough or [*found.counts]
     figure, axes = new_figure(1 + bool(found.differences), 4.6)

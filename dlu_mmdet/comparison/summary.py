@@ -225,7 +225,7 @@ class Summary:
         diverged (list[RunResult]): Every run that diverged.
         environment (Environment): Where it was made.
         details (Details, optional): What the predictions say; None without them.
-        without (str): Why there are no details; empty if there are.
+        without (str): Why there are no details, or not of all runs; or empty.
     """
 
     baseline: str
@@ -562,9 +562,10 @@ def summarize(
 def _details(
     runs: Sequence[Run], baseline: str, groups: int, data: Any, *rest: Any
 ) -> tuple[Details | None, str]:
-    """:func:`details_of`, or why there are none."""
+    """:func:`details_of`, and why there are none or not of all runs."""
     try:
-        return details_of(runs, baseline, groups, data, *rest), ''
+        details = details_of(runs, baseline, groups, data, *rest)
+        return details, details.lost
     except (FileNotFoundError, RuntimeError, ValueError) as error:
         # whoever names the folder wants them
         if data:

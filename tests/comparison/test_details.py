@@ -68,3 +68,19 @@ def test_result_json_of_earlier_runs_is_added(runs):
     assert not files[0].exists()
     details_of(runs, 'old')
     assert [file.read_bytes() for file in files] == contents
+
+
+def test_runs_without_predictions_are_named_and_left_out(runs):
+    content = runs[1].predictions.read_bytes()
+    for make, reason in (
+        (lambda path: path.unlink(), 'is not there; copy it from where'),
+        (lambda path: path.write_bytes(content[:-100]), 'is cut off'),
+    ):
+        make(runs[1].predictions)
+        details = details_of(runs, 'old')
+        assert [*details.errors.means] == ['old'] and not details.errors.differences
+        assert details.lost.startswith('1 of 2 runs are left out of errors, sizes')
+        assert reason in details.lost and str(runs[1].predictions) in details.lost
+    # there is nothing to compare with
+    with pytest.raises(RuntimeError, match='is cut off'):
+        details_of(runs, 'new')

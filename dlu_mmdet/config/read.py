@@ -17,7 +17,7 @@ import mmdet.registry
 import mmengine.registry
 from mmengine.config import Config
 from mmengine.hub import get_config
-from mmengine.registry import Registry
+from mmengine.registry import DefaultScope, Registry
 from mmengine.utils import get_installed_path
 
 from ..necks import NECKS, with_upsampler
@@ -459,7 +459,9 @@ def set_upsampler(cfg: Config, upsample_cfg: dict) -> None:
             f'upsampler {upsample_cfg["type"]!r}'
         )
     upsample_cfg = resolve_upsampler(upsample_cfg)
-    cfg.model = with_upsampler(cfg.model, upsample_cfg)
+    # names are looked up as they will be in the run
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        cfg.model = with_upsampler(cfg.model, upsample_cfg)
     imports = dict(cfg.get('custom_imports') or {})
     names = imports.get('imports') or []
     names = [names] if isinstance(names, str) else list(names)

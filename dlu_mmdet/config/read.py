@@ -17,7 +17,7 @@ import mmcv.ops
 import mmdet.registry
 import mmengine.registry
 from mmengine.config import Config
-from mmengine.registry import Registry
+from mmengine.registry import DefaultScope, Registry
 
 from ..necks import NECKS, with_upsampler
 from ..upsamplers import (
@@ -113,7 +113,7 @@ def _read(name: str | os.PathLike) -> Config:
     # not mmengine's get_config: mmengine 0.10 looks for an editable package elsewhere
     try:
         spec = importlib.util.find_spec(package)
-    except ValueError:  # no name of a module
+    except (ImportError, ValueError):  # no name of a module
         spec = None
     parents = (spec and spec.submodule_search_locations) or ['']
     folder = Path(parents[0], '.mim', 'configs')
@@ -460,7 +460,9 @@ def set_upsampler(cfg: Config, upsample_cfg: dict) -> None:
             f'upsampler {upsample_cfg["type"]!r}'
         )
     upsample_cfg = resolve_upsampler(upsample_cfg)
-    cfg.model = with_upsampler(cfg.model, upsample_cfg)
+    # names are looked up as they will be in the run
+    with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        cfg.model = with_upsampler(cfg.model, upsample_cfg)
     imports = dict(cfg.get('custom_imports') or {})
     names = imports.get('imports') or []
     names = [names] if isinstance(names, str) else list(names)

@@ -29,6 +29,9 @@ class AnyNeckMixin(UpsamplerMixin, SitesMixin):
             ``upsample_cfg`` of its own.
         num_levels (int, optional): How many maps the neck is given, where
             its ``in_channels`` is one number. Defaults to None.
+        input_maps (Sequence[tuple[int, int]], optional): Channels and stride of every
+            map that it is given, where the levels are not halves of each other, as
+            those of a dilated backbone. Defaults to None.
         **kwargs: The neck's own.
 
     Raises:
@@ -43,6 +46,7 @@ class AnyNeckMixin(UpsamplerMixin, SitesMixin):
         *args,
         upsample_cfg: Any = None,
         num_levels: int | None = None,
+        input_maps: Sequence[tuple[int, int]] | None = None,
         **kwargs,
     ) -> None:
         named, own = split_upsample_cfg(upsample_cfg)
@@ -64,7 +68,10 @@ class AnyNeckMixin(UpsamplerMixin, SitesMixin):
                 'arguments, under its name without the prefix'
             )
         in_channels = kwargs.get('in_channels', getattr(self, 'in_channels', None))
-        trial = try_from_channels(self, in_channels, num_levels)
+        if input_maps is not None:
+            trial = trace_neck(self, [(maps,) for maps in _maps(self, input_maps)])
+        else:
+            trial = try_from_channels(self, in_channels, num_levels)
         if not trial.sites:
             hint = ''
             if isinstance(in_channels, int) and num_levels is None:
@@ -169,6 +176,18 @@ def _inputs(neck: nn.Module, channels: list[int]) -> Iterator[list[tuple]]:
         yield [(_with_image(maps(size, channels)),) for size in sizes]
         if not top:
             yield [maps(size, channels) for size in sizes]
+
+
+def _maps(
+    module: nn.Module, input_maps: Sequence[tuple[int, int]]
+) -> list[tuple[Tensor, ...]]:
+    """Maps of zeros for images of two sizes."""
+    weight = next(module.parameters(), torch.empty(0))
+    side = 2 * max(stride for _, stride in input_maps)
+    return [
+        tuple(weight.new_zeros(1, c, h // s, w // s) for c, s in input_maps)
+        for h, w in ((side, side), (2 * side, side))
+    ]
 
 
 def _with_image(maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

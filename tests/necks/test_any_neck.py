@@ -2,22 +2,28 @@
 
 import copy
 import io
+import os
 import pickle
 import re
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import mmdet
+import mmengine
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import UNGUIDED, needs_later_torch
+from conftest import ROOT, UNGUIDED, needs_later_torch, run
+from mmdet.models.necks import PAFPN
 from mmdet.registry import MODELS
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModule
+from mmengine.registry import DefaultScope, Registry
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from dlu_mmdet.config import set_upsampler
 from dlu_mmdet.necks import NECKS, upsampler_name, with_upsampler
 from dlu_mmdet.upsamplers import build_upsampler, check_ratio, start
 from dlu_mmdet.upsamplers.dlu import DLUPack
@@ -492,6 +498,42 @@ def test_scopes():
     assert MODELS.get('dlu_mmdet.necks.UpsampleFPN') is NECKS.get('FPN')
 
 
+@pytest.fixture
+def other_scope():
+    """The scope of another package, which has an FPN of its own."""
+    registry = Registry('model', parent=mmengine.MODELS, scope='other')
+
+    @registry.register_module(name='FPN')
+    class OtherFPN(PAFPN):
+        pass
+
+    with DefaultScope.overwrite_default_scope('other'):
+        yield registry
+    del mmengine.MODELS.children['other']
+
+
+@pytest.mark.parametrize(
+    ('name', 'cls'),
+    [
+        ('mmdet.FPN', 'UpsampleFPN'),
+        ('FPN', 'OtherFPN'),
+        ('other.FPN', 'OtherFPN'),
+        ('mmdet.PAFPN', 'PAFPN'),
+        ('NASFPN', 'NASFPN'),  # of MMDetection alone
+    ],
+)
+def test_necks_in_the_scope_of_another_package(other_scope, name, cls):
+    """As MMRotate's and MMSegmentation's configs name them; also by --upsampler."""
+    args = dict(stack_times=1) if cls == 'NASFPN' else {}
+    neck = dict(type=name, in_channels=[8] * 5, out_channels=8, num_outs=5, **args)
+    cfg = Config(dict(model=model(neck), default_scope='other'))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        set_upsampler(cfg, dict(type='dlu'))
+    assert cfg.model == with_upsampler(model(neck), dict(type='dlu'))
+    for registry in (other_scope, mmengine.MODELS, MODELS):
+        assert type(registry.build(cfg.model['neck'])).__name__ == cls
+
+
 def check_parts(neck, size):
     """Compare every part of a zoo's neck on what the part before gives."""
     parts = neck if isinstance(neck, list) else [neck]
@@ -665,3 +707,117 @@ def test_heads_that_take_maps(head, channels, ratios):
     learned.init_weights()
     sum(out.square().sum() for out in outputs_of(learned(xs))).backward()
     assert all(w.grad is not None for w in learned.upsample_modules.parameters())
+
+
+class Backbone(nn.Module):
+    """Strides 4, 8 and 8, as a dilated one."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, s, 1) for a, b, s in ((3, 4, 4), (4, 6, 2), (6, 8, 1))
+        )
+
+    def forward(self, x):
+        maps = []
+        for conv in self.convs:
+            x = conv(x)
+            maps.append(x)
+        return tuple(maps)
+
+
+class Head(nn.Module):
+    """Adds the coarsest map to the finest, and a pooled one, as ASPP heads do."""
+
+    def __init__(self, in_channels, pools=False):
+        super().__init__()
+        self.pools = pools
+        self.conv = nn.Conv2d(in_channels, 4, 1)
+
+    def forward(self, maps):
+        x = self.conv(maps[-1])
+        pooled = F.interpolate(x.mean((2, 3), keepdim=True), size=x.shape[2:])
+        if self.pools:
+            return x + pooled
+        size = maps[0].shape[2:]
+        return maps[0] + F.interpolate(x + pooled, size, mode='bilinear')
+
+
+class TwoInputs(Head):
+    def forward(self, maps, before):
+        return super().forward(maps) + before
+
+
+def segmentor(decode_head, **kwargs):
+    backbone = dict(type='Backbone')
+    return dict(type='M', backbone=backbone, decode_head=decode_head, **kwargs)
+
+
+@pytest.fixture
+def segmentor_scope(other_scope):
+    for cls in (Backbone, Head, TwoInputs):
+        other_scope.register_module(module=cls)
+    return other_scope
+
+
+def test_decode_heads(segmentor_scope):
+    """The ratio is that of the backbone's levels, which in_channels do not tell."""
+    head, aux = dict(type='Head', in_channels=8), dict(type='other.Head', in_channels=8)
+    given = ConfigDict(segmentor(head, auxiliary_head=[aux]))
+    cfg = with_upsampler(given, dict(type='bilinear'))
+    assert cfg.auxiliary_head == [aux] and given.decode_head == head
+    assert cfg.decode_head == dict(
+        type='dlu_mmdet.Head',
+        in_channels=8,
+        upsample_cfg=dict(type='bilinear'),
+        input_maps=[(4, 4), (6, 8), (8, 8)],
+    )
+    again = with_upsampler(cfg, dict(type='dlu'), auxiliary=True)
+    assert again.auxiliary_head[0].type == 'dlu_mmdet.other.Head'
+    assert again.decode_head.upsample_cfg == dict(type='dlu')
+    assert Config(dict(model=again)).pretty_text
+
+    ours, theirs = segmentor_scope.build(cfg.decode_head), segmentor_scope.build(head)
+    ours.load_state_dict(theirs.state_dict())
+    for size in ((16, 24), (17, 25)):
+        maps = Backbone()(torch.randn(2, 3, *(4 * n for n in size)))
+        assert torch.equal(ours(maps), theirs(maps))
+    config = Config(dict(model=segmentor(head), default_scope='other'))
+    set_upsampler(config, dict(type='dlu'))
+    ours = segmentor_scope.build(config.model.decode_head)
+    assert [(m.channels, m.scale_factor) for m in ours.upsample_modules] == [(4, 2)]
+
+
+@pytest.mark.parametrize(
+    ('cfg', 'words'),
+    [
+        (
+            segmentor(dict(type='Head', in_channels=8, pools=True)),
+            'Head interpolates 1 times, but nowhere by a whole ratio',
+        ),
+        (
+            segmentor(dict(type='TwoInputs', in_channels=8)),
+            r'TwoInputs cannot be tried on the maps of its backbone alone \(TypeError',
+        ),
+        (
+            dict(type='M', backbone=dict(type='Head'), decode_head=dict(type='Head')),
+            'Head cannot be tried on an image of 128 x 128 pixels',
+        ),
+        (dict(type='M', decode_head=[]), 'M has no neck'),
+    ],
+)
+def test_decode_heads_that_are_refused(segmentor_scope, cfg, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        with_upsampler(cfg, dict(type='dlu'))
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('package', ['mmrotate', 'mmseg'])
+def test_configs_of_another_package(package):
+    """MMROTATE_FOLDER and MMSEG_FOLDER name a folder with the package."""
+    folder = os.environ.get(f'{package.upper()}_FOLDER', '')
+    if not folder and not find_spec(package):
+        pytest.skip(f'{package} is not installed, and {package.upper()}_FOLDER not set')
+    paths = os.pathsep.join([str(ROOT), folder])
+    run(ROOT / 'tests/necks/reach.py', package, env={**os.environ, 'PYTHONPATH': paths})

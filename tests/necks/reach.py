@@ -1,0 +1,151 @@
+"""How many configs of another package take an upsampler, and what is in the way.
+
+    python tests/necks/reach.py mmrotate
+    python tests/necks/reach.py mmseg
+
+Prints a row for each type of neck or decode head. With mmrotate a rotated RetinaNet
+trains an iteration; with mmseg every distinct head is held to its own numbers.
+"""
+
+import sys
+from collections import Counter, defaultdict
+from importlib import import_module
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import InstanceData
+
+from dlu_mmdet.necks import with_upsampler
+from dlu_mmdet.upsamplers import build_upsampler
+
+BASE = 'rotated_retinanet/rotated-retinanet-rbox-le90_r50_fpn_1x_dota.py'
+
+
+def configs(package):
+    return Path(import_module(package).__file__).parent / '.mim' / 'configs'
+
+
+def read_models(package):
+    """``model`` of every config that can be read."""
+    for path in sorted(configs(package).glob('**/*.py')):
+        if '_base_' in path.parts:
+            continue
+        try:
+            cfg = Config.fromfile(path, import_custom_modules=False).get('model')
+        except (OSError, ImportError):  # a base that is missing
+            continue
+        if cfg:
+            yield cfg
+
+
+def count(package, key):
+    """Print what takes an upsampler; returns it, one of each kind."""
+    numbers, models = Counter(), {}
+    for cfg in read_models(package):
+        part = str((cfg.get(key), key == 'decode_head' and cfg.backbone))
+        numbers[part] += 1
+        models.setdefault(part, cfg)
+    rows, taken = defaultdict(Counter), []
+    for part, number in numbers.items():
+        cfg = models[part]
+        name = getattr(cfg.get(key), 'type', type(cfg.get(key)).__name__)
+        try:
+            ours = with_upsampler(cfg, dict(type='nearest'))
+            reason = 'yes' if 'upsample_cfg' in ours[key] else 'only its neck'
+            taken += [ours] * (reason == 'yes')
+        except (ValueError, ImportError) as error:
+            reason = ' '.join(str(error).split())[:160]
+        rows[name][reason] += number
+        print(f'{name}: {reason}', file=sys.stderr, flush=True)
+    for name, row in sorted(rows.items(), key=lambda each: -sum(each[1].values())):
+        reasons = '; '.join(reason for reason in row if reason != 'yes')
+        print(f'| `{name}` | {sum(row.values())} | {row["yes"]} | {reasons} |')
+    total = sum(row['yes'] for row in rows.values())
+    print(f'{total} of {sum(numbers.values())} configs take an upsampler in {key}')
+    return taken
+
+
+def train_rotated():
+    """One iteration of a rotated RetinaNet with DLU."""
+    from mmdet.structures import DetDataSample
+    from mmrotate.structures.bbox import RotatedBoxes
+
+    cfg = Config.fromfile(configs('mmrotate') / BASE).model
+    cfg.backbone.update(depth=18, init_cfg=None)
+    cfg.neck.in_channels = [64, 128, 256, 512]
+    model = MODELS.build(with_upsampler(cfg, dict(type='dlu'))).train()
+    size = (128, 128)
+    sample = DetDataSample(metainfo=dict(img_shape=size, batch_input_shape=size))
+    boxes = RotatedBoxes(torch.tensor([[64.0, 64, 40, 20, 0.3]]))
+    sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.tensor([0]))
+    data = dict(inputs=[torch.randint(256, (3, *size))], data_samples=[sample])
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    losses = model(**model.data_preprocessor(data, True), mode='loss')
+    total = sum(sum(v) if isinstance(v, list) else v for v in losses.values())
+    total.backward()
+    optimizer.step()
+    grads = [
+        each.kernel_space_generator.weight.grad.abs().sum().item()
+        for each in model.neck.upsample_modules
+    ]
+    assert all(grad > 0 for grad in grads), grads
+    print(f'trained an iteration: loss {total:.3f}, {len(grads)} upsamplers learn')
+
+
+class Modes(torch.overrides.TorchFunctionMode):
+    """Keeps the interpolation that each call of a head asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.cfgs = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.interpolate:
+            cfg = dict(type=kwargs.get('mode', 'nearest'))
+            if cfg['type'] == 'bilinear':
+                cfg['align_corners'] = bool(kwargs.get('align_corners'))
+            self.cfgs.append(cfg)
+        return func(*args, **(kwargs or {}))
+
+
+def is_equal(cfg, odd):
+    """Whether a head with its own interpolation gives what mmseg's gives."""
+    head = cfg['decode_head']
+    args = {k: v for k, v in head.items() if k not in ('upsample_cfg', 'input_maps')}
+    theirs = MODELS.build({**args, 'type': args['type'].removeprefix('dlu_mmdet.')})
+    ours = MODELS.build(head).eval()
+    ours.load_state_dict(theirs.eval().state_dict(), strict=False)
+    side = 2 * max(stride for _, stride in head['input_maps']) + odd
+    maps = [
+        torch.randn(1, c, -(-side // s), -(-2 * side // s))
+        for c, s in head['input_maps']
+    ]
+    with torch.no_grad(), Modes() as modes:
+        expected = theirs(maps)
+    sites = [i for i, site in enumerate(ours.upsample_calls) if site]
+    for k, i in enumerate(sites):
+        ours.upsample_modules[k] = build_upsampler(
+            modes.cfgs[i], *ours.upsample_calls[i]
+        )
+    with torch.no_grad():
+        return torch.equal(ours(maps), expected)
+
+
+if __name__ == '__main__':
+    (package,) = sys.argv[1:]
+    import_module(f'{package}.utils').register_all_modules(init_default_scope=False)
+    init_default_scope(package)
+    if package == 'mmrotate':
+        count('mmrotate', 'neck')
+        train_rotated()
+    else:
+        taken = count('mmseg', 'decode_head')
+        heads = {str(cfg['decode_head']): cfg for cfg in taken}.values()
+        for odd in (0, 1):
+            equal = [is_equal(cfg, odd) for cfg in heads]
+            kind = 'odd' if odd else 'even'
+            print(f"{sum(equal)} of {len(equal)} heads equal mmseg's at {kind} sizes")
+        assert all(equal)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from mmcv.ops import CARAFEPack
 from torch import Tensor, nn
 
 from ..ops import dlu
-from ..upsamplers import UPSAMPLERS
+from ..upsamplers import UPSAMPLERS, CARAFEPack
 from ..upsamplers.dlu import DLUPack
 from ..upsamplers.dysample import DySample
 from ..upsamplers.guided import Blocks, GuidedUpsampler

@@ -478,7 +478,8 @@ def test_finished_runs_are_not_repeated(compared, capsys):
     assert compare(*command) == 0
     output = capsys.readouterr().out
     assert output.count('finished already') == 2
-    assert (folder / 'comparison.md').read_text().split('\n\n')[0] in output
+    sentence, table = (folder / 'comparison.md').read_text().split('\n\n')[:2]
+    assert table in output and sentence.startswith('nearest has the highest mean AP')
     assert 'best AP: ' in output
     assert before == {path: path.stat().st_mtime_ns for path in before}
 

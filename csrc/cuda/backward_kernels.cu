@@ -5,7 +5,7 @@
 // where a lane owns two pixels one above the other, also of the tap row above for the
 // lower one. `together` tasks are worked on at a time, each by `slices` warps, so that
 // the gradient comes from the first-level cache for all tasks but the first. On a small
-// map more blocks share the tasks of a strip:
+// map several blocks share the tasks of a strip. All tasks of one:
 //
 //     warp                  0    1    2    3    4    5      K = 5, B = 5, NCHW
 //     row of features      -2   -1    0    1    2    3      from the upper pixel

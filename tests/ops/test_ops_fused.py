@@ -830,10 +830,11 @@ def test_cuda_sources_compile(tmp_path, source):
     kernels = re.findall(
         r"entry function '(\w+)' for 'sm_90'.*?(\d+) bytes spill", log, re.S
     )
-    # docs/cuda.md: two instances of one kernel spill 8 bytes, with nvcc 13.0
+    # docs/cuda.md: instances of two kernels spill a register or two, with nvcc 13.0
     assert kernels
     for name, spilled in kernels:
-        assert int(spilled) <= 8 * ('forward_planes' in name), (name, spilled)
+        may = 'forward_planes' in name or 'backward_kernels_planes' in name
+        assert int(spilled) <= 8 * may, (name, spilled)
 
 
 @needs_ops

@@ -479,7 +479,7 @@ def test_finished_runs_are_not_repeated(compared, capsys):
     output = capsys.readouterr().out
     assert output.count('finished already') == 2
     sentence, table = (folder / 'comparison.md').read_text().split('\n\n')[:2]
-    assert table in output and sentence.startswith('nearest has the highest mean AP')
+    assert table in output and 'the highest mean AP' in sentence
     assert 'best AP: ' in output
     assert before == {path: path.stat().st_mtime_ns for path in before}
 

@@ -125,9 +125,12 @@ def check_start_at_the_neck(part, state, inputs, expected):
     'resize_conv' holds either start at any size; DLU holds 'nearest' by what its
     softmax leaves, at sizes that its ratio meets.
     """
+    # DLU's random weights of 0.001 count beside features of thousands, as seven stages
+    # of random weights give them
+    huge = max(out.abs().max() for out in expected) > 1000
     odd = inputs[-1].shape[2] % 2
     tries = [('resize_conv', 0.5, 1e-6), ('dlu', 1 - 1e-6, 1e-5), ('dlu', None, 0.5)]
-    for name, share, most in tries[: 1 if odd else 3]:
+    for name, share, most in tries[: 1 if odd or huge else 3]:
         cfg = with_upsampler(model(part), dict(type=name, start='neck'))['neck']
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(start, 'SHARE', share or start.SHARE)

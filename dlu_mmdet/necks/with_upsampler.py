@@ -121,7 +121,13 @@ def _decode_heads(owner: dict, auxiliary: bool) -> list[dict]:
 
 def _head_maps(owner: dict) -> list[tuple]:
     """What the heads of a segmentor are given, for images of zeros of two sizes."""
-    backbone = owner['backbone']
+    backbone = owner.get('backbone')
+    if not backbone:
+        raise ValueError(
+            f'{_name(owner["type"]) if "type" in owner else "this config"} has no '
+            'backbone (model.backbone), so the maps that its decode head is given are '
+            'not known'
+        )
     parts = [backbone, *([owner['neck']] if owner.get('neck') else [])]
     # some transformers take images of one size alone
     fixed = backbone.get('img_size') or 128

@@ -1,13 +1,17 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 from conftest import UNGUIDED
+from mmdet.models.dense_heads import rtmdet_ins_head, solov2_head
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.registry import MODELS
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 
+from dlu_mmdet import replace_upsampling
 from dlu_mmdet.heads import UpsampleMaskHead
 
 ARGS = dict(num_convs=1, in_channels=6, conv_out_channels=8, num_classes=3)
@@ -101,3 +105,28 @@ def test_wrong_name_and_argument():
         UpsampleMaskHead(upsample_cfg=dict(scale_factor=2), **ARGS)
     with pytest.raises(TypeError, match='scale=3.*up_kernel'):
         UpsampleMaskHead(upsample_cfg=dict(type='dlu', scale=3), **ARGS)
+
+
+@pytest.mark.parametrize(
+    ('cls', 'args', 'count'),
+    [
+        (
+            solov2_head.MaskFeatModule,
+            dict(start_level=0, end_level=2, out_channels=4),
+            3,
+        ),
+        (rtmdet_ins_head.MaskFeatModule, dict(), 2),
+    ],
+)
+def test_mask_features(module, args, count):
+    """SOLOv2's and RTMDet-Ins', which no config names, by replace_upsampling."""
+    features = module.MaskFeatModule(in_channels=4, feat_channels=4, **args)
+    maps = tuple(torch.randn(1, 4, 16 >> i, 24 >> i) for i in range(3))
+    expected = features.eval()(maps)
+    ours = copy.deepcopy(features)
+    replace_upsampling(ours, dict(type='bilinear'), maps)
+    assert torch.equal(ours(maps), expected)
+    report = replace_upsampling(features, dict(type='dlu'), maps)
+    assert len(report.replaced) == count and not report.left
+    features.train()(maps).sum().backward()
+    assert all(m.conv_offset.weight.grad is not None for m in report.replaced.values())

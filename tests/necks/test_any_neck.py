@@ -807,6 +807,7 @@ def test_decode_heads(segmentor_scope):
             'Head cannot be tried on an image of 128 x 128 pixels',
         ),
         (dict(type='M', decode_head=[]), 'M has no neck'),
+        (dict(type='M', decode_head=dict(type='Head')), 'M has no backbone'),
     ],
 )
 def test_decode_heads_that_are_refused(segmentor_scope, cfg, words):

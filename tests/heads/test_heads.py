@@ -108,14 +108,10 @@ def test_wrong_name_and_argument():
 
 
 @pytest.mark.parametrize(
-    ('cls', 'args', 'count'),
+    ('module', 'args', 'count'),
     [
-        (
-            solov2_head.MaskFeatModule,
-            dict(start_level=0, end_level=2, out_channels=4),
-            3,
-        ),
-        (rtmdet_ins_head.MaskFeatModule, dict(), 2),
+        (solov2_head, dict(start_level=0, end_level=2, out_channels=4), 3),
+        (rtmdet_ins_head, dict(), 2),
     ],
 )
 def test_mask_features(module, args, count):

@@ -111,7 +111,10 @@ def is_command() -> bool:
         words = getattr(sys, 'orig_argv', [])
         module = words[words.index('-m') + 1] if '-m' in words[:-1] else ''
         return module == package.name or module.startswith(f'{package.name}.cli')
-    if os.path.splitext(os.path.basename(program))[0] == package.name:
+    # as cli.main names a command afterwards, or as it was started
+    if program.startswith(f'{package.name} ') or (
+        os.path.splitext(os.path.basename(program))[0] == package.name
+    ):
         return True
     folders = (package.parent / 'tools', (package / '.mim' / 'tools').resolve())
     return bool(program) and Path(program).resolve().parent in folders

@@ -237,7 +237,7 @@ class BySize(Fine):
         (Reshaped, 'empty batch', 'cannot reshape tensor of 0.*explicit sizes'),
         (Strided, 'channels_last', 'the output differs.*strides'),
         (Unregistered, 'state_dict', 'the output differs.*nn.Parameter'),
-        (Lambda, 'copies', 'pickle.*keep no lambda'),
+        (Lambda, 'copies', 'lambda.*keep no lambda'),
         pytest.param(
             ByValue, 'compile', 'that torch.compile can trace', marks=needs_later_torch
         ),

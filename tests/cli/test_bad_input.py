@@ -132,7 +132,8 @@ def test_importing_without_the_stack(tmp_path):
     """One sentence that says what to install."""
     code = (
         'import sys; sys.modules["mmdet"] = None\n'
-        'try:\n    import dlu_mmdet\n'
+        'import dlu_mmdet.ops, dlu_mmdet.upsamplers\n'
+        'try:\n    import dlu_mmdet.necks\n'
         'except ModuleNotFoundError as error:\n    print(error)'
     )
     output = run('-c', code).stdout.strip()

@@ -764,7 +764,7 @@ def warned(tmp_path, monkeypatch):
     def of(load):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
-            assert load() is None
+            assert load() in (None, 'plain')
         (message,) = (str(w.message) for w in caught)
         assert message.startswith('dlu_mmdet runs on its plain PyTorch operators')
         return message

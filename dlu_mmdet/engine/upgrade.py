@@ -193,7 +193,16 @@ def _print_metrics(runner: Runner, old: nn.Module, new: nn.Module) -> None:
     for model in (old, new):
         runner.model = model
         results.append(runner.test())
-    for key, before in results[0].items():
-        after = results[1].get(key)
-        if isinstance(before, (int, float)) and isinstance(after, (int, float)):
-            print(f'{key}: {before:.3f} before, {after:.3f} after')
+    # without any detection mmdet gives no metric
+    shown = [
+        {k: f'{v:.3f}' for k, v in each.items() if _is_number(v)} for each in results
+    ]
+    if not any(shown):
+        print('metrics: none, the detectors find nothing on the test set')
+    for key in {**shown[0], **shown[1]}:
+        before, after = (each.get(key, 'none') for each in shown)
+        print(f'{key}: {before} before, {after} after')
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float))

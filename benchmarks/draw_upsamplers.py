@@ -104,7 +104,7 @@ def reading(
 
 
 def choose_cell(coarse: Tensor) -> tuple[int, int]:
-    """Column and row of the source pixel beside which the map changes most."""
+    """Column and row of the source pixel whose right neighbor differs most."""
     change = coarse.diff(dim=2).abs().sum(0)
     inside = torch.zeros_like(change)
     inside[CROP:-CROP, CROP:-CROP] = change[CROP:-CROP, CROP:-CROP]

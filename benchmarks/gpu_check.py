@@ -1,9 +1,9 @@
 """A first run on a GPU: python benchmarks/gpu_check.py [--archive FILE].
 
 Compares the operators with the reference, uses them as training does, times them
-beside what they replace, reads the GPU's counters, trains, and runs the memory and race
-checkers; those in Triton too. Needs torch, pytest and hypothesis; takes nvcc, ncu,
-compute-sanitizer, xdist and mmcv where they are installed, and neither mmdet nor a
+against what they replace, reads the GPU's counters, trains, and runs the checkers of
+memory and races; those in Triton too. Needs torch, pytest and hypothesis; takes nvcc,
+ncu, compute-sanitizer, xdist and mmcv where they are installed, and neither mmdet nor a
 network.
 
 Each step has a time limit, and all have one together. A step that fails or hangs does

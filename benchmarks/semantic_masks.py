@@ -2,8 +2,8 @@
 
     python benchmarks/semantic_masks.py data/nuclei
 
-Writes ``masks_train`` and ``masks_val`` beside the images: 0 is the background, and
-each category has its place in the annotation file, from 1.
+Writes a mask for each image to the folders ``masks_train`` and ``masks_val`` of the
+data set. 0 is the background, 1 the first category of the annotation file.
 """
 
 import sys

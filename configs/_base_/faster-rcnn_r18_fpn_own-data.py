@@ -1,4 +1,4 @@
-"""Faster R-CNN on a small data set of one's own; docs/own-data.md says how."""
+"""Faster R-CNN for your own small data set, see docs/own-data.md."""
 
 _base_ = [
     './faster-rcnn_r18_fpn.py',

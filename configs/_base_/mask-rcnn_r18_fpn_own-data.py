@@ -1,4 +1,4 @@
-"""Mask R-CNN on a small data set of one's own; docs/own-data.md says how."""
+"""Mask R-CNN for your own small data set, see docs/own-data.md."""
 
 _base_ = [
     './mask-rcnn_r18_fpn.py',

@@ -1,7 +1,7 @@
-"""RTMDet-tiny on a small data set of one's own; docs/own-data.md says how.
+"""RTMDet-tiny for your own small data set, see docs/own-data.md.
 
-Without mosaic and mixup, as in the last epochs of MMDetection's own training: they need
-many epochs. The learning rate is theirs, by the root of the batch size.
+It leaves out mosaic and mixup, which need many epochs, as MMDetection does in its last
+epochs. The learning rate is scaled down by the square root of the batch size.
 """
 
 _base_ = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'

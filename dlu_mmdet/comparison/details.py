@@ -33,7 +33,7 @@ from .octaves import octaves_of
 from .plan import box_evaluator, classes_of
 from .runs import Run
 
-# beside the keys of the octaves
+# keys of the tables, next to those of the octaves
 ERRORS, MASKS = 'error', 'mask metric'
 
 
@@ -170,8 +170,8 @@ def details_of(
         baseline (str): Name of the run that others are compared with.
         groups (int): Maximum number of groups of images.
         data (str | PathLike, optional): Folder that the data were moved to.
-        add_results (bool): Whether to write COCO result JSON beside the predictions of
-            runs that lack it.
+        add_results (bool): Whether to write the COCO result JSON of runs that lack
+            it, in the folder of their predictions.
         progress (Callable): Called with the number of runs done and of all.
 
     Returns:

@@ -176,7 +176,7 @@ def _tell_kept_settings(runner, checkpoint: dict) -> None:
 def own_keys(state_dict: Mapping) -> dict:
     """The weights without the prefix ``module.`` of a wrapped model.
 
-    Nor the averages that MMDetection 2 kept beside them, under ``ema_`` and the name.
+    The averaged weights of MMDetection 2, named ``ema_...``, are left out too.
     """
     own = {k.removeprefix('module.'): v for k, v in state_dict.items()}
     averages = {f'ema_{key.replace(".", "_")}' for key in own}

@@ -61,7 +61,7 @@ def _as_text(mask: Mapping) -> dict:
 
 
 def result_files(predictions: str | Path) -> dict[str, Path]:
-    """The result files of a predictions file, which stand beside it."""
+    """The result files of a predictions file, in the same folder."""
     path = Path(predictions)
     return {key: path.with_suffix(f'.{key}.json') for key in ('bbox', 'segm')}
 

@@ -94,7 +94,7 @@ class TopDownMixin(UpsamplerMixin):
 
         Args:
             upsample_cfg (dict): As :func:`dlu_mmdet.upsamplers.build_upsampler`. A
-                ``start`` of 'neck' is the ``mode`` beside it, or 'nearest'.
+                ``start`` of 'neck' is the ``mode`` in the same dict, or 'nearest'.
             channels (int): Channels of every level.
             num (int): Number of levels below the top.
             top_down (str): 'cascade' or 'direct'.

@@ -185,7 +185,7 @@ def _name(neck: str | type[nn.Module]) -> str:
     """The name under which :data:`NECKS` finds a ``type``."""
     if isinstance(neck, str):
         name = neck.removeprefix(f'{NECKS.scope}.')
-        # MMSegmentation has an FPN of its own
+        # MMSegmentation registers another class as FPN
         scope = DefaultScope.get_current_instance()
         is_mmdets = scope is None or scope.scope_name in (MODELS.scope, NECKS.scope)
         return name.removeprefix(f'{MODELS.scope}.') if is_mmdets else name

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .builder import upsampler_class
 from .resize import trial_of
-from .sites import Calls, Site, build_at_site, find_site, wrap_class
-from .start import interpolation_name
+from .sites import Recorder, Site, build_at_site, find_site, wrap_class
 
 if TYPE_CHECKING:
     from torch.nn import Module as _Upsampler
@@ -50,7 +48,7 @@ class _Call(NamedTuple):
         return self.running[-1][0]
 
 
-class _Recorder(Calls):
+class _CallRecorder(Recorder):
     """Records every call of ``interpolate`` with the modules that are running."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -64,7 +62,7 @@ class _Recorder(Calls):
             if not isinstance(module, torch.jit.ScriptModule)
         ]
 
-    def __enter__(self) -> _Recorder:
+    def __enter__(self) -> _CallRecorder:
         self._handles = []
         for module in self._modules:
             self._handles += [
@@ -85,21 +83,10 @@ class _Recorder(Calls):
     def _end(self, *args: object) -> None:
         self._running.pop()
 
-    def call(
-        self,
-        input: Tensor,
-        size=None,
-        scale_factor=None,
-        mode='nearest',
-        align_corners=None,
-        *args,
-        **kwargs,
-    ) -> Tensor:
-        out = F.interpolate(
-            input, size, scale_factor, mode, align_corners, *args, **kwargs
-        )
-        record = (input.shape, out.shape, interpolation_name(mode, align_corners))
-        self.calls.append(_Call(input, record, scale_factor, (*self._running,)))
+    def call(self, input: Tensor, size=None, scale_factor=None, *args, **kwargs):
+        out = super().call(input, size, scale_factor, *args, **kwargs)
+        running = (*self._running,)
+        self.calls.append(_Call(input, self.records[-1], scale_factor, running))
         return out
 
 
@@ -199,10 +186,10 @@ def replace_upsampling(
     return UpsamplingReport(replaced, left)
 
 
-def _run(model: nn.Module, inputs: Sequence) -> _Recorder:
+def _run(model: nn.Module, inputs: Sequence) -> _CallRecorder:
     """Run a model and record its calls."""
     try:
-        with trial_of(model), _Recorder(model) as recorder:
+        with trial_of(model), _CallRecorder(model) as recorder:
             model(*inputs)
     except Exception as error:  # whatever a model says to inputs not its own
         shapes = ', '.join(
@@ -269,7 +256,7 @@ def _why(call: _Call, larger: _Call) -> str:
 
 
 def _find_owners(
-    recorder: _Recorder, sites: list[Site | None], why: list[str]
+    recorder: _CallRecorder, sites: list[Site | None], why: list[str]
 ) -> dict[nn.Module, list[int]]:
     """The modules whose calls are replaced, each with the sites of one of its runs.
 

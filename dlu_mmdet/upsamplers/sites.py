@@ -57,7 +57,7 @@ class NeckTrace(NamedTuple):
         return [call for call in self.calls if call is not None]
 
 
-class Calls(TorchFunctionMode):
+class _Calls(TorchFunctionMode):
     """Within it, ``interpolate`` is :meth:`call`, whoever calls it."""
 
     def __init__(self) -> None:
@@ -72,12 +72,12 @@ class Calls(TorchFunctionMode):
         return self.call(*args, **kwargs)
 
 
-class _Recorder(Calls):
-    """Writes down the maps that go in and come out."""
+class Recorder(_Calls):
+    """Records every call, as :func:`find_site` takes it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.records = []
+        self.records: list[tuple[torch.Size, torch.Size, str]] = []
 
     def call(
         self,
@@ -97,7 +97,7 @@ class _Recorder(Calls):
         return out
 
 
-class _Replacement(Calls):
+class _Replacement(_Calls):
     """Hands every call that enlarges a map to an upsampler of its own."""
 
     def __init__(
@@ -310,7 +310,7 @@ def trace_neck(neck: nn.Module, inputs: Sequence[tuple]) -> NeckTrace:
     """
     records, outputs = [], []
     for maps in inputs:
-        with trial_of(neck), _Recorder() as recorder:
+        with trial_of(neck), Recorder() as recorder:
             outputs.append(neck(*maps))
         records.append(recorder.records)
     counts = [len(calls) for calls in records]

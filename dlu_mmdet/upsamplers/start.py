@@ -50,7 +50,7 @@ def interpolation_name(mode: str, align_corners: bool | None = None) -> str:
 
 
 def resolve_start(upsample_cfg: dict, interpolation: str) -> dict:
-    """Put a neck's interpolation in the place of ``start='neck'``.
+    """Replace ``start='neck'`` by the neck's interpolation.
 
     Args:
         upsample_cfg (dict): As :func:`dlu_mmdet.upsamplers.build_upsampler`.

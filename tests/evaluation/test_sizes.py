@@ -15,7 +15,7 @@ EDGES = np.array([20.5, 40.5, 80.5])
 
 
 def scenes(rng, many=False):
-    """Objects of many sizes with crowds, and detections beside them."""
+    """Objects of many sizes with crowds, and detections near them."""
     coco, found = COCO(), []
     images = [dict(id=i, file_name=str(i), width=400, height=400) for i in range(20)]
     categories = [dict(id=c, name=str(c)) for c in (1, 2)]

@@ -125,8 +125,8 @@ def check_start_at_the_neck(part, state, inputs, expected):
     'resize_conv' holds either start at any size; DLU holds 'nearest' by what its
     softmax leaves, at sizes that its ratio meets.
     """
-    # DLU's random weights of 0.001 count beside features of thousands, as seven stages
-    # of random weights give them
+    # seven stages of random weights give features of thousands, with which DLU's random
+    # weights of 0.001 change the kernels
     huge = max(out.abs().max() for out in expected) > 1000
     # which a ratio of 2 meets only by cropping
     odd = any(side % 2 for each in inputs for side in each.shape[2:])
@@ -509,7 +509,7 @@ def test_scopes():
 
 @pytest.fixture
 def other_scope():
-    """The scope of another package, which has an FPN of its own."""
+    """The scope of another package, which registers another class as FPN."""
     registry = Registry('model', parent=mmengine.MODELS, scope='other')
 
     @registry.register_module(name='FPN')

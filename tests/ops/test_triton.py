@@ -1,6 +1,6 @@
 """The operators in Triton, interpreted on the CPU, and what chooses them.
 
-Triton decides to interpret when it is imported, so that takes a process of its own.
+Triton decides to interpret when it is imported, so the tests need a separate process.
 """
 
 import os
@@ -18,6 +18,7 @@ from test_ops_fused import (
     ROOT,
     TOLERANCE,
     assert_close,
+    check_values,
     make,
     poisoned_memory,  # noqa: F401
     reference_of,
@@ -52,15 +53,7 @@ GRID = [
 def check(case, number, op):
     """A dtype and a layout in turn."""
     dtype, layout = list(TOLERANCE)[number % 4], LAYOUTS[number // 2 % 2]
-    inputs, grad, sizes = make(*case, dtype, layout=layout, op=op)
-    expected, expected_grads = reference_of(op, inputs, grad, sizes)
-    out = getattr(library, op)(*inputs, *sizes)
-    assert out.dtype == dtype
-    assert_close(out, expected, dtype)
-    grads = torch.autograd.grad(out, inputs, grad)
-    for tensor, value, wanted in zip(inputs, grads, expected_grads):
-        assert value.dtype == tensor.dtype
-        assert_close(value, wanted, dtype)
+    check_values(op, dtype, *make(*case, dtype, layout=layout, op=op))
 
 
 @interpreted

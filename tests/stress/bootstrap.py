@@ -9,12 +9,11 @@ and page. How many detections an image has decides the most; 100 is COCO's limit
 from __future__ import annotations
 
 import argparse
-import resource
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from stopwatch import stopwatch
 
 from dlu_mmdet.comparison import report
 from dlu_mmdet.comparison import summary as comparison
@@ -116,19 +115,7 @@ def main() -> None:
     parser.add_argument('--groups', type=int, default=200, help='of images')
     args = parser.parse_args()
     rng = np.random.default_rng(0)
-    begun = time.perf_counter(), time.process_time()
-
-    def say(what: str) -> None:
-        nonlocal begun
-        now = time.perf_counter(), time.process_time()
-        passed = [after - before for after, before in zip(now, begun)]
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(
-            f'{what}: {passed[0]:.1f} s, processor {passed[1]:.1f} s, {peak:.2f} GB',
-            flush=True,
-        )
-        begun = time.perf_counter(), time.process_time()
-
+    say = stopwatch()
     say('imports')
     with tempfile.TemporaryDirectory() as folder:
         objects = objects_of(args.images, rng)

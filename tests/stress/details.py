@@ -10,15 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
-import resource
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.config import Config
 from PIL import Image
+from stopwatch import stopwatch
 
 from dlu_mmdet import register_all_modules
 from dlu_mmdet.comparison.details import details_of
@@ -108,19 +107,7 @@ def main() -> None:
     args = parser.parse_args()
     register_all_modules()
     rng = np.random.default_rng(0)
-    begun = time.perf_counter(), time.process_time()
-
-    def say(what: str) -> None:
-        nonlocal begun
-        now = time.perf_counter(), time.process_time()
-        passed = [after - before for after, before in zip(now, begun)]
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(
-            f'{what}: {passed[0]:.1f} s, processor {passed[1]:.1f} s, {peak:.2f} GB',
-            flush=True,
-        )
-        begun = time.perf_counter(), time.process_time()
-
+    say = stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         content = make_set(root / 'data', args.images, rng)

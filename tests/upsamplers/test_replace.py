@@ -53,7 +53,7 @@ class Block(nn.Module):
 
 
 class Nested(nn.Module):
-    """A pyramid, an ``nn.Upsample``, a block run twice, a call of its own."""
+    """A pyramid, an ``nn.Upsample``, a block that runs twice, a direct call."""
 
     def __init__(self):
         super().__init__()

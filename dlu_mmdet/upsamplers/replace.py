@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 from .builder import upsampler_class
 from .resize import trial_of
@@ -194,7 +194,7 @@ def _run(model: nn.Module, inputs: Sequence) -> _CallRecorder:
     except Exception as error:  # whatever a model says to inputs not its own
         shapes = ', '.join(
             str(tuple(each.shape)) if isinstance(each, Tensor) else type(each).__name__
-            for each in tree_leaves(list(inputs))
+            for each in tree_flatten(list(inputs))[0]
         )
         raise ValueError(
             f'{type(model).__name__} does not run on example_inputs ({shapes}): '

@@ -45,7 +45,7 @@ def write_configs(args: argparse.Namespace) -> list[Path]:
             {
                 'train_cfg.max_epochs': args.epochs,
                 'train_cfg.val_interval': args.epochs,
-                'optim_wrapper.optimizer.lr': args.lr,
+                'optim_wrapper.optimizer.lr': args.lr_alone if alone else args.lr,
             },
         )
         cfg.param_scheduler = [dict(type='ConstantLR', factor=1.0, by_epoch=True)]
@@ -64,6 +64,9 @@ def main() -> None:
     parser.add_argument('--work-dir', required=True)
     parser.add_argument('--epochs', type=int, default=1)
     parser.add_argument('--lr', type=float, default=2e-4)
+    parser.add_argument(
+        '--lr-alone', type=float, default=1e-3, help='where only the upsamplers train'
+    )
     parser.add_argument('--upsamplers', nargs='+', default=UPSAMPLERS)
     args, others = parser.parse_known_args()
     register_all_modules()

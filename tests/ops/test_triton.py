@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,9 +28,8 @@ from dlu_mmdet.ops import backend, library, reference
 
 TESTS = Path(__file__).parents[1]
 IS_INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-needs_triton = pytest.mark.skipif(
-    not find_spec('triton'), reason='Triton is not installed'
-)
+PROBLEM = stacks.triton_problem()
+needs_triton = pytest.mark.skipif(bool(PROBLEM), reason=PROBLEM)
 interpreted = pytest.mark.skipif(not IS_INTERPRETED, reason='runs in another process')
 # N, C, H, W, K, G, s: few programs and taps, since each takes milliseconds a step
 QUICK = [

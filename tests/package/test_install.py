@@ -350,6 +350,8 @@ def test_configs_by_name_from_any_folder(tmp_path, monkeypatch):
     name = 'dlu_mmdet::shapes/faster-rcnn_r18_fpn-dlu_shapes.py'
     own = read_config(name)
     assert own.model.neck.upsample_cfg.type == 'dlu'
+    if not Path(mmengine.utils.get_installed_path('dlu_mmdet'), '.mim').is_dir():
+        pytest.skip('mmengine 0.10 does not find the folder of an editable install')
     Path('mine.py').write_text(
         f'_base_ = {name!r}\nmodel = dict(neck=dict(upsample_cfg=dict(up_kernel=3)))\n'
     )

@@ -114,6 +114,11 @@ def _load_cuda() -> str:
     torch_tag = '_'.join(('torch', *torch.__version__.split('.')[:2]))
     suffix = sysconfig.get_config_var('EXT_SUFFIX')
     file = _FOLDER / f'_C_cuda_{torch_tag}{suffix}'
+    if torch.version.cuda is None:
+        return (
+            f'torch {torch.__version__} is not built for CUDA; install a CUDA build of '
+            f'torch and reinstall with {_REINSTALL}'
+        )
     others = any(_FOLDER.glob('_C_cuda_*'))
     if file.is_file():
         try:

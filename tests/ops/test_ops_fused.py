@@ -761,6 +761,7 @@ def warned(tmp_path, monkeypatch):
     """A folder in the place of the package's, beside a GPU; what is said of it."""
     monkeypatch.setattr(library, '_FOLDER', tmp_path)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.version, 'cuda', '13.0')
     for name, value in dict(_NO_EXT=False, _BACKEND='').items():
         monkeypatch.setattr(library, name, value)
     monkeypatch.setattr(library, 'triton_problem', lambda: 'Triton is not installed')

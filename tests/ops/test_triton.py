@@ -223,8 +223,11 @@ def fails_to_load(monkeypatch, tmp_path, wish, problem):
 
 
 def test_a_backend_that_is_not_there_is_refused(monkeypatch, tmp_path):
-    message = fails_to_load(monkeypatch, tmp_path, 'cuda', '')
-    assert 'DLU_MMDET_BACKEND asks for the CUDA operators' in message
+    for version, words in {'13.0': 'toolkit 13.0', None: 'not built for CUDA'}.items():
+        monkeypatch.setattr(torch.version, 'cuda', version)
+        message = fails_to_load(monkeypatch, tmp_path, 'cuda', '')
+        assert 'DLU_MMDET_BACKEND asks for the CUDA operators' in message
+        assert words in message
     monkeypatch.setattr(stacks, 'installed', lambda names: {})
     problem = stacks.triton_problem()
     message = fails_to_load(monkeypatch, tmp_path, 'triton', problem)

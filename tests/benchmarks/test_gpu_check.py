@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def on_gpu(tmp_path, monkeypatch):
 
 def test_the_plan_fits_what_comes_back():
     steps = gpu_check.plan('cuda')
-    assert sum(step.characters + 1 for step in steps) < 12_000
+    assert sum(step.characters + 1 for step in steps) < 11_800
     kinds = list(dict.fromkeys(step.name.split('-')[0] for step in steps))
     assert kinds == [
         *('facts', 'operators', 'parity', 'use', 'timings', 'triton', 'counters'),
@@ -79,7 +80,11 @@ def test_a_rehearsal_prints_and_packs_every_step(tmp_path):
     assert output.count('\n| dlu, fused f+b |') == 1
     with tarfile.open(archive) as tar:
         packed = {Path(name).name for name in tar.getnames()}
-    assert {'report.md', 'operators.log', 'racecheck.log'} <= packed
+        report = tar.extractfile('out/report.md').read().decode()
+    assert {'report.md', 'full.md', 'operators.log', 'racecheck.log'} <= packed
+    assert output.endswith(f'\n{report}') and len(report) < 11_800
+    # so that all of it is in the end of the output, beside any warnings
+    assert output.count('## operators: ok') == 1
 
 
 def test_a_killed_run_keeps_what_it_has(tmp_path):
@@ -89,13 +94,14 @@ def test_a_killed_run_keeps_what_it_has(tmp_path):
     command += ['--archive', archive, '--only', 'facts', 'parity']
     process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE)
     for line in process.stdout:
-        if line.startswith('## facts: ok'):
+        if line.startswith('facts: ok'):
             break
     children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
     while not (found := children.read_text().split()):
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 1
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 1 and '## parity: out of time' in printed
     assert not any(Path(f'/proc/{child}').exists() for child in found)
     with tarfile.open(archive) as tar:
         report = tar.extractfile('out/report.md').read().decode()
@@ -163,7 +169,7 @@ def test_no_time_is_left(check, kind):
     assert step.status == 'out of time' and step.sentence
 
 
-def test_a_step_that_fails_or_hangs_does_not_end_the_run(check, capsys):
+def test_a_step_that_fails_or_hangs_does_not_end_the_run(check):
     def hang(check, step):
         step.end = 0
         return check.run(step, ['sleep', 60])
@@ -179,13 +185,44 @@ def test_a_step_that_fails_or_hangs_does_not_end_the_run(check, capsys):
     assert check.step(make_step(hang)).status == 'out of time'
     failed = check.step(make_step(fail))
     assert failed.status == 'failed' and 'ValueError: of the step' in failed.sentence
-    capsys.readouterr()
+    before = (check.out / 'report.md').read_text()
     assert check.step(make_step(talk)).status == 'ok'
-    printed = capsys.readouterr().out
-    assert len(printed) <= 301 and printed.endswith('[... more in report.md]\n\n')
-    assert (check.out / 'report.md').read_text().count('a line of a table') == 100
+    report = (check.out / 'report.md').read_text()
+    assert len(report) - len(before) <= 301
+    assert report.endswith('[... more in full.md]\n\n')
+    assert (check.out / 'full.md').read_text().count('a line of a table') == 100
     statuses = [step.status for step in check.finished]
     assert statuses == ['out of time', 'failed', 'ok']
+
+
+def test_a_step_that_hangs_leaves_no_compiler(check, tmp_path):
+    """As ninja does it: a group for each command, and SIGTERM ends them."""
+    code = """
+    import os, signal, subprocess, sys, time
+
+    compiler = subprocess.Popen(['sleep', '600'], preexec_fn=os.setpgrp)
+    signal.signal(signal.SIGTERM, lambda *_: (compiler.kill(), os._exit(1)))
+    open(sys.argv[1], 'w').write(str(compiler.pid))
+    time.sleep(600)
+    """
+    file = tmp_path / 'pid'
+
+    def hang(check, step):
+        step.end = check.end = time.monotonic() + 4
+        return check.run(step, [sys.executable, '-c', textwrap.dedent(code), file])
+
+    assert check.step(make_step(hang)).status == 'out of time'
+    stat = Path(f'/proc/{file.read_text()}/stat')
+    assert not stat.exists() or ') Z ' in stat.read_text()
+
+
+def test_the_time_that_torch_takes_to_load_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, 'BEGAN', time.monotonic() - 1e4)
+    monkeypatch.setattr(signal, 'signal', lambda *args: None)
+    command = ['--rehearse', '--out', str(tmp_path), '--only', 'operators']
+    monkeypatch.setattr(sys, 'argv', ['gpu_check', *command])
+    assert gpu_check.main() == 1
+    assert '## operators: out of time, 0 s' in (tmp_path / 'report.md').read_text()
 
 
 def test_wrong_values_do_not_end_the_run_and_no_library_is_built(on_gpu, monkeypatch):

@@ -43,7 +43,7 @@ QUICK = [
 ]
 MAPS = [(1, 1), (3, 1), (2, 5), (1, 33)]
 GRID = [
-    (1, 2 * g, *MAPS[(k // 2 + s) % 4], k, g, s)
+    (1, 2 * g, *MAPS[(k // 2 + s) % (4 if k < 7 else 3)], k, g, s)
     for k in (1, 3, 5, 7, 9)
     for s in range(1, 9)
     for g in [(1, 2, 4)[(k // 2 + s) % 3 if k < 7 else 0]]

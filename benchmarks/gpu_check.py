@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import importlib
 import importlib.util
 import io
 import itertools
@@ -52,6 +53,9 @@ import torch  # noqa: E402
 FILE = Path(__file__).resolve()
 ROOT = FILE.parents[1]
 OPERATOR_TESTS = ROOT / 'tests' / 'ops'
+# what `make gpu-kit` makes: libraries, and wheels of what the tests need
+KIT = ROOT / 'build' / 'gpu_kit'
+NEEDED = {'pytest': 'pytest', 'xdist': 'pytest-xdist', 'hypothesis': 'hypothesis'}
 # the package itself imports mmdet
 find_toolkit = runpy.run_path(str(ROOT / 'dlu_mmdet/cuda_toolkit.py'))['find_toolkit']
 # the size that docs/cuda.md counts
@@ -355,7 +359,10 @@ def facts(check: Check, step: Step) -> str:
             found[name] = versions[-1] if versions else output.strip()[:120]
         except (CannotRun, subprocess.CalledProcessError):
             found[name] = 'absent'
-    modules = ('pytest', 'xdist', 'hypothesis', 'triton', 'mmcv', 'mmdet')
+    missing = [name for module, name in NEEDED.items() if not is_installed(module)]
+    if missing and (KIT / 'wheels').is_dir():
+        found['from the kit'] = install(check, step, missing)
+    modules = (*NEEDED, 'triton', 'mmcv', 'mmdet')
     found['modules'] = ', '.join(filter(is_installed, modules))
     step.table = '\n'.join(f'- {name}: {value}' for name, value in found.items())
     if check.rehearses:
@@ -366,6 +373,19 @@ def facts(check: Check, step: Step) -> str:
         f'capability {properties.major}.{properties.minor}, '
         f'{properties.multi_processor_count} processors'
     )
+
+
+def install(check: Check, step: Step, names: Sequence[str]) -> str:
+    """Install wheels of the kit, without a network, for the steps alone."""
+    source = ['--no-index', '--find-links', KIT / 'wheels', '--target', check.alone]
+    command = [sys.executable, '-m', 'pip', 'install', '-q', *source, *names]
+    try:
+        check.run(step, command)
+    except subprocess.CalledProcessError as error:
+        return last_line(error.output)
+    sys.path.append(str(check.alone))  # for is_installed
+    importlib.invalidate_caches()
+    return ', '.join(names)
 
 
 def build(check: Check, step: Step, *options: object, arch: str = '') -> str:
@@ -787,12 +807,18 @@ def build_only(check: Check, step: Step, arch: str, mmcv: Path | None) -> str:
             f'{built}, but the library does not load: {last_line(error.output)}'
         ) from error
     files += sorted(ROOT.glob('dlu_mmdet/_C*.so'))
+    files = [path for path in files if path.stat().st_mtime >= began]
+    files += sorted((KIT / 'wheels').glob('*.whl'))
     step.table = '\n'.join(
         f'{path.relative_to(ROOT)}  {path.stat().st_size / 2**20:.1f} MiB'
         for path in files
-        if path.stat().st_mtime >= began
     )
-    return f'{built}. {loaded}. {theirs}'
+    with tarfile.open(KIT.with_suffix('.tar.gz'), 'w:gz') as tar:
+        for path in files:
+            tar.add(path, path.relative_to(ROOT))
+    size = Path(tar.name).stat().st_size / 2**20
+    kit = f'all in build/{KIT.name}.tar.gz, {size:.1f} MiB'
+    return f'{built}. {loaded}. {theirs}; {kit}'
 
 
 def read_arch(text: str) -> str:

@@ -371,9 +371,22 @@ def test_times_of_a_killed_run_are_shown(on_gpu):
 
 
 @pytest.mark.parametrize('mmcv', [None, Path('not/there')])
-def test_a_kit_without_mmcv_says_so(check, monkeypatch, mmcv):
+def test_a_kit_without_mmcv_says_so(check, monkeypatch, mmcv, tmp_path):
     """The operators are worth carrying alone."""
-    monkeypatch.setattr(gpu_check, 'build', lambda *args, **kwargs: 'built')
+    for name in ('dlu_mmdet/_C_cuda_old.so', 'build/gpu_kit/wheels/pytest.whl'):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    os.utime(tmp_path / 'dlu_mmdet/_C_cuda_old.so', (0, 0))
+
+    def build(*args, **kwargs):
+        file = tmp_path / 'dlu_mmdet/_C_cuda_new.so'
+        file.touch()
+        os.utime(file, (time.time() + 1,) * 2)  # a clock's tick may be coarse
+        return 'built'
+
+    monkeypatch.setattr(gpu_check, 'ROOT', tmp_path)
+    monkeypatch.setattr(gpu_check, 'KIT', tmp_path / 'build' / 'gpu_kit')
+    monkeypatch.setattr(gpu_check, 'build', build)
     monkeypatch.setattr(gpu_check, 'operators', lambda *args: 'cpu and cuda')
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     step = check.step(
@@ -381,6 +394,33 @@ def test_a_kit_without_mmcv_says_so(check, monkeypatch, mmcv):
     )
     assert step.status == 'ok' and "without mmcv's CARAFE: found no" in step.sentence
     assert 'name the folder ops/csrc' in step.sentence
+    with tarfile.open(tmp_path / 'build' / 'gpu_kit.tar.gz') as tar:
+        assert tar.getnames() == [
+            'dlu_mmdet/_C_cuda_new.so',
+            'build/gpu_kit/wheels/pytest.whl',
+        ]
+
+
+@pytest.mark.parametrize(
+    'answer, words',
+    [
+        ((0, ''), 'from the kit: pytest-xdist\n'),
+        ((1, 'ERROR: No matching distribution'), 'from the kit: ERROR: No matching'),
+    ],
+)
+def test_what_the_tests_need_comes_from_the_kit(
+    on_gpu, monkeypatch, tmp_path, answer, words
+):
+    (tmp_path / 'wheels').mkdir()
+    monkeypatch.setattr(gpu_check, 'KIT', tmp_path)
+    monkeypatch.setattr(gpu_check, 'is_installed', lambda name: name != 'xdist')
+    monkeypatch.setattr(sys, 'path', sys.path[:])
+    on_gpu.rehearses = True
+    on_gpu.outputs = [(0, 'version 1.0')] * 4 + [answer]
+    step = on_gpu.step(make_step(gpu_check.facts))
+    assert step.status == 'ok' and words in step.table
+    command = on_gpu.commands[-1]
+    assert '--no-index' in command and command[-1] == 'pytest-xdist'
 
 
 def test_a_training_that_was_killed_shows_what_it_has(on_gpu):

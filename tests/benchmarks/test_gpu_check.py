@@ -141,6 +141,29 @@ def test_operators_load_without_mmdet(check, tmp_path, monkeypatch):
     assert command[command.index('--maxfail') + 1] == '40'
 
 
+def test_a_library_without_code_for_this_gpu_is_built_again(
+    check, tmp_path, monkeypatch
+):
+    """Not taken for wrong values, with which the other steps would go on."""
+    (tmp_path / 'sitecustomize.py').write_text(
+        textwrap.dedent(
+            """
+            import torch
+
+            def refuse(*args):
+                raise RuntimeError('CUDA error: no kernel image is available')
+
+            torch.autograd.grad = refuse
+            """
+        )
+    )
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    step = check.step(make_step(gpu_check.operators))
+    assert step.status == 'failed' and 'no kernel image is available' in step.sentence
+    with pytest.raises(gpu_check.CannotRun):
+        check.need_operators()
+
+
 def test_tests_that_are_killed_are_counted(check, monkeypatch):
     lines = [
         '[gw0] [ 33%] PASSED tests/ops/test_ops_fused.py::test_a[cuda-1]',

@@ -280,7 +280,8 @@ def test_triton_does_not_stand_in_for_a_library_that_does_not_load(check, monkey
 
 # ---- what the tools print ------------------------------------------------------------
 
-SPACE = '_ZN9dlu_mmdet49_GLOBAL__N__f218306d_10_forward_cu_f55d61f2_12394'
+# mangled, a file's name comes before that of the kernel
+SPACE = '_ZN9dlu_mmdet58_GLOBAL__N__48cb4fd0_19_backward_kernels_cu_0f3cb37c_18785'
 KERNELS = {
     # by c++filt, of the library that nvcc 13.0 built for sm_90
     'void dlu_mmdet::(anonymous namespace)::forward_planes<float, 5>'
@@ -289,8 +290,9 @@ KERNELS = {
     '3>(dlu_mmdet::Geometry, dlu_mmdet::Plan)': (
         'backward_kernels_pixels<BFloat16, 4, 3>'
     ),
-    # mangled, in the same library
-    f'{SPACE}14forward_pixelsIdLi4EEEvNS_8GeometryENS_4PlanE': 'forward_pixels',
+    f'{SPACE}23backward_kernels_pixelsIfLi1ELi3EEEvNS_8GeometryENS_4PlanE': (
+        'backward_kernels_pixels'
+    ),
     # as ncu writes them
     'void dlu_mmdet::<unnamed>::backward_features_planes<float, (int)5>'
     '(Geometry, Plan)': 'backward_features_planes<float, 5>',

@@ -199,7 +199,13 @@ if _named := os.environ.get('DLU_MMDET_LIBRARY'):
             'the environment variables DLU_MMDET_LIBRARY and DLU_MMDET_BACKEND='
             f'{_BACKEND} exclude each other; set one of them'
         )
-    torch.ops.load_library(_named)
+    try:
+        torch.ops.load_library(_named)
+    except OSError as error:
+        raise ValueError(
+            'the environment variable DLU_MMDET_LIBRARY names a file that does not '
+            f'load as a library of this torch: {error.__cause__ or error}'
+        ) from error
 else:
     _CPU = None if _NO_EXT else _load_cpu()
     _GPU = _load_gpu()

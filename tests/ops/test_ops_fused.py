@@ -735,6 +735,7 @@ assert carafe(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 4, 4), 1, 1, 2).sum() == 
         ('NO_EXT', 'yes', 'ValueError: .*DLU_MMDET_NO_EXT must be 0 or 1.*yes'),
         ('BACKEND', 'rocm', 'ValueError: .*cuda or triton or plain.*rocm'),
         ('LIBRARY', 'no.so', 'FileNotFoundError: .*DLU_MMDET_LIBRARY .*no.so'),
+        ('LIBRARY', __file__, 'ValueError: .*DLU_MMDET_LIBRARY .*does not load'),
     ],
 )
 def test_unknown_settings_are_refused(name, value, words):

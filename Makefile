@@ -58,17 +58,23 @@ test-aarch64: $(READY)
 # what a first run on a GPU elsewhere takes along (docs/cuda.md), for the Python, torch
 # and compute capability there: make gpu-kit PYTHON=python3.12 TORCH=2.11.0 ARCH=9.0
 ARCH ?= 9.0
-# the sources of any mmcv that is installed here
-MMCV ?= $(firstword $(wildcard .venv*/lib/python3*/site-packages/mmcv/ops/csrc))
 KIT := .venv-gpu-kit-$(PYTHON_IS)-torch$(TORCH)
+KIT_PIP = $(KIT)/bin/python -m pip --disable-pip-version-check
+# the sources of an mmcv, in its folder ops/csrc; by default they are fetched
+MMCV ?=
 .PHONY: gpu-kit
 gpu-kit:
 	$(PYTHON) -m venv $(KIT)
 	@grep -v '^torch' requirements/build.txt > $(KIT)/build.txt
-	$(KIT)/bin/python -m pip --disable-pip-version-check install -q torch==$(TORCH) \
-	    -r $(KIT)/build.txt
+	$(KIT_PIP) install -q torch==$(TORCH) -r $(KIT)/build.txt
+	rm -rf build/gpu_kit $(KIT)/onedl_mmcv-*
+	$(KIT_PIP) download -q -d build/gpu_kit/wheels pytest pytest-xdist hypothesis
+	-$(if $(MMCV),,$(KIT_PIP) download -q --no-deps --no-build-isolation -d $(KIT) \
+	    --no-binary onedl-mmcv $$(grep mmcv requirements/onedl.txt) && \
+	    tar -xzf $(KIT)/onedl_mmcv-*.tar.gz -C $(KIT))
 	PATH=$(CURDIR)/$(KIT)/bin:$$PATH $(KIT)/bin/python benchmarks/gpu_check.py \
-	    --build-only --arch $(ARCH) $(if $(MMCV),--mmcv $(MMCV))
+	    --build-only --arch $(ARCH) \
+	    --mmcv $(or $(MMCV),$$(echo $(KIT)/onedl_mmcv-*/mmcv/ops/csrc))
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -7,9 +7,9 @@ ncu, compute-sanitizer, xdist and mmcv where they are installed, and neither mmd
 network.
 
 Each step has a time limit, and all have one together. A step that fails or hangs does
-not stop the others. Its result is printed, written to ``--out`` and packed into
-``--archive`` at once, so a run that is killed keeps what it has. What is printed fits
-into 12,000 characters; ``--out`` has the rest.
+not stop the others. Its result is written to ``--out`` and packed into ``--archive`` at
+once, so a run that is killed keeps what it has. report.md has less than 11,800
+characters and is printed at the end; full.md has all lines of its tables.
 
     python benchmarks/gpu_check.py --build-only --arch sm_90  # for a GPU elsewhere
     python benchmarks/gpu_check.py --rehearse                 # on the CPU
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import csv
 import datetime
+import importlib
 import importlib.util
 import io
 import itertools
@@ -45,11 +46,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
+BEGAN = time.monotonic()  # the first import of torch on a machine takes a while
+
+import torch  # noqa: E402
 
 FILE = Path(__file__).resolve()
 ROOT = FILE.parents[1]
 OPERATOR_TESTS = ROOT / 'tests' / 'ops'
+# what `make gpu-kit` makes: libraries, and wheels of what the tests need
+KIT = ROOT / 'build' / 'gpu_kit'
+NEEDED = {'pytest': 'pytest', 'xdist': 'pytest-xdist', 'hypothesis': 'hypothesis'}
 # the package itself imports mmdet
 find_toolkit = runpy.run_path(str(ROOT / 'dlu_mmdet/cuda_toolkit.py'))['find_toolkit']
 # the size that docs/cuda.md counts
@@ -97,7 +103,7 @@ class Step:
         name (str): Also that of its log.
         action (Callable): Takes the Check and the Step; returns ``sentence``.
         seconds (float): Limit; then, what it took.
-        characters (int): Limit of what is printed.
+        characters (int): Limit in report.md.
         status (str): 'ok', 'failed', 'out of time' or 'cannot run'.
         sentence (str): The result.
         table (str): Markdown.
@@ -118,8 +124,8 @@ class Step:
         return f'{title}\n{self.sentence}\n{table}'
 
     def clipped(self) -> str:
-        """The first lines, as many as may be printed."""
-        text, note = str(self), '[... more in report.md]\n'
+        """The first lines, as many as report.md may have."""
+        text, note = str(self), '[... more in full.md]\n'
         if len(text) <= self.characters:
             return text
         kept = text[: self.characters - len(note) - 1]
@@ -130,7 +136,7 @@ class Check:
     """Runs steps and reports each as it ends.
 
     Args:
-        out (Path): Folder for report.md and a log of each step.
+        out (Path): Folder for report.md, full.md and a log of each step.
         seconds (float): Limit of all steps together.
         device (str): 'cuda', or 'cpu' in a rehearsal, which may take longer.
         archive (Path, optional): A .tar.gz of ``out``, written again after each step.
@@ -150,7 +156,8 @@ class Check:
         self._folder = tempfile.TemporaryDirectory(prefix='gpu_check')
         self.alone = Path(self._folder.name)
         out.mkdir(parents=True, exist_ok=True)
-        (out / 'report.md').unlink(missing_ok=True)
+        for name in ('report.md', 'full.md'):
+            (out / name).write_text('')
         if archive:
             archive.parent.mkdir(parents=True, exist_ok=True)
         self.link_package()
@@ -184,6 +191,7 @@ class Check:
             raise subprocess.TimeoutExpired(command, 0)
         paths = filter(None, [str(self.alone), os.environ.get('PYTHONPATH')])
         environment['PYTHONPATH'] = os.pathsep.join(paths)
+        environment['PYTHONUNBUFFERED'] = '1'  # what is killed leaves its lines
         if self.rehearses:
             environment['CUDA_VISIBLE_DEVICES'] = ''
         elif not environment.get('DLU_MMDET_BACKEND'):
@@ -208,7 +216,7 @@ class Check:
             finally:
                 self.running.discard(process)
                 if process.returncode is None:
-                    os.killpg(process.pid, signal.SIGKILL)
+                    end_group(process)
                     process.wait()
         if self.stopped:
             raise subprocess.TimeoutExpired(command, left)
@@ -240,9 +248,10 @@ class Check:
         step.seconds = time.monotonic() - began
         with self._lock:
             self.finished.append(step)
-            with (self.out / 'report.md').open('a') as file:
-                file.write(f'{step}\n')
-            print(step.clipped(), flush=True)
+            for name, text in (('report.md', step.clipped()), ('full.md', step)):
+                with (self.out / name).open('a') as file:
+                    file.write(f'{text}\n')
+            print(f'{step.name}: {step.status}, {step.seconds:.0f} s', flush=True)
             self._pack()
         return step
 
@@ -261,12 +270,35 @@ class Check:
         """Kill what runs, as a signal asks; the step reports what it has."""
         self.stopped = True
         for process in self.running.copy():
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            end_group(process)
 
     def need_operators(self) -> None:
         if not self.loads:
             raise CannotRun('the operators do not load; see the step operators')
+
+
+def end_group(process: subprocess.Popen) -> None:
+    """Kill a command with all that it started.
+
+    ninja gives each compiler a process group of its own and ends them when it is asked
+    to end itself, but it cannot when it is killed.
+    """
+    for number, seconds in ((signal.SIGTERM, 2), (signal.SIGKILL, 0)):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and group_lives(process.pid):
+            time.sleep(0.05)
+
+
+def group_lives(group: int) -> bool:
+    """Whether a process group has a process that has not ended."""
+    for stat in Path('/proc').glob('[0-9]*/stat'):
+        with suppress(OSError):  # it has ended meanwhile
+            state, _, of = stat.read_text().rpartition(')')[2].split()[:3]
+            if int(of) == group and state not in 'ZX':
+                return True
+    return False
 
 
 def find(tool: str) -> str:
@@ -327,7 +359,10 @@ def facts(check: Check, step: Step) -> str:
             found[name] = versions[-1] if versions else output.strip()[:120]
         except (CannotRun, subprocess.CalledProcessError):
             found[name] = 'absent'
-    modules = ('pytest', 'xdist', 'hypothesis', 'triton', 'mmcv', 'mmdet')
+    missing = [name for module, name in NEEDED.items() if not is_installed(module)]
+    if missing and (KIT / 'wheels').is_dir():
+        found['from the kit'] = install(check, step, missing)
+    modules = (*NEEDED, 'triton', 'mmcv', 'mmdet')
     found['modules'] = ', '.join(filter(is_installed, modules))
     step.table = '\n'.join(f'- {name}: {value}' for name, value in found.items())
     if check.rehearses:
@@ -338,6 +373,19 @@ def facts(check: Check, step: Step) -> str:
         f'capability {properties.major}.{properties.minor}, '
         f'{properties.multi_processor_count} processors'
     )
+
+
+def install(check: Check, step: Step, names: Sequence[str]) -> str:
+    """Install wheels of the kit, without a network, for the steps alone."""
+    source = ['--no-index', '--find-links', KIT / 'wheels', '--target', check.alone]
+    command = [sys.executable, '-m', 'pip', 'install', '-q', *source, *names]
+    try:
+        check.run(step, command)
+    except subprocess.CalledProcessError as error:
+        return last_line(error.output)
+    sys.path.append(str(check.alone))  # for is_installed
+    importlib.invalidate_caches()
+    return ', '.join(names)
 
 
 def build(check: Check, step: Step, *options: object, arch: str = '') -> str:
@@ -641,7 +689,7 @@ def plan(device: str) -> list[Step]:
         ('operators', operators, 240, 400),
         ('parity', parity, 55, 950),
         ('use', use, 55, 950),
-        ('timings-float32-nchw', time_[0], 30, 1600),
+        ('timings-float32-nchw', time_[0], 30, 1500),
         ('timings-bfloat16-nchw', time_[1], 30, 1400),
         ('timings-float32-channels_last', time_[2], 25, 1000),
         ('timings-bfloat16-channels_last', time_[3], 25, 1000),
@@ -669,6 +717,7 @@ def run_all(check: Check, steps: Sequence[Step]) -> int:
                 beside.submit(check.step, step)
             else:
                 check.step(step)
+    print((check.out / 'report.md').read_text(), end='', flush=True)
     bad = any(step.status in ('failed', 'out of time') for step in check.finished)
     return int(bad or check.stopped)
 
@@ -748,7 +797,7 @@ def build_only(check: Check, step: Step, arch: str, mmcv: Path | None) -> str:
 
         files.append(mmcv_carafe.build(mmcv_carafe.find_sources(mmcv), arch))
         theirs = "mmcv's CARAFE built"
-    except (FileNotFoundError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         theirs = f"without mmcv's CARAFE: {last_line(str(error))}"
     built = build(check, step, '--inplace', '--force', arch=arch)
     try:
@@ -758,12 +807,18 @@ def build_only(check: Check, step: Step, arch: str, mmcv: Path | None) -> str:
             f'{built}, but the library does not load: {last_line(error.output)}'
         ) from error
     files += sorted(ROOT.glob('dlu_mmdet/_C*.so'))
+    files = [path for path in files if path.stat().st_mtime >= began]
+    files += sorted((KIT / 'wheels').glob('*.whl'))
     step.table = '\n'.join(
         f'{path.relative_to(ROOT)}  {path.stat().st_size / 2**20:.1f} MiB'
         for path in files
-        if path.stat().st_mtime >= began
     )
-    return f'{built}. {loaded}. {theirs}'
+    with tarfile.open(KIT.with_suffix('.tar.gz'), 'w:gz') as tar:
+        for path in files:
+            tar.add(path, path.relative_to(ROOT))
+    size = Path(tar.name).stat().st_size / 2**20
+    kit = f'all in build/{KIT.name}.tar.gz, {size:.1f} MiB'
+    return f'{built}. {loaded}. {theirs}; {kit}'
 
 
 def read_arch(text: str) -> str:
@@ -779,7 +834,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', type=Path, default=Path('work_dirs/gpu_check'))
     parser.add_argument('--archive', type=Path, help='file for a .tar.gz of --out')
     parser.add_argument(
-        '--seconds', type=float, default=550, help='limit of all steps together'
+        '--seconds', type=float, default=550, help='limit of the whole run'
     )
     names = [step.name for step in plan('cuda')]
     parser.add_argument(
@@ -816,7 +871,7 @@ def main() -> int:
         action = partial(build_only, arch=args.arch, mmcv=args.mmcv)
         steps = [Step('build', action, 3600, 2000)]
     archive = args.archive and args.archive.resolve()
-    seconds = args.seconds * (10 if on_cpu else 1)
+    seconds = args.seconds * (10 if on_cpu else 1) - (time.monotonic() - BEGAN)
     check = Check(args.out.resolve(), seconds, device, archive)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, check.stop)

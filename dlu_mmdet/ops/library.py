@@ -114,6 +114,11 @@ def _load_cuda() -> str:
     torch_tag = '_'.join(('torch', *torch.__version__.split('.')[:2]))
     suffix = sysconfig.get_config_var('EXT_SUFFIX')
     file = _FOLDER / f'_C_cuda_{torch_tag}{suffix}'
+    if torch.version.cuda is None:
+        return (
+            f'torch {torch.__version__} is not built for CUDA; install a CUDA build of '
+            f'torch and reinstall with {_REINSTALL}'
+        )
     others = any(_FOLDER.glob('_C_cuda_*'))
     if file.is_file():
         try:
@@ -194,7 +199,13 @@ if _named := os.environ.get('DLU_MMDET_LIBRARY'):
             'the environment variables DLU_MMDET_LIBRARY and DLU_MMDET_BACKEND='
             f'{_BACKEND} exclude each other; set one of them'
         )
-    torch.ops.load_library(_named)
+    try:
+        torch.ops.load_library(_named)
+    except OSError as error:
+        raise ValueError(
+            'the environment variable DLU_MMDET_LIBRARY names a file that does not '
+            f'load as a library of this torch: {error.__cause__ or error}'
+        ) from error
 else:
     _CPU = None if _NO_EXT else _load_cpu()
     _GPU = _load_gpu()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def on_gpu(tmp_path, monkeypatch):
 
 def test_the_plan_fits_what_comes_back():
     steps = gpu_check.plan('cuda')
-    assert sum(step.characters + 1 for step in steps) < 12_000
+    assert sum(step.characters + 1 for step in steps) < 11_800
     kinds = list(dict.fromkeys(step.name.split('-')[0] for step in steps))
     assert kinds == [
         *('facts', 'operators', 'parity', 'use', 'timings', 'triton', 'counters'),
@@ -79,7 +80,11 @@ def test_a_rehearsal_prints_and_packs_every_step(tmp_path):
     assert output.count('\n| dlu, fused f+b |') == 1
     with tarfile.open(archive) as tar:
         packed = {Path(name).name for name in tar.getnames()}
-    assert {'report.md', 'operators.log', 'racecheck.log'} <= packed
+        report = tar.extractfile('out/report.md').read().decode()
+    assert {'report.md', 'full.md', 'operators.log', 'racecheck.log'} <= packed
+    assert output.endswith(f'\n{report}') and len(report) < 11_800
+    # so that all of it is in the end of the output, beside any warnings
+    assert output.count('## operators: ok') == 1
 
 
 def test_a_killed_run_keeps_what_it_has(tmp_path):
@@ -89,13 +94,14 @@ def test_a_killed_run_keeps_what_it_has(tmp_path):
     command += ['--archive', archive, '--only', 'facts', 'parity']
     process = subprocess.Popen(command, text=True, stdout=subprocess.PIPE)
     for line in process.stdout:
-        if line.startswith('## facts: ok'):
+        if line.startswith('facts: ok'):
             break
     children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
     while not (found := children.read_text().split()):
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 1
+    printed = process.communicate(timeout=60)[0]
+    assert process.returncode == 1 and '## parity: out of time' in printed
     assert not any(Path(f'/proc/{child}').exists() for child in found)
     with tarfile.open(archive) as tar:
         report = tar.extractfile('out/report.md').read().decode()
@@ -135,6 +141,29 @@ def test_operators_load_without_mmdet(check, tmp_path, monkeypatch):
     assert command[command.index('--maxfail') + 1] == '40'
 
 
+def test_a_library_without_code_for_this_gpu_is_built_again(
+    check, tmp_path, monkeypatch
+):
+    """Not taken for wrong values, with which the other steps would go on."""
+    (tmp_path / 'sitecustomize.py').write_text(
+        textwrap.dedent(
+            """
+            import torch
+
+            def refuse(*args):
+                raise RuntimeError('CUDA error: no kernel image is available')
+
+            torch.autograd.grad = refuse
+            """
+        )
+    )
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    step = check.step(make_step(gpu_check.operators))
+    assert step.status == 'failed' and 'no kernel image is available' in step.sentence
+    with pytest.raises(gpu_check.CannotRun):
+        check.need_operators()
+
+
 def test_tests_that_are_killed_are_counted(check, monkeypatch):
     lines = [
         '[gw0] [ 33%] PASSED tests/ops/test_ops_fused.py::test_a[cuda-1]',
@@ -163,7 +192,7 @@ def test_no_time_is_left(check, kind):
     assert step.status == 'out of time' and step.sentence
 
 
-def test_a_step_that_fails_or_hangs_does_not_end_the_run(check, capsys):
+def test_a_step_that_fails_or_hangs_does_not_end_the_run(check):
     def hang(check, step):
         step.end = 0
         return check.run(step, ['sleep', 60])
@@ -179,13 +208,44 @@ def test_a_step_that_fails_or_hangs_does_not_end_the_run(check, capsys):
     assert check.step(make_step(hang)).status == 'out of time'
     failed = check.step(make_step(fail))
     assert failed.status == 'failed' and 'ValueError: of the step' in failed.sentence
-    capsys.readouterr()
+    before = (check.out / 'report.md').read_text()
     assert check.step(make_step(talk)).status == 'ok'
-    printed = capsys.readouterr().out
-    assert len(printed) <= 301 and printed.endswith('[... more in report.md]\n\n')
-    assert (check.out / 'report.md').read_text().count('a line of a table') == 100
+    report = (check.out / 'report.md').read_text()
+    assert len(report) - len(before) <= 301
+    assert report.endswith('[... more in full.md]\n\n')
+    assert (check.out / 'full.md').read_text().count('a line of a table') == 100
     statuses = [step.status for step in check.finished]
     assert statuses == ['out of time', 'failed', 'ok']
+
+
+def test_a_step_that_hangs_leaves_no_compiler(check, tmp_path):
+    """As ninja does it: a group for each command, and SIGTERM ends them."""
+    code = """
+    import os, signal, subprocess, sys, time
+
+    compiler = subprocess.Popen(['sleep', '600'], preexec_fn=os.setpgrp)
+    signal.signal(signal.SIGTERM, lambda *_: (compiler.kill(), os._exit(1)))
+    open(sys.argv[1], 'w').write(str(compiler.pid))
+    time.sleep(600)
+    """
+    file = tmp_path / 'pid'
+
+    def hang(check, step):
+        step.end = check.end = time.monotonic() + 4
+        return check.run(step, [sys.executable, '-c', textwrap.dedent(code), file])
+
+    assert check.step(make_step(hang)).status == 'out of time'
+    stat = Path(f'/proc/{file.read_text()}/stat')
+    assert not stat.exists() or ') Z ' in stat.read_text()
+
+
+def test_the_time_that_torch_takes_to_load_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, 'BEGAN', time.monotonic() - 1e4)
+    monkeypatch.setattr(signal, 'signal', lambda *args: None)
+    command = ['--rehearse', '--out', str(tmp_path), '--only', 'operators']
+    monkeypatch.setattr(sys, 'argv', ['gpu_check', *command])
+    assert gpu_check.main() == 1
+    assert '## operators: out of time, 0 s' in (tmp_path / 'report.md').read_text()
 
 
 def test_wrong_values_do_not_end_the_run_and_no_library_is_built(on_gpu, monkeypatch):
@@ -220,7 +280,8 @@ def test_triton_does_not_stand_in_for_a_library_that_does_not_load(check, monkey
 
 # ---- what the tools print ------------------------------------------------------------
 
-SPACE = '_ZN9dlu_mmdet49_GLOBAL__N__f218306d_10_forward_cu_f55d61f2_12394'
+# mangled, a file's name comes before that of the kernel
+SPACE = '_ZN9dlu_mmdet58_GLOBAL__N__48cb4fd0_19_backward_kernels_cu_0f3cb37c_18785'
 KERNELS = {
     # by c++filt, of the library that nvcc 13.0 built for sm_90
     'void dlu_mmdet::(anonymous namespace)::forward_planes<float, 5>'
@@ -229,8 +290,9 @@ KERNELS = {
     '3>(dlu_mmdet::Geometry, dlu_mmdet::Plan)': (
         'backward_kernels_pixels<BFloat16, 4, 3>'
     ),
-    # mangled, in the same library
-    f'{SPACE}14forward_pixelsIdLi4EEEvNS_8GeometryENS_4PlanE': 'forward_pixels',
+    f'{SPACE}23backward_kernels_pixelsIfLi1ELi3EEEvNS_8GeometryENS_4PlanE': (
+        'backward_kernels_pixels'
+    ),
     # as ncu writes them
     'void dlu_mmdet::<unnamed>::backward_features_planes<float, (int)5>'
     '(Geometry, Plan)': 'backward_features_planes<float, 5>',
@@ -334,9 +396,22 @@ def test_times_of_a_killed_run_are_shown(on_gpu):
 
 
 @pytest.mark.parametrize('mmcv', [None, Path('not/there')])
-def test_a_kit_without_mmcv_says_so(check, monkeypatch, mmcv):
+def test_a_kit_without_mmcv_says_so(check, monkeypatch, mmcv, tmp_path):
     """The operators are worth carrying alone."""
-    monkeypatch.setattr(gpu_check, 'build', lambda *args, **kwargs: 'built')
+    for name in ('dlu_mmdet/_C_cuda_old.so', 'build/gpu_kit/wheels/pytest.whl'):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    os.utime(tmp_path / 'dlu_mmdet/_C_cuda_old.so', (0, 0))
+
+    def build(*args, **kwargs):
+        file = tmp_path / 'dlu_mmdet/_C_cuda_new.so'
+        file.touch()
+        os.utime(file, (time.time() + 1,) * 2)  # a clock's tick may be coarse
+        return 'built'
+
+    monkeypatch.setattr(gpu_check, 'ROOT', tmp_path)
+    monkeypatch.setattr(gpu_check, 'KIT', tmp_path / 'build' / 'gpu_kit')
+    monkeypatch.setattr(gpu_check, 'build', build)
     monkeypatch.setattr(gpu_check, 'operators', lambda *args: 'cpu and cuda')
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     step = check.step(
@@ -344,6 +419,33 @@ def test_a_kit_without_mmcv_says_so(check, monkeypatch, mmcv):
     )
     assert step.status == 'ok' and "without mmcv's CARAFE: found no" in step.sentence
     assert 'name the folder ops/csrc' in step.sentence
+    with tarfile.open(tmp_path / 'build' / 'gpu_kit.tar.gz') as tar:
+        assert tar.getnames() == [
+            'dlu_mmdet/_C_cuda_new.so',
+            'build/gpu_kit/wheels/pytest.whl',
+        ]
+
+
+@pytest.mark.parametrize(
+    'answer, words',
+    [
+        ((0, ''), 'from the kit: pytest-xdist\n'),
+        ((1, 'ERROR: No matching distribution'), 'from the kit: ERROR: No matching'),
+    ],
+)
+def test_what_the_tests_need_comes_from_the_kit(
+    on_gpu, monkeypatch, tmp_path, answer, words
+):
+    (tmp_path / 'wheels').mkdir()
+    monkeypatch.setattr(gpu_check, 'KIT', tmp_path)
+    monkeypatch.setattr(gpu_check, 'is_installed', lambda name: name != 'xdist')
+    monkeypatch.setattr(sys, 'path', sys.path[:])
+    on_gpu.rehearses = True
+    on_gpu.outputs = [(0, 'version 1.0')] * 4 + [answer]
+    step = on_gpu.step(make_step(gpu_check.facts))
+    assert step.status == 'ok' and words in step.table
+    command = on_gpu.commands[-1]
+    assert '--no-index' in command and command[-1] == 'pytest-xdist'
 
 
 def test_a_training_that_was_killed_shows_what_it_has(on_gpu):

@@ -69,11 +69,33 @@ def test_a_wrong_gradient_is_found(capsys, monkeypatch):
     assert status == 1 and 'carafe, float32, NCHW: gradient of features' in printed
 
 
+def test_a_call_that_raises_is_named_and_the_others_run(capsys, monkeypatch):
+    """A GPU that the library has no code for would show a traceback instead."""
+
+    def refused(features, *args):
+        if features.dtype == torch.float16:
+            raise RuntimeError('no kernel image is available\nfor execution')
+        return carafe(features, *args)
+
+    carafe = self_test._OPERATORS['carafe']
+    broken = dict(self_test._OPERATORS, carafe=refused)
+    monkeypatch.setattr(self_test, '_OPERATORS', broken)
+    status, printed = run(capsys, '--quick')
+    assert status == 1 and printed.endswith('\n2 differences\n')
+    assert (
+        'FAILED: carafe, float16, channels_last: features (2, 6, 5, 7), kernel_size=3, '
+        'group_size=2, scale_factor=2: RuntimeError: no kernel image is available\n'
+    ) in printed
+    assert 'window_scores, bfloat16' in printed
+
+
 @pytest.mark.parametrize(
     'arguments, words',
     [
         (['--device', 'cuda:7'], "--device: 'cuda:7' is not available; available: cpu"),
         (['--device', 'nowhere'], "--device: 'nowhere' is not available"),
+        (['--device', 'meta'], "--device: 'meta' is not available"),
+        (['--device', ''], "--device: '' is not available"),
         (['--channels', '8'], '--channels is for an upsampler; name one'),
         (['dlu', '--quick'], '--quick is for the operators; leave out the upsampler'),
         (['dlu', '--device', 'cpu'], '--device is for the operators'),

@@ -520,7 +520,7 @@ def test_no_deterministic_claim_on_cuda(device):
     out = library.dlu(*inputs, *sizes)
     torch.use_deterministic_algorithms(True)
     try:
-        if device == 'cpu':
+        if device == 'cpu' and library.cpu_loops():  # not emulated CUDA
             torch.autograd.grad(out, inputs, grad)
         else:
             with pytest.raises(RuntimeError, match='deterministic'):
@@ -735,6 +735,7 @@ assert carafe(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 4, 4), 1, 1, 2).sum() == 
         ('NO_EXT', 'yes', 'ValueError: .*DLU_MMDET_NO_EXT must be 0 or 1.*yes'),
         ('BACKEND', 'rocm', 'ValueError: .*cuda or triton or plain.*rocm'),
         ('LIBRARY', 'no.so', 'FileNotFoundError: .*DLU_MMDET_LIBRARY .*no.so'),
+        ('LIBRARY', __file__, 'ValueError: .*DLU_MMDET_LIBRARY .*does not load'),
     ],
 )
 def test_unknown_settings_are_refused(name, value, words):
@@ -761,6 +762,7 @@ def warned(tmp_path, monkeypatch):
     """A folder in the place of the package's, beside a GPU; what is said of it."""
     monkeypatch.setattr(library, '_FOLDER', tmp_path)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.version, 'cuda', '13.0')
     for name, value in dict(_NO_EXT=False, _BACKEND='').items():
         monkeypatch.setattr(library, name, value)
     monkeypatch.setattr(library, 'triton_problem', lambda: 'Triton is not installed')

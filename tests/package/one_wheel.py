@@ -23,7 +23,10 @@ def main(folder: str, device: str = 'cpu') -> None:
     devices = [name for name in ('cpu', 'cuda') if library.is_available(name)]
     if device not in devices:
         raise SystemExit(f'the compiled operators do not load for {device}')
-    results = self_test.compare_with_reference(device, quick=True)
+    results = list(self_test.compare_with_reference(device, quick=True))
+    for each in results:
+        if each.first:
+            print(f'{each.operator}, {each.dtype}, {each.layout}: {each.first}')
     worst = torch.tensor([each.error for each in results]).max()  # NaN if one is NaN
     print(
         f'Python {sys.version.split()[0]}, torch {torch.__version__}, operators for '

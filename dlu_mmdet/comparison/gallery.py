@@ -123,8 +123,8 @@ class Gallery:
         if lost:
             sentence = (
                 f'{len(lost)} of {len(self)} images are not shown, because their files '
-                f'cannot be read (the first: {lost[0]}); put them back, or give --join '
-                f'DIR --data FOLDER, the folder they are in now.'
+                f'cannot be read (the first: {lost[0]}); put them back, or give --data '
+                f'FOLDER, the folder they are in now, with --report-only or --join.'
             )
         names = [each['name'] for each in self._shown]
         head = dict(

@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from scipy import stats
 
 from ..datasets import coco_io
+from .boundaries import BoundaryEval
 from .matching import MAX_DETECTIONS
 from .significance import LEVEL, Difference, holm, seed_difference
 
@@ -28,6 +29,8 @@ METRICS = dict(
     APm=(2, slice(None)),
     APl=(3, slice(None)),
 )
+#: What AP may be of, by the name of the IoU: boxes, masks or the boundaries of masks.
+KINDS_OF_AP = dict(bbox='AP', segm='mask AP', boundary='boundary AP')
 #: The metric that is tested. The others are exploratory: no correction covers them.
 PRIMARY = 'AP'
 #: Images with objects below which a metric has no interval: see docs/statistics.md.
@@ -102,11 +105,12 @@ class Evaluation:
 
         Args:
             coco (COCO): The annotations; all of their images are evaluated.
-            detections (list[dict]): COCO results: ``image_id``,
-                ``category_id``, ``bbox`` (x, y, width, height), ``score``.
+            detections (list[dict]): COCO results: ``image_id``, ``category_id``,
+                ``score`` and ``bbox`` (x, y, width, height) or ``segmentation``.
             category_ids (Sequence[int]): Categories to evaluate.
-            iou_type (str): 'bbox', or 'segm' for the overlap of masks; detections then
-                have a ``segmentation``. Defaults to 'bbox'.
+            iou_type (str): 'bbox', 'segm' for the overlap of masks, or 'boundary' for
+                :class:`~dlu_mmdet.evaluation.boundaries.BoundaryEval`. Defaults to
+                'bbox'.
 
         Returns:
             Evaluation: The matches of all images.
@@ -116,7 +120,10 @@ class Evaluation:
                 coco = coco_io.COCO.completed(coco)
             # loadRes cannot take an empty list
             results = coco.loadRes(detections) if detections else COCO()
-            evaluation = coco_io.COCOeval(coco, results, iou_type)
+            if iou_type == 'boundary':
+                evaluation = BoundaryEval(coco, results, 'segm')
+            else:
+                evaluation = coco_io.COCOeval(coco, results, iou_type)
             evaluation.params.catIds = list(category_ids)
             evaluation.params.maxDets = [MAX_DETECTIONS]
             evaluation.evaluate()

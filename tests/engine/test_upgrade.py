@@ -275,5 +275,7 @@ def test_a_checkpoint_of_mmdet(name, plain, shapes_root, tmp_path, monkeypatch, 
     # maps of a detector that has hardly been trained are rough
     assert float(re.search(r'differ by ([\d.]+)% \(RMS\)', shown)[1]) < 25
     # two iterations from random weights leave YOLOX without a detection
-    found_nothing = 'yolox' in str(name) and 'metrics: none, the detectors find' in shown
+    found_nothing = (
+        'yolox' in str(name) and 'metrics: none, the detectors find' in shown
+    )
     assert 'bbox_mAP: ' in shown or found_nothing

@@ -152,8 +152,7 @@ def details_of(
         found = detections_of(samples)
         others = _others(run, samples, truth, metric, add_results)
         del samples
-        if run.name not in scores:
-            gallery.add(run.name, run.seed, run.work_dir, found)
+        gallery.add(run.name, run.seed, run.work_dir, found)
         errors = ErrorEvaluation.of(truth.objects, found, num_classes)
         sized = evaluate_sizes(truth.objects, found, num_classes, [*octaves.values()])
         parts = [errors.gains(weights), sized.metrics(weights, sizes, metrics)]

@@ -393,7 +393,7 @@ class Part:
 #: What the images of the page show.
 GALLERY_TEXT = (
     f'Detections with a score of at least {SCORE_THR:g}, matched at an IoU of 0.5, of '
-    'the first seed of each upsampler. Errors are false positives and objects that '
+    'one seed at a time. Errors are false positives and objects that '
     'were not found. Thumbnails: an object that only the first upsampler found is '
     'green, one that only the second found is red. The address bar '
     'has the image and the filters, so that a view can be shared with the page.'

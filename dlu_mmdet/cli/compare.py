@@ -109,6 +109,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'a time (default: 200)',
     )
     parser.add_argument(
+        '--metric',
+        choices=['bbox', 'segm', 'boundary'],
+        default='bbox',
+        help='what AP is of: boxes, masks, or the boundaries of masks (needs '
+        'faster-coco-eval); the runs are the same, so --report-only makes the report '
+        'of another (default: bbox)',
+    )
+    parser.add_argument(
         '--figure',
         metavar='FILE.pdf',
         help='the whole comparison in one figure for a column of a paper, or a slide; '
@@ -119,7 +127,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='train and test nothing: the report of what is finished, with any '
         'number of GPUs or none; a run whose result.json or matches.npz was removed '
-        'is evaluated anew from its predictions.pkl',
+        'is evaluated anew from its predictions.pkl; --data says where images and '
+        'annotations are now, if they were moved',
     )
     parser.add_argument(
         '--join',
@@ -149,7 +158,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.join:
         # the folders say what they hold
         taken = {'join', 'work_dir', 'baseline', 'image_groups', 'report_only', 'trust'}
-        taken |= {'traceback', 'data', 'figure'}
+        taken |= {'traceback', 'data', 'figure', 'metric'}
         unused = [
             f'--{key.replace("_", "-")}'
             for key, value in vars(args).items()
@@ -171,12 +180,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ..comparison.compare import compare, join
 
     if args.join:
-        keys = ('image_groups', 'trust', 'data', 'figure')
+        keys = ('image_groups', 'trust', 'data', 'figure', 'metric')
         values = {key: getattr(args, key) for key in keys}
         return join(args.join, args.work_dir, args.baseline, **values)
     names = ['configs', 'upsamplers', 'seeds', 'work_dir', 'baseline', 'cfg_options']
     names += ('launcher', 'processes', 'jobs', 'amp', 'auto_scale_lr', 'image_groups')
-    names += ('report_only', 'dry_run', 'figure')
+    names += ('report_only', 'dry_run', 'figure', 'metric')
     return compare(
         **{name: getattr(args, name) for name in names},
         slurm=dict(args.slurm),

@@ -14,15 +14,16 @@ from mmengine.config import Config
 
 from ..datasets.coco_io import COCO
 from ..engine import read_divergence
-from ..evaluation.average_precision import METRICS, Evaluation
+from ..evaluation.average_precision import KINDS_OF_AP, METRICS, Evaluation
 from ..evaluation.coco_results import coco_results
 from ..necks import upsampler_cfg
 from ..utils.files import read_json
 from ..utils.tables import to_json
 from ..utils.torch_compat import load_pickle
+from .ground_truth import GroundTruth
 from .inputs import differing, fingerprint
 from .plan import box_evaluator, classes_of
-from .runs import Run, RunResult, directory_lock, write
+from .runs import Run, RunResult, directory_lock, score_name, write
 
 
 def reevaluate(run: Run) -> bool:
@@ -77,7 +78,7 @@ def _mask_metrics(run: Run) -> dict[str, float | None]:
         tested = read_json(file, (), 'remove it, the file of a test')
         if keys[0] in tested:
             values = [_ap(tested[key]) for key in keys]
-            metrics = {f'mask_{n}': v for n, v in zip(METRICS, values)}
+            metrics = {score_name('segm', n): v for n, v in zip(METRICS, values)}
     return metrics
 
 
@@ -104,6 +105,82 @@ def read_predictions(path: Path, num_classes: int) -> list[dict]:
             f'({error}); remove it, and compare without --report-only tests anew'
         ) from error
     return samples
+
+
+def predictions_of(run: Run, num_classes: int) -> list[dict]:
+    """The predictions of a run.
+
+    Raises:
+        FileNotFoundError: If they are not there.
+        RuntimeError: If they are damaged.
+    """
+    if not run.predictions.exists():
+        raise FileNotFoundError(
+            f'{run.predictions} is not there; copy it from where the run was tested, '
+            f'or remove the result.json beside it and give the command of the '
+            f'comparison, which tests anew'
+        )
+    return read_predictions(run.predictions, num_classes)
+
+
+def have_masks(samples: Sequence[Mapping]) -> bool:
+    """Whether predictions are of a detector with masks."""
+    return any('masks' in sample['pred_instances'] for sample in samples[:1])
+
+
+def matches_of(
+    run: Run,
+    metric: str,
+    truth: GroundTruth,
+    keep: bool = True,
+    samples: Sequence[Mapping] | None = None,
+) -> Evaluation:
+    """The matches of a run in a metric, made from its predictions if need be.
+
+    Args:
+        run (Run): A finished run.
+        metric (str): Of :data:`~dlu_mmdet.evaluation.average_precision.KINDS_OF_AP`.
+        truth (GroundTruth): The test set.
+        keep (bool): Whether to keep new matches, and their scores in ``result.json``.
+        samples (Sequence[Mapping], optional): The predictions, if they have been read.
+
+    Raises:
+        FileNotFoundError: If the predictions are not there.
+        RuntimeError: If they are damaged.
+        ValueError: If detector or annotations have no masks.
+    """
+    file = run.matches_of(metric)
+    if file.exists():
+        return Evaluation.load(file)
+    if samples is None:
+        samples = predictions_of(run, len(truth.classes))
+    if not have_masks(samples):
+        raise ValueError(
+            f'--metric {metric} is for detectors with masks, and {run.predictions} has '
+            f'boxes alone; leave out --metric'
+        )
+    if not truth.has_masks:
+        raise ValueError(
+            f'--metric {metric} needs objects with a segmentation, and some of the '
+            f'test set have none; leave out --metric, or add them'
+        )
+    ids = truth.category_ids
+    detections = coco_results(samples, ids).get('segm', [])
+    found = Evaluation.from_coco(truth.coco, detections, ids, metric)
+    if keep:
+        with directory_lock(run.work_dir):
+            _save(found, file)
+            if result := run.result:
+                scores = {score_name(metric, k): v for k, v in found.score().items()}
+                write(run.result_file, to_json({**result.content, **scores}))
+    return found
+
+
+def _save(evaluation: Evaluation, file: Path) -> None:
+    """Write matches, whole or not at all."""
+    buffer = io.BytesIO()
+    evaluation.save(buffer)
+    write(file, buffer.getvalue())
 
 
 def _ap(value: float) -> float | None:
@@ -134,9 +211,10 @@ def collect_result(run: Run) -> dict:
         return dict(found, diverged=diverged)
     samples = read_predictions(run.predictions, len(classes_of(run.cfg)))
     evaluation = evaluate(run.cfg, samples)
-    buffer = io.BytesIO()
-    evaluation.save(buffer)
-    write(run.matches_file, buffer.getvalue())
+    for metric in KINDS_OF_AP:
+        # those of masks are made when they are asked for
+        run.matches_of(metric).unlink(missing_ok=True)
+    _save(evaluation, run.matches_file)
     return dict(
         found,
         **evaluation.score(),

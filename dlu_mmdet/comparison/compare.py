@@ -18,6 +18,8 @@ import torch
 
 from ..config import config_stem, prepare_data
 from ..engine import use_safe_loaders
+from ..evaluation import boundaries
+from ..evaluation.average_precision import KINDS_OF_AP
 from ..utils.tables import printable, to_markdown
 from . import jobs as scheduling
 from . import plan, report, summary
@@ -258,8 +260,9 @@ def report_all(
     baseline: str | None,
     image_groups: int,
     figure: str | Path | None = None,
-    data: str | Path | None = None,
+    data: str | Path | Mapping | None = None,
     joined: bool = False,
+    metric: str = 'bbox',
 ) -> bool:
     """Summarize the finished runs, on disk and on the screen.
 
@@ -299,6 +302,7 @@ def report_all(
         ),
         data=data,
         joined=joined,
+        metric=metric,
     )
     summary.save(found, work_dir)
     page = report.save(found, work_dir)
@@ -309,7 +313,7 @@ def report_all(
     progress.clear()
     print(f'\n{to_markdown(head, body)}')
     name = printable(best.name)
-    print(f'\nbest AP: {name}, {best.ap.mean:.3f} (mean over seeds)')
+    print(f'\nbest {found.label()}: {name}, {best.ap.mean:.3f} (mean over seeds)')
     for sentence in summary.divergences(found):
         print(sentence)
     if found.without:
@@ -326,6 +330,8 @@ def report_again(
     baseline: str | None,
     image_groups: int,
     figure: str | Path | None = None,
+    data: Mapping | None = None,
+    metric: str = 'bbox',
 ) -> int:
     """Evaluate runs that were only tested, and report the finished ones."""
     failed = False
@@ -341,7 +347,9 @@ def report_again(
             f'--report-only: no run in {work_dir} is finished; the same command '
             f'without it trains them'
         )
-    reported = report_all(planned, work_dir, baseline, image_groups, figure)
+    reported = report_all(
+        planned, work_dir, baseline, image_groups, figure, data, metric=metric
+    )
     return int(not reported or failed)
 
 
@@ -367,6 +375,7 @@ def join(
     trust: bool = False,
     data: str | Path | None = None,
     figure: str | Path | None = None,
+    metric: str = 'bbox',
 ) -> int:
     """Report the finished runs of several comparisons together.
 
@@ -382,6 +391,7 @@ def join(
             :func:`~dlu_mmdet.config.use_dataset_folder` takes it, for kinds of error
             and images. Defaults to where they were.
         figure (str | Path, optional): See :func:`compare`.
+        metric (str): See :func:`compare`.
 
     Returns:
         int: Exit status: 0, or 1 without a finished run.
@@ -392,6 +402,7 @@ def join(
     """
     use_safe_loaders()
     _check_least(image_groups=(image_groups, 100))
+    check_metric(metric)
     if figure:
         report.check_figure(figure)
     if Path(work_dir, 'plan.json').exists():
@@ -404,9 +415,19 @@ def join(
     for sentence in check_inputs(planned):
         print(sentence, file=sys.stderr)
     reported = report_all(
-        planned, work_dir, baseline, image_groups, figure, data, joined=True
+        planned, work_dir, baseline, image_groups, figure, data, True, metric
     )
     return 0 if reported else 1
+
+
+def check_metric(metric: str) -> None:
+    """Check before the work that a metric is known and can be computed."""
+    if metric not in KINDS_OF_AP:
+        raise ValueError(
+            f'--metric must be one of {", ".join(KINDS_OF_AP)}, got {metric!r}'
+        )
+    if metric == 'boundary':
+        boundaries.check_available()
 
 
 def _check_least(**values: tuple[int, int]) -> None:
@@ -433,6 +454,7 @@ def compare(
     auto_scale_lr: bool = False,
     image_groups: int = 200,
     figure: str | Path | None = None,
+    metric: str = 'bbox',
     report_only: bool = False,
     dry_run: bool = False,
     **data: Any,
@@ -462,6 +484,8 @@ def compare(
             leave out one group at a time.
         figure (str | Path, optional): A .pdf, .svg or .png file for the comparison in
             one figure of the width of a column.
+        metric (str): What AP is of: 'bbox', 'segm' for masks, or 'boundary' for the
+            boundaries of masks. Defaults to 'bbox'.
         report_only (bool): Train and test nothing.
         dry_run (bool): Time a few iterations, and print what would run.
         **data: See :func:`~dlu_mmdet.config.custom_data.prepare_data`.
@@ -481,6 +505,7 @@ def compare(
     _check_least(
         processes=(number, 1), jobs=(at_a_time, 1), image_groups=(image_groups, 100)
     )
+    check_metric(metric)
     if figure:
         report.check_figure(figure)
     if slurm and not in_slurm:
@@ -491,6 +516,7 @@ def compare(
         launch = Launch('pytorch', number, tuple(flags))
 
     def work(children: Children) -> int:
+        folder = prepare_data(work_dir, **data)
         planned = plan.plan(
             configs,
             seeds,
@@ -498,11 +524,16 @@ def compare(
             cfg_options,
             launch,
             upsamplers,
-            prepare_data(work_dir, **data),
+            folder,
+            moved=report_only,
         )
         base = check_baseline(planned, baseline)
         if report_only:
-            return report_again(planned, work_dir, base, image_groups, figure)
+            return report_again(
+                planned, work_dir, base, image_groups, figure, folder, metric
+            )
+        for run in planned if metric != 'bbox' else ():
+            plan.check_masks(run)
         if dry_run and in_slurm:
             dry_run_in_slurm(planned, launch, slurm or {}, at_a_time)
             return 0
@@ -512,7 +543,9 @@ def compare(
         events = start(planned, launch, launcher, at_a_time, slurm or {}, children)
         prepare(planned, work_dir, launch, cfg_options)
         failed = run_all(planned, events, min(at_a_time, len(planned)))
-        reported = report_all(planned, work_dir, base, image_groups, figure)
+        reported = report_all(
+            planned, work_dir, base, image_groups, figure, metric=metric
+        )
         if failed:
             print(f'failed: {", ".join(map(title, failed))}', file=sys.stderr)
         return 0 if reported and not failed else 1

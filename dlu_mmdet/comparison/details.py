@@ -8,33 +8,26 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from ..config import use_dataset_folder
-from ..datasets.coco_io import COCO
-from ..datasets.preflight import iter_datasets
 from ..evaluation.average_precision import (
+    METRICS,
     PRIMARY,
     Evaluation,
     MetricDifference,
     leave_out,
     score_differences,
 )
-from ..evaluation.coco_results import (
-    coco_results,
-    result_files,
-    save_coco_results,
-)
+from ..evaluation.coco_results import result_files, save_coco_results
 from ..evaluation.error_types import KINDS, ErrorEvaluation
-from ..evaluation.instances import Objects, detections_of, objects_of
+from ..evaluation.instances import detections_of
 from ..evaluation.sizes import evaluate_sizes
-from .collect import read_predictions
+from .collect import have_masks, matches_of, predictions_of
 from .gallery import Gallery
-from .inputs import content_hash
+from .ground_truth import GroundTruth
 from .octaves import octaves_of
-from .plan import box_evaluator, classes_of
 from .runs import Run
 
 # keys of the tables, next to those of the octaves
-ERRORS, MASKS = 'error', 'mask metric'
+ERRORS, BOXES, MASKS = 'error', 'box metric', 'mask metric'
 
 
 @dataclass(frozen=True)
@@ -81,9 +74,12 @@ class Details:
         errors (Breakdown): AP50 that mending each kind of error would give.
         sizes (dict[str, Breakdown]): AP by octaves of object size, by what size is
             measured in.
-        masks (Breakdown): COCO's metrics of masks; empty without masks.
+        masks (Breakdown): COCO's metrics of masks; empty without masks, and where the
+            comparison is about them.
         gallery (Gallery): The images with objects and detections.
         lost (str): Which runs are left out, and why; empty if none is.
+        boxes (Breakdown): COCO's metrics of boxes; empty where the comparison is about
+            them.
     """
 
     errors: Breakdown
@@ -91,77 +87,26 @@ class Details:
     masks: Breakdown
     gallery: Gallery
     lost: str = ''
+    boxes: Breakdown = Breakdown({}, {}, {})
 
     def to_json(self) -> dict:
         """A part of ``comparison.json``."""
         sizes = {name: asdict(each) for name, each in self.sizes.items()}
         found = dict(errors=asdict(self.errors), sizes=sizes)
-        if self.masks.counts:
-            found['masks'] = asdict(self.masks)
+        for key, each in (('boxes', self.boxes), ('masks', self.masks)):
+            if each.counts:
+                found[key] = asdict(each)
         return found
-
-
-@dataclass(frozen=True)
-class GroundTruth:
-    """The test set of a comparison.
-
-    Attributes:
-        coco (COCO): The annotations.
-        classes (Sequence[str]): Class names, by label.
-        category_ids (Sequence[int]): The category of each label.
-        objects (Mapping[object, Objects]): By image id.
-        folder (str): Folder of the images.
-    """
-
-    coco: COCO
-    classes: Sequence[str]
-    category_ids: Sequence[int]
-    objects: Mapping[object, Objects]
-    folder: str
-
-    @classmethod
-    def of(cls, run: Run, data: str | os.PathLike | None = None) -> GroundTruth:
-        """The test set of a run's config.
-
-        Args:
-            run (Run): A run.
-            data (str | PathLike, optional): Folder that the data were moved to.
-
-        Raises:
-            FileNotFoundError: If the annotations are not there.
-            ValueError: If they are not those that the run was tested on.
-        """
-        cfg = run.cfg.copy()
-        classes = classes_of(cfg)
-        if data:
-            use_dataset_folder(cfg, data)
-        file = (box_evaluator(cfg) or {})['ann_file']
-        if not os.path.isfile(file):
-            raise FileNotFoundError(
-                f'{file}, the annotations of the test set, is not there; put it back, '
-                f'or give --join DIR --data FOLDER, the folder it is in now'
-            )
-        then = ' '.join((run.inputs or {}).values())
-        if then and content_hash(file) not in then:
-            raise ValueError(
-                f'{file} is not the annotation file that {run.work_dir} was tested '
-                f'on; give --join DIR --data FOLDER, the folder that has it'
-            )
-        coco = COCO(file)
-        category_ids = coco.get_cat_ids(classes)
-        dataset = next(iter_datasets(cfg.test_dataloader.dataset, ''))
-        folder = dataset.files.get('data_prefix.img', dataset.cfg.get('data_root', ''))
-        objects = objects_of(coco, category_ids)
-        return cls(coco, classes, category_ids, objects, folder)
 
 
 def details_of(
     runs: Sequence[Run],
     baseline: str,
     groups: int = 200,
-    data: str | os.PathLike | None = None,
+    data: str | os.PathLike | Mapping | None = None,
     add_results: bool = True,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    metric: str = 'bbox',
 ) -> Details:
     """Read the predictions of finished runs, one run at a time.
 
@@ -169,10 +114,12 @@ def details_of(
         runs (Sequence[Run]): The runs, all of one test set.
         baseline (str): Name of the run that others are compared with.
         groups (int): Maximum number of groups of images.
-        data (str | PathLike, optional): Folder that the data were moved to.
-        add_results (bool): Whether to write the COCO result JSON of runs that lack
-            it, in the folder of their predictions.
+        data (str | PathLike | Mapping, optional): See :meth:`GroundTruth.of`.
+        add_results (bool): Whether to write the COCO result JSON and the matches of
+            masks of runs that lack them, in the folder of their predictions.
         progress (Callable): Called with the number of runs done and of all.
+        metric (str): What the comparison is about. The AP of boxes and of masks is
+            found where it is about another.
 
     Returns:
         Details: By upsampler. Runs whose predictions are missing or damaged are left
@@ -196,22 +143,20 @@ def details_of(
     lost: list[Exception] = []
     for number, run in enumerate(runs, 1):
         try:
-            samples = _read(run, num_classes)
+            samples = predictions_of(run, num_classes)
         except (FileNotFoundError, RuntimeError) as error:
             lost.append(error)
             continue
         if add_results and not result_files(run.predictions)['bbox'].exists():
             save_coco_results(samples, truth.category_ids, run.predictions)
         found = detections_of(samples)
-        masked = _evaluate_masks(samples, truth)
+        others = _others(run, samples, truth, metric, add_results)
         del samples
-        if run.name not in scores:
-            gallery.add(run.name, run.seed, run.work_dir, found)
+        gallery.add(run.name, run.seed, run.work_dir, found)
         errors = ErrorEvaluation.of(truth.objects, found, num_classes)
         sized = evaluate_sizes(truth.objects, found, num_classes, [*octaves.values()])
         parts = [errors.gains(weights), sized.metrics(weights, sizes, metrics)]
-        if masked:
-            parts.append(masked.metrics(weights))
+        parts += [each.metrics(weights) for each in others.values()]
         scores.setdefault(run.name, {})[run.seed] = np.concatenate(parts, axis=1)
         progress(number, len(runs))
     if baseline not in scores:
@@ -220,12 +165,11 @@ def details_of(
     count = dict(objects=sum(map(len, kept)), images=sum(len(own) > 0 for own in kept))
     counts = {(ERRORS, kind): count for kind in KINDS}
     counts.update(sized.counts(metrics))
-    if masked and all(
-        values.shape[1] > len(counts)
-        for own in scores.values()
-        for values in own.values()
-    ):
-        counts.update({(MASKS, key): each for key, each in masked.counts().items()})
+    widths = {values.shape[1] for own in scores.values() for values in own.values()}
+    for part, each in others.items():
+        # not where some runs have no masks
+        if min(widths) >= len(counts) + len(METRICS):
+            counts.update({(part, key): n for key, n in each.counts().items()})
 
     def breakdown(part: str) -> Breakdown:
         chosen = {
@@ -239,8 +183,8 @@ def details_of(
             for name, seeds in scores.items()
         }
         named = {name: each for name, (_, each) in chosen.items()}
-        # the other metrics of masks are exploratory, as those of boxes are
-        tested = (PRIMARY,) if part == MASKS else [*named]
+        # the other metrics of boxes and masks are exploratory
+        tested = (PRIMARY,) if part in (BOXES, MASKS) else [*named]
         return Breakdown.of(own, baseline, named, tested)
 
     by_size = {key: breakdown(key) for key in octaves}
@@ -250,33 +194,17 @@ def details_of(
             f'{len(lost)} of {len(runs)} runs are left out of errors, sizes and '
             f'images: {lost[0]}.'
         )
-    return Details(breakdown(ERRORS), by_size, breakdown(MASKS), gallery, sentence)
+    masks, boxes = breakdown(MASKS), breakdown(BOXES)
+    return Details(breakdown(ERRORS), by_size, masks, gallery, sentence, boxes)
 
 
-def _evaluate_masks(
-    samples: Sequence[Mapping], truth: GroundTruth
-) -> Evaluation | None:
-    """The matches of masks, if detector and annotations have any."""
-    found = any('masks' in sample['pred_instances'] for sample in samples[:1])
-    if not found or not all(a.get('segmentation') for a in truth.coco.anns.values()):
-        return None
-    ids = truth.category_ids
-    return Evaluation.from_coco(
-        truth.coco, coco_results(samples, ids)['segm'], ids, 'segm'
-    )
-
-
-def _read(run: Run, num_classes: int) -> list[dict]:
-    """The predictions of a run.
-
-    Raises:
-        FileNotFoundError: If they are not there.
-        RuntimeError: If they are damaged.
-    """
-    if not run.predictions.exists():
-        raise FileNotFoundError(
-            f'{run.predictions} is not there; copy it from where the run was tested, '
-            f'or remove the result.json beside it and give the command of the '
-            f'comparison, which tests anew'
-        )
-    return read_predictions(run.predictions, num_classes)
+def _others(
+    run: Run, samples: Sequence[Mapping], truth: GroundTruth, metric: str, keep: bool
+) -> dict[str, Evaluation]:
+    """The matches in boxes and in masks where the comparison is about another AP."""
+    found = {}
+    if metric != 'bbox':
+        found[BOXES] = Evaluation.load(run.matches_file)
+    if metric != 'segm' and have_masks(samples) and truth.has_masks:
+        found[MASKS] = matches_of(run, 'segm', truth, keep, samples)
+    return found

@@ -7,12 +7,8 @@
   const PAGE = 60;
   const data = galleryData;
   const names = data.upsamplers.map((each) => each.name);
-  const images = data.images.map(([id, name, width, height, source, objects, found]) => ({
+  const images = data.images.map(([id, name, width, height, source, objects]) => ({
     id: String(id), name, width, height, source, objects,
-    found: found.map(([detections, lost]) => ({
-      detections,
-      lost: new Map(lost.map((i) => (i < 0 ? [-1 - i, true] : [i, false]))),
-    })),
   }));
   const byId = new Map(images.map((image) => [image.id, image]));
   const root = document.getElementById('gallery');
@@ -35,6 +31,7 @@
   const choices = {
     a: ['Compare', names.map((name, i) => [i, name]), other],
     b: ['with', names.map((name, i) => [i, name]), data.baseline],
+    seed: ['Seed', data.seeds.map((seed, i) => [i, seed]), 0],
     show: ['Show', [['all', 'all images'], ['better', 'first is better'],
       ['worse', 'second is better'], ['equal', 'equal']], 'all'],
     class: ['Class', [['all', 'all'], ...data.classes.map((name, i) => [i, name])], 'all'],
@@ -51,9 +48,11 @@
     const select = node('select', { name: key },
       ...options.map(([value, text]) => node('option', { value, textContent: text })));
     select.value = String(start);
-    select.addEventListener('change', () => { limit = PAGE; remember(); list(); });
+    select.addEventListener('change', () => { limit = PAGE; remember(); load(list); });
     controls[key] = select;
-    bar.append(node('label', {}, `${label} `, select));
+    if (key !== 'seed' || data.seeds.length > 1) {
+      bar.append(node('label', {}, `${label} `, select));
+    }
   }
   const count = node('p', { className: 'count' });
   const cards = node('div', { className: 'cards' });
@@ -64,13 +63,45 @@
   let listed = [];
   let opened = null;
 
+  // ---- detections of a seed, which may be in a file of their own --------------------
+  let shown = null;
+  function load(then) {
+    const seed = controls.seed.value;
+    const found = data.found[seed];
+    if (shown === seed) {
+      then();
+    } else if (!found) {
+      count.textContent = 'Loading.';
+      const file = `report_images/found${seed}.js`;
+      const script = node('script', { src: file });
+      script.addEventListener('load', () => { if (controls.seed.value === seed) load(then); });
+      script.addEventListener('error', () => {
+        cards.replaceChildren();
+        count.textContent = `${file} cannot be read: it belongs beside this page.`;
+      });
+      document.head.append(script);
+    } else {
+      images.forEach((image, i) => {
+        image.found = found[i].map(([detections, lost]) => ({
+          detections,
+          lost: new Map(lost.map((each) => (each < 0 ? [-1 - each, true] : [each, false]))),
+        }));
+      });
+      shown = seed;
+      then();
+    }
+  }
+
+  // what stands for a choice in the address: its name, or its value
+  const named = { a: names, b: names, seed: data.seeds };
+
   function remember() {
     const kept = new URLSearchParams();
     if (opened) kept.set('image', opened.id);
     for (const [key, [, , start]] of Object.entries(choices)) {
       const { value } = controls[key];
       if (value === String(start)) continue;
-      kept.set(key, key === 'a' || key === 'b' ? names[value] : value);
+      kept.set(key, named[key] ? named[key][value] : value);
     }
     const text = kept.toString();
     history.replaceState(null, '', text ? `#${text}` : '#');
@@ -79,15 +110,17 @@
   function recall() {
     const kept = new URLSearchParams(location.hash.slice(1));
     for (const [key, [, options, start]] of Object.entries(choices)) {
-      let value = kept.get(key) ?? String(start);
-      if (key === 'a' || key === 'b') value = String(names.indexOf(value));
+      let value = kept.get(key);
+      if (named[key]) value = String(named[key].indexOf(value));
       const known = options.some(([each]) => String(each) === value);
       controls[key].value = known ? value : String(start);
     }
-    list();
-    const image = byId.get(kept.get('image'));
-    if (image) open(image);
-    else if (dialog.open) dialog.close();
+    load(() => {
+      list();
+      const image = byId.get(kept.get('image'));
+      if (image) open(image);
+      else if (dialog.open) dialog.close();
+    });
   }
 
   // ---- errors under the filters ---------------------------------------------------
@@ -238,7 +271,8 @@
       boxes.push(rectangle(box, 'lost', text));
     }
     const number = (test) => detections.filter((box) => test(box[KIND])).length;
-    return panel(image, names[u], boxes, `TP ${number((k) => k === TRUE)}, `
+    const seed = data.seeds.length > 1 ? `, seed ${data.seeds[controls.seed.value]}` : '';
+    return panel(image, names[u] + seed, boxes, `TP ${number((k) => k === TRUE)}, `
       + `FP ${number((k) => k >= 0)}, FN ${lost.size}`);
   }
 
@@ -268,7 +302,8 @@
     const [x, y, width, height] = ['x', 'y', 'width', 'height'].map(
       (key) => Number(box.getAttribute(key)));
     const chosen = [...new Set([controls.a.value, controls.b.value])];
-    const runs = chosen.map((u) => quoted(data.upsamplers[u].run)).join(' ');
+    const runs = chosen.map((u) => quoted(data.upsamplers[u].runs[controls.seed.value]))
+      .join(' ');
     const at = `${Math.round(x + width / 2)},${Math.round(y + height / 2)}`;
     const start = 'dlu_mmdet visualize';
     const end = `${runs} --image-ids ${quoted(image.id)}`;

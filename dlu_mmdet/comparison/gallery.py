@@ -6,9 +6,10 @@ import base64
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ class Written:
 
     Attributes:
         data (str): A script with the data; empty if they are in a folder.
-        address (str): The address of the script in the folder; or empty.
+        address (str): The address of the script in the folder; or empty. Detections of
+            other seeds are in further scripts, which the page loads when it needs them.
         sentence (str): Which images cannot be shown; empty if all can.
     """
 
@@ -65,9 +67,9 @@ class Gallery:
         self._classes = [str(name) for name in classes]
         self._objects = objects
         self._folder = folder
-        self._shown: list[dict] = []
-        # JSON of each image: text takes a tenth of the memory of lists
-        self._found: list[list[str]] = []
+        # by upsampler and seed, the folder of the run and JSON of each image, which
+        # takes a tenth of the memory of lists
+        self._found: dict[str, dict[int, tuple[str, list[str]]]] = {}
 
     def __len__(self) -> int:
         return len(self._images)
@@ -87,13 +89,11 @@ class Gallery:
             run (str | PathLike): Folder of the run.
             detections (Mapping[object, Detections]): By image id.
         """
-        self._shown.append(dict(name=name, seed=seed, run=str(run)))
-        self._found.append(
-            [
-                _found(detections.get(image, NO_DETECTIONS).above(SCORE_THR), truth)
-                for image, truth in self._objects.items()
-            ]
-        )
+        found = [
+            _found(detections.get(image, NO_DETECTIONS).above(SCORE_THR), truth)
+            for image, truth in self._objects.items()
+        ]
+        self._found.setdefault(name, {})[seed] = str(run), found
 
     def write(self, work_dir: Path, baseline: str) -> Written:
         """Write what does not fit into the page.
@@ -123,29 +123,43 @@ class Gallery:
         if lost:
             sentence = (
                 f'{len(lost)} of {len(self)} images are not shown, because their files '
-                f'cannot be read (the first: {lost[0]}); put them back, or give --join '
-                f'DIR --data FOLDER, the folder they are in now.'
+                f'cannot be read (the first: {lost[0]}); put them back, or give --data '
+                f'FOLDER, the folder they are in now, with --report-only or --join.'
             )
-        names = [each['name'] for each in self._shown]
+        names, choices = [*self._found], self._choices()
         head = dict(
-            upsamplers=self._shown,
+            upsamplers=[
+                dict(name=name, runs=[runs[u][0] for runs in choices.values()])
+                for u, name in enumerate(names)
+            ],
+            seeds=[*choices],
             baseline=names.index(baseline) if baseline in names else 0,
             classes=self._classes,
             kinds=KINDS,
             scoreThr=SCORE_THR,
         )
-        parts = self._data(head, [picture for _, picture in made])
+        data = self._data(head, [picture for _, picture in made])
+        found = [_found_script(k, runs) for k, runs in enumerate(choices.values())]
         if embedded:
-            return Written(''.join(parts), '', sentence)
-        with atomic_write(target / 'data.js') as partial:
-            with partial.open('w', encoding='utf-8') as file:
-                file.writelines(parts)
+            return Written(''.join(chain(data, *found)), '', sentence)
+        _write(target / 'data.js', chain(data, found[0]))
+        for number, script in enumerate(found[1:], 1):
+            _write(target / f'found{number}.js', script)
         return Written('', f'{target.name}/data.js', sentence)
 
+    def _choices(self) -> dict[str, list[tuple[str, list[str]]]]:
+        """Runs of every upsampler that are shown together, by seed."""
+        own = [*self._found.values()]
+        common = [seed for seed in own[0] if all(seed in each for each in own)]
+        if not common:
+            return {'first of each': [next(iter(each.values())) for each in own]}
+        return {str(seed): [each[seed] for each in own] for seed in sorted(common)}
+
     def _data(self, head: Mapping, pictures: Sequence) -> Iterator[str]:
-        """The data as a script, part by part."""
-        yield f'const galleryData = {_script_json(head)};\ngalleryData.images = [\n'
-        for i, (image, picture) in enumerate(zip(self._images, pictures)):
+        """The data apart from detections as a script, part by part."""
+        yield f'const galleryData = {_script_json(head)};\ngalleryData.found = [];\n'
+        yield 'galleryData.images = [\n'
+        for image, picture in zip(self._images, pictures):
             truth = self._objects[image['id']]
             rows = [
                 [*box, label, crowd]
@@ -157,8 +171,7 @@ class Gallery:
             ]
             source, width, height = picture or ('', image['width'], image['height'])
             named = [image['id'], image['file_name'], width, height, source, rows]
-            found = ','.join(own[i] for own in self._found)
-            yield f'{_script_json(named)[:-1]},[{found}]],\n'
+            yield f'{_script_json(named)},\n'
         yield '];\n'
 
     def _picture(
@@ -220,6 +233,21 @@ def _found(found: Detections, truth: Objects) -> str:
         for i in np.flatnonzero(errors.matches.false_negatives).tolist()
     ]
     return json.dumps([rows, lost], separators=(',', ':'))
+
+
+def _found_script(number: int, runs: Sequence[tuple[str, list[str]]]) -> Iterator[str]:
+    """The detections of one choice of seed as a script, image by image."""
+    yield f'galleryData.found[{number}] = [\n'
+    for own in zip(*(found for _, found in runs)):
+        yield f'[{",".join(own)}],\n'
+    yield '];\n'
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
+    """Write a script, whole or not at all."""
+    with atomic_write(path) as partial:
+        with partial.open('w', encoding='utf-8') as file:
+            file.writelines(parts)
 
 
 def _script_json(value: object) -> str:

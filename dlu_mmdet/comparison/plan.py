@@ -58,6 +58,7 @@ def plan(
     launch: Launch = ALONE,
     upsamplers: Sequence[dict | None] = (None,),
     data: Mapping | None = None,
+    moved: bool = False,
 ) -> list[Run]:
     """List the runs of a comparison, seed by seed.
 
@@ -74,6 +75,8 @@ def plan(
         data (Mapping, optional): Arguments of
             :func:`~dlu_mmdet.config.use_dataset_folder`, to use a folder instead of
             every config's data.
+        moved (bool): Whether the runs are only reported, so that ``data`` may be
+            where their data are now. Their configs are then those of their folders.
 
     Returns:
         list[Run]: Every config and upsampler with every seed.
@@ -128,14 +131,21 @@ def plan(
                 seed,
                 Path(work_dir, entry.stem, f'seed{seed}'),
             )
-            written = run.config
-            if written.exists() and written.read_bytes() != cfg.pretty_text.encode():
-                raise ValueError(
-                    f'{run.work_dir} belongs to another version of {entry.source}, or '
-                    f'{written} is damaged; remove both, or name another --work-dir'
-                )
-            runs.append(run)
+            runs.append(_check_written(run, moved and bool(data)))
     return runs
+
+
+def _check_written(run: Run, moved: bool) -> Run:
+    """Refuse a run whose folder has another config, or take that of moved data."""
+    written = run.config
+    if not written.exists() or written.read_bytes() == run.cfg.pretty_text.encode():
+        return run
+    if moved:
+        return replace(run, cfg=_read_unrun(written))
+    raise ValueError(
+        f'{run.work_dir} belongs to another version of {run.source}, or '
+        f'{written} is damaged; remove both, or name another --work-dir'
+    )
 
 
 def join(folders: Sequence[str | Path], trust: bool = False) -> list[Run]:
@@ -296,6 +306,18 @@ def box_evaluator(cfg: Config) -> Mapping | None:
         if evaluator.get('ann_file') and 'bbox' in metrics:
             return evaluator
     return None
+
+
+def check_masks(run: Run) -> None:
+    """Refuse a run whose masks will not be scored."""
+    if not any(
+        'segm' in evaluator.get('metric', ())
+        for _, evaluator in coco_evaluators(run.cfg, 'test')
+    ):
+        raise ValueError(
+            f'{run.source}: no test_evaluator scores masks; leave out --metric, or for '
+            f"a detector with masks set its metric to ['bbox', 'segm']"
+        )
 
 
 def classes_of(cfg: Config) -> Sequence[str]:

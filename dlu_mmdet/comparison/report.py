@@ -19,7 +19,7 @@ from ..evaluation.average_precision import MIN_IMAGES, MetricDifference
 from ..utils.files import check_writable
 from ..utils.plotting import DPI, GRAY, PALETTE, interval_key, legend_below, style
 from ..utils.tables import printable
-from .details import ERRORS, MASKS, Breakdown
+from .details import BOXES, ERRORS, MASKS, Breakdown
 from .gallery import SCORE_THR
 from .runs import write
 from .summary import (
@@ -44,7 +44,7 @@ img { max-width: 100% }
 .wide { overflow-x: auto }
 {{ gallery_style | safe }}</style>
 <h1>{{ title }}</h1>
-<p>Best mean AP: <b>{{ best.name }}</b>, {{ '%.3f' | format(best.ap.mean) }}.</p>
+<p>Best mean {{ ap }}: <b>{{ best.name }}</b>, {{ '%.3f' | format(best.ap.mean) }}.</p>
 {% for heading, text, picture, table in parts %}
 {% if heading %}<h2>{{ heading }}</h2>
 {% endif %}
@@ -103,12 +103,13 @@ def _colors(rows: Sequence[Row]) -> dict[str, str]:
 
 
 @style()
-def plot_accuracy(rows: Sequence[Row], title: str = '') -> Figure:
+def plot_accuracy(rows: Sequence[Row], title: str = '', ap: str = 'AP') -> Figure:
     """Plot AP, the upsamplers' parameters and the neck's latency.
 
     Args:
         rows (Sequence[Row]): One for each upsampler.
         title (str): Title of the figure, such as the data set.
+        ap (str): What AP is called.
 
     Returns:
         Figure: Bars are one standard deviation over seeds.
@@ -121,7 +122,7 @@ def plot_accuracy(rows: Sequence[Row], title: str = '') -> Figure:
             axes[0],
             [row.ap.mean for row in rows],
             spread,
-            'AP, mean ± standard deviation over seeds',
+            f'{ap}, mean ± standard deviation over seeds',
         ),
         (
             axes[1],
@@ -185,7 +186,7 @@ def plot_differences(summary: Summary) -> Figure:
         axis.set_yticks(
             range(len(names)), names if axis is axes[0] else [''] * len(names)
         )
-        axis.set_xlabel(f'{metric} minus that of {summary.baseline}')
+        axis.set_xlabel(f'{summary.label(metric)} minus that of {summary.baseline}')
         axis.set_ylim(-0.6, len(names) - 0.4)
         axis.grid(False, axis='y')
         axis.locator_params(axis='x', nbins=5)  # labels that do not touch
@@ -214,7 +215,8 @@ def plot_learning(summary: Summary) -> Figure:
         len(curve) > 1 for each in curves.values() for curve in each['validation']
     )
     figure, axes = new_figure(1 + validated)
-    for axis, key, label in zip(axes, ('loss', 'validation'), ('training loss', 'AP')):
+    ap = 'AP' if summary.metric == 'bbox' else 'AP of boxes'
+    for axis, key, label in zip(axes, ('loss', 'validation'), ('training loss', ap)):
         for name, each in curves.items():
             steps = sorted(set.intersection(*(set(curve) for curve in each[key])))
             if not steps:
@@ -317,14 +319,14 @@ def plot_overview(summary: Summary) -> Figure:
     panels: list[tuple[str, list[MetricDifference | float | None]]] = []
     if summary.differences:
         own = [summary.differences.get(row.name, {}).get('AP') for row in rows]
-        panels.append((f'AP, minus\n{baseline}', [*own]))
+        panels.append((f'{summary.label()}, minus\n{baseline}', [*own]))
         if summary.details:
             errors = summary.details.errors.differences
             lost = [errors.get(row.name, {}).get('localization') for row in rows]
             panels.append(('localization\nerrors, the same', [*lost]))
     else:
         rows = summary.rows[::-1]
-        panels.append(('AP', [row.ap.mean for row in rows]))
+        panels.append((summary.label(), [row.ap.mean for row in rows]))
     panels.append(('neck, ms', [row.costs.neck_ms for row in rows]))
     height = 0.75 + 0.2 * len(rows)
     figure, axes = new_figure(len(panels), height, COLUMN / len(panels), sharey=True)
@@ -391,7 +393,7 @@ class Part:
 #: What the images of the page show.
 GALLERY_TEXT = (
     f'Detections with a score of at least {SCORE_THR:g}, matched at an IoU of 0.5, of '
-    'the first seed of each upsampler. Errors are false positives and objects that '
+    'one seed at a time. Errors are false positives and objects that '
     'were not found. Thumbnails: an object that only the first upsampler found is '
     'green, one that only the second found is red. The address bar '
     'has the image and the filters, so that a view can be shared with the page.'
@@ -410,14 +412,15 @@ def save(summary: Summary, work_dir: str | Path) -> Path:
     """
     work_dir = Path(work_dir)
     headings = [
-        ('Accuracy', plot_accuracy(summary.rows)),
+        ('Accuracy', plot_accuracy(summary.rows, ap=summary.label())),
         ('Cost', None),
         (f'Differences to {summary.baseline}', None),
     ]
     if summary.differences:
         headings[2] = headings[2][0], plot_differences(summary)
     for _, found, key in breakdowns(summary):
-        title, figure = {ERRORS: 'Kinds of error', MASKS: 'Masks'}.get(key, ''), None
+        titles = {ERRORS: 'Kinds of error', BOXES: 'Boxes', MASKS: 'Masks'}
+        title, figure = titles.get(key, ''), None
         if not title:
             title, figure = f'AP by {key}', plot_sizes(found, summary, key)
         headings += [(title, figure), ('', None)]
@@ -440,6 +443,7 @@ def save(summary: Summary, work_dir: str | Path) -> Path:
     text = page.render(
         title=f'{len(summary.rows)} detectors compared',
         best=summary.rows[0],
+        ap=summary.label(),
         parts=[part.shown() for part in parts],
         notes=notes(summary),
         gallery=gallery,

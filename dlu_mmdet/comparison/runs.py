@@ -15,7 +15,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ..engine import latest_checkpoint
-from ..evaluation.average_precision import METRICS
+from ..evaluation.average_precision import KINDS_OF_AP, METRICS
 from ..utils.files import atomic_write, read_json
 
 #: Package of the commands that train and test a run.
@@ -27,6 +27,11 @@ _REMEDY = (
     'copy it again, or remove it and give the command of its comparison with '
     '--report-only, which makes it from predictions.pkl'
 )
+
+
+def score_name(metric: str, name: str) -> str:
+    """The key of a score in ``result.json``: ``AP50``, ``mask_AP50`` and so on."""
+    return KINDS_OF_AP[metric].replace(' ', '_').replace('AP', name)
 
 
 @dataclass(frozen=True)
@@ -173,6 +178,13 @@ class Run:
         """File of the matched detections, see
         :class:`~dlu_mmdet.evaluation.average_precision.Evaluation`."""
         return self.work_dir / 'matches.npz'
+
+    def matches_of(self, metric: str) -> Path:
+        """The same in a metric of
+        :data:`~dlu_mmdet.evaluation.average_precision.KINDS_OF_AP`."""
+        if metric == 'bbox':
+            return self.matches_file
+        return self.work_dir / f'matches.{metric}.npz'
 
     @property
     def predictions(self) -> Path:

@@ -31,6 +31,7 @@ from ..config import check_param_groups, read_config
 from ..datasets import check_data, check_num_classes
 from ..datasets.preflight import iter_datasets
 from ..evaluation.average_precision import (
+    KINDS_OF_AP,
     METRICS,
     MIN_IMAGES,
     PRIMARY,
@@ -44,8 +45,9 @@ from ..ops import library
 from ..upsamplers import split_file, upsampler_class
 from ..utils.tables import escape, printable, to_json, to_markdown
 from ..utils.timing import interleaved, peak_memory
-from .collect import evaluate, results
-from .details import MASKS, Breakdown, Details, details_of
+from .collect import evaluate, matches_of, results
+from .details import BOXES, MASKS, Breakdown, Details, details_of
+from .ground_truth import GroundTruth
 from .inputs import image_names, leaves
 from .octaves import INPUT, RELATIVE
 from .runs import Divergence, Run, RunResult, write
@@ -226,6 +228,8 @@ class Summary:
         environment (Environment): Where it was made.
         details (Details, optional): What the predictions say; None without them.
         without (str): Why there are no details, or not of all runs; or empty.
+        metric (str): What AP is of, see
+            :data:`~dlu_mmdet.evaluation.average_precision.KINDS_OF_AP`.
     """
 
     baseline: str
@@ -237,6 +241,11 @@ class Summary:
     environment: Environment
     details: Details | None = None
     without: str = ''
+    metric: str = 'bbox'
+
+    def label(self, name: str = 'AP') -> str:
+        """What texts call one of COCO's metrics: AP50, mask AP50, boundary AP50."""
+        return KINDS_OF_AP[self.metric].replace('AP', name)
 
     def to_json(self) -> dict:
         """The content of ``comparison.json``."""
@@ -256,6 +265,7 @@ class Summary:
             ],
             environment=asdict(self.environment),
             **(self.details.to_json() if self.details else {}),
+            **({} if self.metric == 'bbox' else dict(metric=self.metric)),
         )
 
 
@@ -467,8 +477,9 @@ def summarize(
     rounds: int = 10,
     progress: Callable[[int, int], None] = lambda done, total: None,
     reading: Callable[[int, int], None] = lambda done, total: None,
-    data: str | os.PathLike | None = None,
+    data: str | os.PathLike | Mapping | None = None,
     joined: bool = False,
+    metric: str = 'bbox',
 ) -> Summary:
     """Summarize the finished runs of a comparison.
 
@@ -481,17 +492,21 @@ def summarize(
         rounds (int): Number of timed runs of each neck.
         progress (Callable): Called with the number of scored evaluations and of all.
         reading (Callable): Called with the number of predictions read and of all.
-        data (str | PathLike, optional): Folder that the data were moved to.
+        data (str | PathLike | Mapping, optional): Folder that the data were moved to,
+            or arguments of :func:`~dlu_mmdet.config.use_dataset_folder`.
         joined (bool): Whether the runs belong to other comparisons, which stay as they
             are.
+        metric (str): What AP is of: 'bbox', 'segm' or 'boundary'.
 
     Returns:
         Summary: Accuracy, costs and differences. Runs that diverged are left out and
         listed.
 
     Raises:
-        FileNotFoundError: If the matches of a finished run are missing.
-        ValueError: If no run is finished, or none of them is the baseline.
+        FileNotFoundError: If the matches of a finished run are missing, or the
+            predictions that those of masks are made from.
+        ValueError: If no run is finished, none of them is the baseline, or the metric
+            is about masks and a detector or the data have none.
     """
     finished = [run for run in runs if run.state == 'finished']
     if not finished:
@@ -509,19 +524,32 @@ def summarize(
         raise ValueError(
             f'baseline {baseline!r} is none of the finished: {", ".join(names)}'
         )
+    evaluations: dict[str, dict[int, Evaluation]] = {name: {} for name in names}
+    # boxes are matched when a run is tested
+    truth = None if metric == 'bbox' else GroundTruth.of(finished[0], data)
+    for run in finished:
+        evaluations[run.name][run.seed] = (
+            matches_of(run, metric, truth, not joined)
+            if truth
+            else Evaluation.load(run.matches_file)
+        )
     listed = results(finished)
     diverged = [
         replace(result, name=run.name)
         for run in runs
         if (result := run.result) and result.diverged
     ]
-    num_images = Evaluation.load(finished[0].matches_file).num_images
+    num_images = evaluations[names[0]][finished[0].seed].num_images
     costs = measure_costs(finished, rounds=rounds)
     rows = []
     for name in names:
         own = [result for result in listed if result.name == name]
         cfg = next(run.cfg for run in finished if run.name == name)
-        scores = {key: Spread.over([r.scores[key] for r in own]) for key in METRICS}
+        found = [
+            each.score() if truth else result.scores
+            for each, result in zip(evaluations[name].values(), own)
+        ]
+        scores = {key: Spread.over([each[key] for each in found]) for key in METRICS}
         for key in ('training_seconds', 'seconds_per_iteration'):
             scores[key] = Spread.over([getattr(result, key) for result in own])
         rows.append(
@@ -532,20 +560,19 @@ def summarize(
                 own[0].config,
                 [result.seed for result in own],
                 sum(result.name == name for result in diverged),
-                *published(cfg, num_images),
+                *((None, '') if truth else published(cfg, num_images)),
             )
         )
 
-    evaluations: dict[str, dict[int, Evaluation]] = {name: {} for name in names}
-    for run in finished:
-        evaluations[run.name][run.seed] = Evaluation.load(run.matches_file)
     differences = {}
     if len(names) > 1:
         differences = differences_to_baseline(
             evaluations, baseline, groups, progress=progress
         )
     del evaluations
-    details, without = _details(finished, baseline, groups, data, not joined, reading)
+    details, without = _details(
+        finished, baseline, groups, data, not joined, reading, metric
+    )
     return Summary(
         baseline=baseline,
         num_images=num_images,
@@ -556,19 +583,20 @@ def summarize(
         environment=Environment.here(next(iter(costs.values())).device),
         details=details,
         without=without,
+        metric=metric,
     )
 
 
 def _details(
-    runs: Sequence[Run], baseline: str, groups: int, data: Any, *rest: Any
+    runs: Sequence[Run], baseline: str, groups: int, data: Any, keep: bool, *rest: Any
 ) -> tuple[Details | None, str]:
     """:func:`details_of`, and why there are none or not of all runs."""
     try:
-        details = details_of(runs, baseline, groups, data, *rest)
+        details = details_of(runs, baseline, groups, data, keep, *rest)
         return details, details.lost
     except (FileNotFoundError, RuntimeError, ValueError) as error:
-        # whoever names the folder wants them
-        if data:
+        # whoever joins runs and names the folder wants them
+        if data and not keep:
             raise
         return None, f'There are no kinds of error and no images: {error}.'
 
@@ -605,8 +633,8 @@ def accuracy_table(summary: Summary) -> list[list[str]]:
     lost = Counter(run.name for run in summary.diverged)
     known = [row for row in summary.rows if row.published_ap is not None]
     table = [
-        ['upsampler', 'seeds', *METRICS, 'upsampler params', 'all params', 's/iter']
-        + ['training s', *(['published AP'] if known else [])]
+        ['upsampler', 'seeds', *map(summary.label, METRICS), 'upsampler params']
+        + ['all params', 's/iter', 'training s', *(['published AP'] if known else [])]
     ]
     for row in summary.rows:
         published, number = row.published_ap, len(row.seeds)
@@ -660,7 +688,8 @@ def _listed(items: Sequence[str]) -> str:
 def accuracy_sentence(summary: Summary) -> str:
     """What the table of accuracy shows."""
     best, *others = summary.rows
-    text = f'{best.name} has the highest mean AP, {_digits(best.ap.mean, 3)}'
+    text = f'{best.name} has the highest mean {summary.label()}, '
+    text += _digits(best.ap.mean, 3)
     if others:
         text += f', and {others[-1].name} the lowest, {_digits(others[-1].ap.mean, 3)}'
     return f'{text}.'
@@ -736,12 +765,18 @@ def breakdowns(summary: Summary) -> list[tuple[str, Breakdown, str]]:
     """Note, scores and what they are by, of each breakdown."""
     if not summary.details:
         return []
-    sizes, masks = summary.details.sizes, summary.details.masks
-    return [
-        (ERROR_NOTE, summary.details.errors, 'error'),
-        *((SIZE_NOTES[key], sizes[key], key) for key in sizes),
-        *([(MASK_NOTE, masks, MASKS)] if masks.counts else []),
+    details = summary.details
+    found = [
+        (ERROR_NOTE, details.errors, 'error'),
+        *((SIZE_NOTES[key], each, key) for key, each in details.sizes.items()),
     ]
+    for what, each, key in (
+        ('boxes', details.boxes, BOXES),
+        ('masks', details.masks, MASKS),
+    ):
+        if each.counts:
+            found.append((OTHER_NOTE.format(what), each, key))
+    return found
 
 
 def breakdown_table(found: Breakdown) -> list[list[str]]:
@@ -806,8 +841,8 @@ def notes(summary: Summary) -> list[str]:
     environment = summary.environment
     height, width = summary.rows[0].costs.image_size
     found = [
-        f'AP of pycocotools as a fraction, mean ± standard deviation over the seeds, '
-        f'{summary.num_images} test images.',
+        f'{SCORE_NOTES[summary.metric]} as a fraction, mean ± standard deviation over '
+        f'the seeds, {summary.num_images} test images.',
         f'FLOPs of one image of {height} x {width}, 2 a multiply-add; neck: inference '
         f'on {environment.device}, batch 1, median, and the most memory that its '
         f'forward holds at once.',
@@ -818,11 +853,21 @@ def notes(summary: Summary) -> list[str]:
     ]
     if summary.without:
         found.insert(2, summary.without)
+    if summary.metric != 'bbox':
+        found.insert(1, 'Kinds of error, sizes and images are about boxes.')
     if any(row.published_ap for row in summary.rows):
         found.insert(2, PUBLISHED_NOTE)
     if summary.differences:
         found.insert(1, difference_note(summary))
     return found
+
+
+#: What the table of accuracy has.
+SCORE_NOTES = dict(
+    bbox='AP of pycocotools',
+    segm='Mask AP of pycocotools',
+    boundary='Boundary AP (arXiv 2103.16562) with the boundaries of faster-coco-eval',
+)
 
 
 #: What the table of errors shows.
@@ -850,9 +895,9 @@ SIZE_NOTES = {
 }
 
 
-#: What the table of masks shows.
-MASK_NOTE = (
-    'AP of masks as pycocotools finds it, mean over the seeds. The differences in AP '
+#: What the table of boxes, or of masks, in a comparison of another AP shows.
+OTHER_NOTE = (
+    'AP of {} as pycocotools finds it, mean over the seeds. The differences in AP '
     'are corrected together and tested; the other metrics are exploratory.'
 )
 
@@ -868,11 +913,11 @@ def difference_note(summary: Summary) -> str:
         'Differences are means over the seeds that both upsamplers have. Intervals are '
         "about other training seeds and other test images: Welch's t over seeds, with "
         'the variance over images (jackknife) added; with one seed about other images '
-        f'alone. {PRIMARY} is the primary metric: its {len(tested)} comparisons are '
-        'significant where the p-value is below 5 % after correction (Holm), which '
-        'an interval, of one comparison alone, does not show. The other metrics are '
-        'exploratory and not corrected. Objects and images: how many of the test '
-        'set a metric is measured on; with fewer than '
+        f'alone. {summary.label(PRIMARY)} is the primary metric: its {len(tested)} '
+        'comparisons are significant where the p-value is below 5 % after correction '
+        '(Holm), which an interval, of one comparison alone, does not show. The other '
+        'metrics are exploratory and not corrected. Objects and images: how many of '
+        'the test set a metric is measured on; with fewer than '
         f'{MIN_IMAGES} images it has no interval.'
     )
     seeds = min((len(each.seeds) for each in tested), default=1)
@@ -894,10 +939,14 @@ def tables(summary: Summary) -> Iterator[tuple[str, list[list[str]], int]]:
 
     yield accuracy_sentence(summary), accuracy_table(summary), 1
     yield cost_sentence(summary.rows), cost_table(summary.rows), 1
-    yield differences(summary.differences)
+    named = {
+        name: {summary.label(metric): each for metric, each in own.items()}
+        for name, own in summary.differences.items()
+    }
+    yield differences(named)
     for note, found, heading in breakdowns(summary):
         sentence = breakdown_sentence(found, heading, baseline)
-        yield f'{sentence} {note}', breakdown_table(found), 1
+        yield f'{sentence} {note}'.strip(), breakdown_table(found), 1
         yield differences(found.differences, heading)
 
 
@@ -911,6 +960,8 @@ def save(summary: Summary, work_dir: str | Path) -> None:
     work_dir = Path(work_dir)
     write(work_dir / 'comparison.json', to_json(summary.to_json()))
     rows = [row.to_json() for row in summary.rows]
+    if summary.metric != 'bbox':
+        rows = [dict(metric=summary.metric, **row) for row in rows]
     columns = [key for key in rows[0] if key != 'image_size']
     lines = io.StringIO(newline='')
     writer = csv.DictWriter(lines, columns, extrasaction='ignore')

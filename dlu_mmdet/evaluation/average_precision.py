@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from scipy import stats
 
 from ..datasets import coco_io
+from .boundaries import BoundaryEval
 from .matching import MAX_DETECTIONS
 from .significance import LEVEL, Difference, holm, seed_difference
 
@@ -28,13 +29,13 @@ METRICS = dict(
     APm=(2, slice(None)),
     APl=(3, slice(None)),
 )
+#: What AP may be of, by the name of the IoU: boxes, masks or the boundaries of masks.
+KINDS_OF_AP = dict(bbox='AP', segm='mask AP', boundary='boundary AP')
 #: The metric that is tested. The others are exploratory: no correction covers them.
 PRIMARY = 'AP'
 #: Images with objects below which a metric has no interval: see docs/statistics.md.
 MIN_IMAGES = 20
 RECALLS = np.linspace(0, 1, 101)
-# data sets taken at once: their counts for one category stay in the cache
-_CHUNK = 100
 # evaluations scored at once; each needs some 100 MB on COCO
 _MAX_THREADS = 8
 
@@ -102,11 +103,12 @@ class Evaluation:
 
         Args:
             coco (COCO): The annotations; all of their images are evaluated.
-            detections (list[dict]): COCO results: ``image_id``,
-                ``category_id``, ``bbox`` (x, y, width, height), ``score``.
+            detections (list[dict]): COCO results: ``image_id``, ``category_id``,
+                ``score`` and ``bbox`` (x, y, width, height) or ``segmentation``.
             category_ids (Sequence[int]): Categories to evaluate.
-            iou_type (str): 'bbox', or 'segm' for the overlap of masks; detections then
-                have a ``segmentation``. Defaults to 'bbox'.
+            iou_type (str): 'bbox', 'segm' for the overlap of masks, or 'boundary' for
+                :class:`~dlu_mmdet.evaluation.boundaries.BoundaryEval`. Defaults to
+                'bbox'.
 
         Returns:
             Evaluation: The matches of all images.
@@ -116,7 +118,10 @@ class Evaluation:
                 coco = coco_io.COCO.completed(coco)
             # loadRes cannot take an empty list
             results = coco.loadRes(detections) if detections else COCO()
-            evaluation = coco_io.COCOeval(coco, results, iou_type)
+            if iou_type == 'boundary':
+                evaluation = BoundaryEval(coco, results, 'segm')
+            else:
+                evaluation = coco_io.COCOeval(coco, results, iou_type)
             evaluation.params.catIds = list(category_ids)
             evaluation.params.maxDets = [MAX_DETECTIONS]
             evaluation.evaluate()
@@ -268,18 +273,20 @@ class Evaluation:
             np.ndarray: (B, len(names)) float64, NaN where there is no object.
         """
         areas = sorted({metrics[name][0] for name in names})
-        weights = np.ascontiguousarray(weights, dtype=np.int32)
+        copies, weights = Copies(weights), weights.astype(float)
+        # floats multiply faster, and the numbers of objects are exact
+        numbers = [weights @ self.objects[area].T.astype(float) for area in areas]
         total = np.zeros((len(weights), len(areas), self.hit.shape[1]))
         present = np.zeros((len(weights), len(areas), 1))
         for k, (low, high) in enumerate(zip(self.start[:-1], self.start[1:])):
             for a, area in enumerate(areas):
-                positives = weights @ self.objects[area, k]
+                positives = numbers[a][:, k]
                 present[:, a, 0] += positives > 0
                 # most detections of another size count at no threshold
                 ignored = self.ignored[area, :, low:high]
                 kept = np.flatnonzero(~ignored.all(axis=0))
                 total[:, a] += average_precision(
-                    weights,
+                    copies,
                     self.image[low:high][kept],
                     self.hit[area, :, low:high][:, kept],
                     ignored[:, kept],
@@ -295,39 +302,76 @@ class Evaluation:
         )
 
 
+class Copies:
+    """B weighted copies of a data set, by what they differ from it in.
+
+    Where a copy leaves out one group of images, this takes the time of one copy for
+    all groups together.
+
+    Args:
+        weights (np.ndarray): (B, I) int, multiplicity of each image.
+    """
+
+    def __init__(self, weights: np.ndarray) -> None:
+        images, self._copy = np.nonzero(weights.T != 1)
+        self._change = (weights[self._copy, images] - 1).astype(float)
+        self._start = np.searchsorted(images, np.arange(weights.shape[1] + 1))
+        self.number = len(weights)
+
+    def count(self, image: np.ndarray, part: np.ndarray, parts: int) -> np.ndarray:
+        """Count detections in each copy.
+
+        Args:
+            image (np.ndarray): (D,) int, index of each detection's image.
+            part (np.ndarray): (D,) int, ascending, where each is counted; those from
+                P on are left out.
+            parts (int): P.
+
+        Returns:
+            np.ndarray: (P, B) float64, numbers of detections up to each part.
+        """
+        image, part = (each[: np.searchsorted(part, parts)] for each in (image, part))
+        first, number = self._start[image], np.diff(self._start)[image]
+        # the changes of each detection's image, one after the other
+        last = np.cumsum(number)
+        at = np.arange(number.sum()) + np.repeat(first - (last - number), number)
+        where = np.repeat(part, number) * self.number + self._copy[at]
+        found = np.bincount(where, self._change[at], parts * self.number)
+        plain = np.bincount(part, minlength=parts).astype(float)
+        return np.cumsum(found.reshape(parts, -1) + plain[:, None], axis=0)
+
+
 def average_precision(
-    weights: np.ndarray,
+    copies: Copies,
     image: np.ndarray,
     hit: np.ndarray,
     ignored: np.ndarray,
     positives: np.ndarray,
 ) -> np.ndarray:
     """(B, T): AP of one category in data sets with (B,) objects each."""
-    average = np.zeros((len(weights), len(hit)))
-    hits_at = [np.flatnonzero(row) for row in hit]
-    ignored_at = [np.flatnonzero(row) for row in ignored]
-    for low in range(0, len(weights), _CHUNK):
-        chunk = slice(low, low + _CHUNK)
-        drawn = weights[chunk].take(image, axis=1)
-        seen = drawn.cumsum(axis=1, dtype=np.int32)
-        for t, (at, left_out) in enumerate(zip(hits_at, ignored_at)):
-            if not len(at):
-                continue
-            hits = drawn.take(at, axis=1).cumsum(axis=1, dtype=np.int32)
-            counted = seen.take(at, axis=1)
-            before = np.searchsorted(left_out, at)
-            if before[-1]:
-                skipped = drawn.take(left_out[: before[-1]], axis=1)
-                skipped = skipped.cumsum(axis=1, dtype=np.int32)
-                skipped = np.pad(skipped, ((0, 0), (1, 0)))
-                counted -= skipped.take(before, axis=1)
-            precision = hits / np.maximum(counted, 1)
-            best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-            recall = hits / positives[chunk, None]
-            reached = RECALLS.searchsorted(recall, side='right')
-            steps = np.diff(reached, axis=1, prepend=0)
-            average[chunk, t] = (best * steps).sum(axis=1) / len(RECALLS)
-    return average
+    average = np.zeros((copies.number, len(hit)))
+    number = np.arange(len(image))
+    for t, (found, left_out) in enumerate(zip(hit, ignored)):
+        at = np.flatnonzero(found)
+        if not len(at):
+            continue
+        counted = np.flatnonzero(~left_out)
+        parts = np.searchsorted(at, number[counted])
+        seen = copies.count(image[counted], parts, len(at))
+        hits = copies.count(image[at], number[: len(at)], len(at))
+        precision = hits / np.maximum(seen, 1, out=seen)
+        best = np.maximum.accumulate(precision[::-1])[::-1]
+        reached = _reached(np.divide(hits, positives, out=hits))
+        average[:, t] = np.einsum('pb,pb->b', best[1:], np.diff(reached, axis=0))
+        average[:, t] += best[0] * reached[0]
+    return average / len(RECALLS)
+
+
+def _reached(recall: np.ndarray) -> np.ndarray:
+    """How many of COCO's recalls are not above each; searchsorted, but faster."""
+    near = (recall * (len(RECALLS) - 1)).astype(np.intp)
+    near += recall >= np.append(RECALLS, np.inf)[near + 1]
+    return near + (recall >= RECALLS[near])
 
 
 def leave_out(num_images: int, groups: int) -> np.ndarray:

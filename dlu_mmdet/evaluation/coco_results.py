@@ -25,8 +25,8 @@ def coco_results(
 
     Returns:
         dict[str, list[dict]]: ``bbox`` and, if there are masks, ``segm``: entries with
-        ``image_id``, ``category_id``, ``bbox`` (x, y, width, height), ``score`` and, of
-        ``segm``, ``segmentation``.
+        ``image_id``, ``category_id``, ``score`` and ``bbox`` (x, y, width, height) or
+        ``segmentation``. With both, pycocotools takes the sizes of masks from boxes.
     """
     results: dict[str, list[dict]] = dict(bbox=[])
     for sample in samples:
@@ -48,7 +48,12 @@ def coco_results(
             # Mask Scoring R-CNN scores masks on their own
             scores = found.get('mask_scores', found['scores']).tolist()
             results.setdefault('segm', []).extend(
-                dict(each, score=score, segmentation=_as_text(mask))
+                dict(
+                    image_id=each['image_id'],
+                    category_id=each['category_id'],
+                    segmentation=_as_text(mask),
+                    score=score,
+                )
                 for each, score, mask in zip(own, scores, found['masks'])
             )
     return results

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .average_precision import average_precision
+from .average_precision import Copies, average_precision
 from .instances import NO_DETECTIONS, Detections, Objects
 from .matching import Matches, box_ious, match_overlaps
 
@@ -183,14 +183,18 @@ class ErrorEvaluation:
             np.ndarray: (B, len(KINDS)) float64.
         """
         weights = np.ascontiguousarray(weights, dtype=np.int32)
-        plain = self._ap(weights)
-        return np.stack([self._ap(weights, k) - plain for k in range(6)], axis=1)
+        copies = Copies(weights)
+        plain = self._ap(weights, copies)
+        mended = [self._ap(weights, copies, kind) for kind in range(6)]
+        return np.stack(mended, axis=1) - plain[:, None]
 
     def ap50(self, weights: np.ndarray) -> np.ndarray:
         """(B,) float64, AP50 without any mending."""
-        return self._ap(np.ascontiguousarray(weights, dtype=np.int32))
+        return self._ap(weights.astype(float), Copies(weights))
 
-    def _ap(self, weights: np.ndarray, kind: int | None = None) -> np.ndarray:
+    def _ap(
+        self, weights: np.ndarray, copies: Copies, kind: int | None = None
+    ) -> np.ndarray:
         """AP50 with one kind of error mended."""
         affected = self.kind == (-2 if kind is None else kind)
         turned = affected & self.mends
@@ -200,10 +204,11 @@ class ErrorEvaluation:
         order = kept[np.lexsort((-self.score[kept], label))]
         starts = np.searchsorted(np.sort(label), np.arange(len(self.objects) + 1))
         positives = self.objects - self.missed if kind == MISSED else self.objects
+        numbers = weights @ positives.T.astype(float)
         total, present = np.zeros(len(weights)), np.zeros(len(weights))
         for k, (low, high) in enumerate(zip(starts[:-1], starts[1:])):
             own = order[low:high]
-            number = weights @ positives[k]
+            number = numbers[:, k]
             there = number > 0
             if kind == MISSED and len(own):
                 # a class of false positives stays, with an AP of 0
@@ -212,7 +217,7 @@ class ErrorEvaluation:
                 ].any(axis=1)
             present += there
             total += average_precision(
-                weights,
+                copies,
                 self.image[own],
                 hit[None, own],
                 np.zeros((1, len(own)), dtype=bool),

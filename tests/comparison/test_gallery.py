@@ -53,6 +53,7 @@ def drive(page, script, address='', width=1200):
     driven = page.with_name('driven.html')
     driven.write_text(page.read_text().replace('</html>', DRIVER % script))
     command = [BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom']
+    command += ['--virtual-time-budget=5000']
     command += [f'--user-data-dir={page.parent / "profile"}', '--timeout=20000']
     command += [f'--window-size={width},800', f'{driven.as_uri()}{address}']
     text = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
@@ -64,8 +65,10 @@ def drive(page, script, address='', width=1200):
     return json.loads(found)
 
 
-def made_up(folder, num_images):
+def made_up(folder, num_images, seeds=1):
     """A page of two detectors: 'old' finds every second object, 'new' all.
+
+    With the other seeds both find nothing.
 
     An image has an object of the class MARKUP and one of the class 'b'. 'old' calls the
     second one of image 2 MARKUP, and 'new' has a false positive in image 3.
@@ -98,7 +101,10 @@ def made_up(folder, num_images):
     scores = np.array([0.9, 0.8, 0.7, 0.1])
     found['new'][3] = Detections(far, np.array([0, 1, 1, 1]), scores)
     for name, each in found.items():
-        gallery.add(name, 0, f'runs/{name} {MARKUP[:1]}', each)
+        for seed in range(seeds):
+            run = f'runs/{name} {MARKUP[:1]}' + f'{seed}' * (seeds > 1)
+            gallery.add(name, seed, run, each if seed == 0 else {})
+    gallery.add('old', 7, 'runs/alone', {})
     return gallery
 
 
@@ -240,6 +246,40 @@ def test_a_large_set_is_a_folder(tmp_path, monkeypatch):
     )
     assert (found['shown'], found['more']) == (60, 70)
     assert found['source'].startswith('report_images/')
+
+
+@needs_browser
+@pytest.mark.parametrize('embedded', [True, False])
+def test_the_viewer_chooses_the_seed(tmp_path, monkeypatch, embedded):
+    """Of a large set each has a file; of seeds that not all have there is none."""
+    monkeypatch.setattr(module, 'MAX_EMBEDDED', 300 if embedded else 5)
+    page = report.save(summary_of(made_up(tmp_path, 6, seeds=2)), tmp_path)
+    assert (tmp_path / 'report_images' / 'found1.js').exists() is not embedded
+    assert not (tmp_path / 'report_images' / 'found2.js').exists()
+    choose = """
+        result.seeds = [...$('select[name=seed] option')].map((o) => o.textContent);
+        choose('seed', '1');
+        const wait = () => {
+          if ($('.count')[0].textContent === 'Loading.') return setTimeout(wait, 20);
+          result.count = $('.count')[0].textContent;
+          $('.card')[0]?.click();
+          result.heads = $('figcaption').map((each) => each.textContent).slice(2, 4);
+          $('.panels rect')[0]?.dispatchEvent(new Event('click'));
+          result.command = $('dialog pre')[0].textContent;
+          result.address = location.hash;
+          document.getElementById('driven').textContent = JSON.stringify(result);
+        };
+        setTimeout(wait, 20);
+    """
+    found = drive(page, choose)
+    assert found['seeds'] == ['0', '1'] and 'seed=1' in found['address']
+    assert 'new makes fewer errors in 0, old in 0' in found['count']
+    assert found['heads'] == ['old, seed 1', 'TP 0, FP 0, FN 2']
+    assert "'runs/new <1' 'runs/old <1'" in found['command']
+    if not embedded:
+        (tmp_path / 'report_images' / 'found1.js').unlink()
+        found = drive(page, choose)
+        assert found['count'].startswith('report_images/found1.js cannot be read')
 
 
 def test_photos_of_other_kinds(tmp_path):

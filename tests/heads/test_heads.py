@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from mmengine.structures import InstanceData
 
 from dlu_mmdet import replace_upsampling
 from dlu_mmdet.heads import UpsampleMaskHead
+from dlu_mmdet.upsamplers import DLUPack
 
 ARGS = dict(num_convs=1, in_channels=6, conv_out_channels=8, num_classes=3)
 
@@ -53,6 +55,48 @@ def test_every_upsampler_in_the_mask_head(name):
     masks.square().sum().backward()
     for key, parameter in head.named_parameters():
         assert parameter.grad is not None, f'{key} takes no part'
+
+
+def masks_of(out):
+    """Those of HTC's head have its features beside them."""
+    return out[0] if isinstance(out, list) else out
+
+
+@pytest.mark.parametrize(
+    ('name', 'args'),
+    [
+        ('FCNMaskHead', {}),
+        ('HTCMaskHead', dict(with_conv_res=False)),
+        ('SCNetMaskHead', dict(conv_to_res=False)),
+    ],
+)
+def test_mask_heads_by_the_prefix(name, args):
+    args = dict(ARGS, **args)
+    own = dict(type='bilinear', scale_factor=2)
+    theirs = MODELS.build(dict(type=name, upsample_cfg=own, **args))
+    cfg = dict(type=f'dlu_mmdet.{name}', **args)
+    ours = MODELS.build(dict(cfg, upsample_cfg=own))
+    ours.load_state_dict(theirs.state_dict())
+    assert torch.equal(masks_of(ours(features())), masks_of(theirs(features())))
+    learned = MODELS.build(dict(cfg, upsample_cfg=dict(type='dlu')))
+    assert isinstance(learned, type(theirs)) and isinstance(learned.upsample, DLUPack)
+    again = pickle.loads(pickle.dumps(learned))
+    assert torch.equal(masks_of(again(features())), masks_of(learned(features())))
+
+
+def test_a_mask_head_that_initializes_every_weight():
+    """QueryInst's, which is given the features of the queries too."""
+    cfg = dict(type='dlu_mmdet.DynamicMaskHead', upsample_cfg=dict(type='dlu'))
+    conv = dict(type='DynamicConv', in_channels=8, feat_channels=2, input_feat_shape=7)
+    head = MODELS.build(dict(cfg, dynamic_conv_cfg=conv, **dict(ARGS, in_channels=8)))
+    head.init_weights()
+    assert not head.upsample.conv_offset.weight.any()
+
+
+def test_a_mask_head_that_enlarges_nothing_is_refused():
+    cfg = dict(type='dlu_mmdet.CoarseMaskHead', upsample_cfg=dict(type='dlu'), **ARGS)
+    with pytest.raises(ValueError, match='CoarseMaskHead enlarges no map'):
+        MODELS.build(cfg)
 
 
 def test_another_ratio_is_refused():

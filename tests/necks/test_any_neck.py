@@ -847,6 +847,7 @@ def test_decode_heads(segmentor_scope):
     )
     again = with_upsampler(cfg, dict(type='dlu'), auxiliary=True)
     assert again.auxiliary_head[0].type == 'dlu_mmdet.other.Head'
+    assert len(segmentor_scope.build(again.auxiliary_head[0]).upsample_modules) == 1
     assert again.decode_head.upsample_cfg == dict(type='dlu')
     assert Config(dict(model=again)).pretty_text
 

@@ -6,6 +6,7 @@ import difflib
 import inspect
 
 import mmengine
+from mmdet.models.layers import PixelDecoder
 from mmdet.models.necks import FPN, FPN_CARAFE
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.registry import MODELS
@@ -37,7 +38,7 @@ class NeckRegistry(Registry):
             type[nn.Module]: See :func:`dlu_mmdet.necks.any_neck.wrap_neck`.
 
         Raises:
-            ValueError: If there is no such class.
+            ValueError: If there is no such class, or its owner needs the class itself.
         """
         name = key.removeprefix(f'{self.scope}.')
         scope = DefaultScope.get_current_instance()
@@ -50,6 +51,12 @@ class NeckRegistry(Registry):
             cls = registry.get(name) or MODELS.get(name)
             names = {*registry.module_dict, *MODELS.module_dict}
         if inspect.isclass(cls) and issubclass(cls, nn.Module):
+            if cls is PixelDecoder:
+                raise ValueError(
+                    'PixelDecoder must stay the class itself, for which alone '
+                    "MaskFormerHead projects the backbone's last map; build the model, "
+                    'and call dlu_mmdet.replace_upsampling on its pixel_decoder'
+                )
             cls = OURS.get(cls, cls)
             if issubclass(cls, FCNMaskHead):
                 ours = issubclass(cls, MaskHeadMixin)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import UNGUIDED
 from mmdet.models.dense_heads import rtmdet_ins_head, solov2_head
+from mmdet.models.layers import PixelDecoder
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.registry import MODELS
 from mmdet.structures.mask import BitmapMasks
@@ -170,3 +171,18 @@ def test_mask_features(module, args, count):
     assert len(report.replaced) == count and not report.left
     features.train()(maps).sum().backward()
     assert all(m.conv_offset.weight.grad is not None for m in report.replaced.values())
+
+
+def test_the_pixel_decoder_of_maskformer():
+    args = dict(in_channels=[8] * 3, feat_channels=32, out_channels=4)
+    with pytest.raises(ValueError, match='PixelDecoder must stay the class itself'):
+        MODELS.build(
+            dict(type='dlu_mmdet.PixelDecoder', upsample_cfg=dict(type='dlu'), **args)
+        )
+    decoder = PixelDecoder(**args).eval()
+    maps, metas = [torch.randn(1, 8, 16 >> i, 24 >> i) for i in range(3)], [{}]
+    expected = decoder(maps, metas)
+    ours = copy.deepcopy(decoder)
+    report = replace_upsampling(ours, dict(type='nearest'), maps, metas)
+    assert len(report.replaced) == 2
+    assert all(map(torch.equal, ours(maps, metas), expected))

@@ -55,6 +55,10 @@ def plain(part):
     return [plain(each) for each in part] if isinstance(part, (list, tuple)) else part
 
 
+def as_list(parts):
+    return parts if isinstance(parts, list) else [parts]
+
+
 def put_upsampler(cfg):
     """The config with an upsampler, found by shapes alone where the model allows it."""
     # transformers read the rates of their layers from one
@@ -70,7 +74,7 @@ def put_upsampler(cfg):
 
 
 def count(package, key):
-    """Print what takes an upsampler; returns it, one of each kind."""
+    """Print what takes an upsampler; returns the decode heads that do."""
     numbers, models = Counter(), {}
     for cfg in read_models(package):
         backbone = key == 'decode_head' and cfg.get('backbone')
@@ -80,11 +84,14 @@ def count(package, key):
     rows, taken = defaultdict(Counter), []
     for part, number in numbers.items():
         cfg = models[part]
-        name = getattr(cfg.get(key), 'type', type(cfg.get(key)).__name__)
+        name = ' + '.join(
+            getattr(each, 'type', 'none') for each in as_list(cfg.get(key))
+        )
         try:
-            ours = put_upsampler(cfg)
-            reason = 'yes' if 'upsample_cfg' in ours[key] else 'only its neck'
-            taken += [ours] * (reason == 'yes')
+            ours = as_list(put_upsampler(cfg)[key])
+            changed = [each for each in ours if 'upsample_cfg' in each]
+            reason = 'yes' if changed else 'only its neck'
+            taken += [each for each in changed if 'input_maps' in each]
         except (ValueError, ImportError) as error:
             reason = ' '.join(str(error).split())[:160]
         rows[name][reason] += number
@@ -140,12 +147,11 @@ class Modes(torch.overrides.TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def equal_sizes(cfg):
+def equal_sizes(head):
     """Whether a head with its own interpolation gives what mmseg's gives.
 
     At even and at odd sizes of the image.
     """
-    head = cfg['decode_head']
     args = {k: v for k, v in head.items() if k not in ('upsample_cfg', 'input_maps')}
     theirs = MODELS.build({**args, 'type': args['type'].removeprefix('dlu_mmdet.')})
     ours = MODELS.build(head).eval()
@@ -178,8 +184,8 @@ if __name__ == '__main__':
         train_rotated()
     else:
         taken = count('mmseg', 'decode_head')
-        heads = {str(plain(cfg['decode_head'])): cfg for cfg in taken}.values()
-        equal = [equal_sizes(cfg) for cfg in heads]
+        heads = {str(plain(head)): head for head in taken}.values()
+        equal = [equal_sizes(head) for head in heads]
         for kind, each in zip(('even', 'odd'), zip(*equal)):
             print(f"{sum(each)} of {len(each)} heads equal mmseg's at {kind} sizes")
         assert all(map(all, equal))

@@ -1,15 +1,13 @@
 """Nuclei as two classes: a small semantic FPN, for MMSegmentation's tools.
 
-    python benchmarks/semantic_masks.py data/nuclei
-    python path/to/mmseg/.mim/tools/train.py benchmarks/fpn-head_r18_nuclei.py \
-        --work-dir work_dirs/nuclei-dlu-0 \
-        --cfg-options model.decode_head.upsample_cfg.type=dlu randomness.seed=0
+python benchmarks/semantic_masks.py data/nuclei
+dlu_mmdet train benchmarks/fpn-head_r18_nuclei.py --upsampler dlu
 """
 
 default_scope = 'mmseg'
 custom_imports = dict(imports=['dlu_mmdet'])
 norm_cfg = dict(type='BN', requires_grad=True)
-crop = (256, 256)
+crop = (128, 128)
 
 model = dict(
     type='EncoderDecoder',
@@ -93,7 +91,7 @@ val_dataloader = test_dataloader = dict(
     ),
 )
 val_evaluator = test_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=400, val_interval=400)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=120, val_interval=120)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 randomness = dict(seed=0)
@@ -101,11 +99,11 @@ optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01)
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='PolyLR', eta_min=1e-5, power=0.9, begin=50, end=400, by_epoch=False),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
+    dict(type='PolyLR', eta_min=1e-5, power=0.9, begin=20, end=120, by_epoch=False),
 ]
 default_hooks = dict(
-    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=400),
+    logger=dict(type='LoggerHook', interval=40, log_metric_by_epoch=False),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=120),
 )
 log_processor = dict(by_epoch=False)

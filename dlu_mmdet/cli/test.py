@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING
@@ -60,6 +61,12 @@ def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
             f'default_hooks.visualization, which {args.config} '
             f"does not set; inherit mmdet's default_runtime.py"
         )
+    if cfg.get('default_scope') == 'mmseg':
+        # its hook has no folder of its own
+        hooks.visualization.update(draw=True, show=args.show, wait_time=args.wait_time)
+        if args.show_dir:
+            cfg.visualizer.save_dir = os.path.join(cfg.work_dir, args.show_dir)
+        return
     # what a config in Python names: mmdet's own
     if hooks.visualization.type is DetVisualizationHook.__base__:
         hooks.visualization.type = DetVisualizationHook

@@ -25,7 +25,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader
 
-from ..datasets.preflight import data_root_override_hint, resolve
+from ..datasets.preflight import data_root_override_hint, in_scope, resolve
 from ..upsamplers import resolve_name, upsampler_class
 from .param_groups import refuse_unreached
 
@@ -106,6 +106,7 @@ _REGISTRIES = [
 ]
 
 
+@in_scope
 def merge_options(cfg: Config, options: Mapping, reach: bool = True) -> None:
     """Merge ``--cfg-options`` into a config, and see that each has an effect.
 

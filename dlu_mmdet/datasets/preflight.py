@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import os.path as osp
@@ -24,7 +25,7 @@ from mmdet.registry import DATASETS, METRICS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.evaluator import BaseMetric, DumpResults, Evaluator
-from mmengine.registry import Registry
+from mmengine.registry import DefaultScope, Registry
 from PIL import Image
 from torch import nn
 
@@ -41,8 +42,26 @@ _NEEDED_META = ('img_id', 'ori_shape', 'img_shape', 'scale_factor')
 
 
 def resolve(registry: Registry, type_: str | type) -> type | None:
-    """The class of a config's ``type``: a name, 'mmdet.Name', a path, or a class."""
-    return type_ if inspect.isclass(type_) else registry.get(type_)
+    """The class of a config's ``type``: a name, 'mmdet.Name', a path, or a class.
+
+    Names are those of the default scope first: MMSegmentation has a
+    ``CityscapesDataset`` of its own.
+    """
+    if inspect.isclass(type_):
+        return type_
+    with registry.switch_scope_and_registry(None) as own:
+        return own.get(type_) or registry.get(type_)
+
+
+def in_scope(function: Callable) -> Callable:
+    """Let a function of a config look names up in the scope of that config."""
+
+    @functools.wraps(function)
+    def run(cfg: Config, *args: Any, **kwargs: Any) -> Any:
+        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+            return function(cfg, *args, **kwargs)
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -216,6 +235,7 @@ def _how_to_get(source: Source, options: str, has_flag: bool) -> str:
     )
 
 
+@in_scope
 def check_data(
     cfg: Config, splits: Sequence[str], hold: bool = True, scored: bool = True
 ) -> None:

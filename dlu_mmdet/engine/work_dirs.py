@@ -16,6 +16,8 @@ from ..config.read import config_stem, read_settings
 
 # what a run of the same config may have of its own
 _FREE = ('work_dir', 'resume', 'load_from', 'launcher')
+# packages whose results the commands after test do not draw
+_OTHER_RESULTS = ('mmseg', 'mmrotate')
 # differences in a message
 _LISTED = 3
 
@@ -104,6 +106,8 @@ def next_commands(runner: Runner) -> str:
         ['explain', *models, image, '--out', str(folder / 'cam.png')],
         ['export', *models, '--part', 'boxes', '--out', str(onnx)],
     ]
+    if runner.cfg.get('default_scope') in _OTHER_RESULTS:
+        commands = commands[:1]
     return '\n'.join(['next:', *(f'  dlu_mmdet {shlex.join(c)}' for c in commands)])
 
 

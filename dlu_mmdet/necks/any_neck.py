@@ -174,6 +174,8 @@ def _inputs(neck: nn.Module, channels: list[int]) -> Iterator[list[tuple]]:
         yield [(maps(size, channels[::-1]),) for size in sizes]
         # behind the image, as RFP takes them
         yield [(_with_image(maps(size, channels)),) for size in sizes]
+        # before what is known of the image, as pixel decoders do
+        yield [_with_meta(maps(size, channels)) for size in sizes]
         if not top:
             yield [maps(size, channels) for size in sizes]
 
@@ -194,6 +196,12 @@ def _with_image(maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Maps behind an image of four times the finest one's size."""
     _, _, h, w = maps[0].shape
     return maps[0].new_zeros(1, 3, 4 * h, 4 * w), *maps
+
+
+def _with_meta(maps: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], list[dict]]:
+    """Maps, and the size of an image of four times the finest one's."""
+    _, _, h, w = maps[0].shape
+    return maps, [dict(img_shape=(4 * h, 4 * w), batch_input_shape=(4 * h, 4 * w))]
 
 
 def find_argument(cls: Any, name: str) -> inspect.Parameter | None:

@@ -1,4 +1,4 @@
-"""``dlu_mmdet.`` before the name of any neck: that neck, with any upsampler."""
+"""``dlu_mmdet.`` before the name of any neck or head: that, with any upsampler."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import difflib
 import inspect
 
 import mmengine
+from mmdet.models.layers import PixelDecoder
 from mmdet.models.necks import FPN, FPN_CARAFE
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope, Registry
 from mmengine.utils import get_object_from_string
 from torch import nn
 
+from ..heads.upsample_mask_head import MaskHeadMixin, UpsampleMaskHead
+from ..upsamplers.sites import wrap_class
 from .any_neck import wrap_neck
 from .unified_fpn import UnifiedFPN
 from .upsample_fpn import UpsampleFPN
 
-#: Necks for which this package has a class of its own.
-OURS = {FPN: UpsampleFPN, FPN_CARAFE: UnifiedFPN}
+#: Classes for which this package has one of its own.
+OURS = {FPN: UpsampleFPN, FPN_CARAFE: UnifiedFPN, FCNMaskHead: UpsampleMaskHead}
 
 
 class NeckRegistry(Registry):
@@ -34,7 +38,7 @@ class NeckRegistry(Registry):
             type[nn.Module]: See :func:`dlu_mmdet.necks.any_neck.wrap_neck`.
 
         Raises:
-            ValueError: If there is no such class.
+            ValueError: If there is no such class, or its owner needs the class itself.
         """
         name = key.removeprefix(f'{self.scope}.')
         scope = DefaultScope.get_current_instance()
@@ -47,7 +51,17 @@ class NeckRegistry(Registry):
             cls = registry.get(name) or MODELS.get(name)
             names = {*registry.module_dict, *MODELS.module_dict}
         if inspect.isclass(cls) and issubclass(cls, nn.Module):
-            return wrap_neck(OURS.get(cls, cls))
+            if cls is PixelDecoder:
+                raise ValueError(
+                    'PixelDecoder must stay the class itself, for which alone '
+                    "MaskFormerHead projects the backbone's last map; build the model, "
+                    'and call dlu_mmdet.replace_upsampling on its pixel_decoder'
+                )
+            cls = OURS.get(cls, cls)
+            if issubclass(cls, FCNMaskHead):
+                ours = issubclass(cls, MaskHeadMixin)
+                return cls if ours else wrap_class(cls, MaskHeadMixin)
+            return wrap_neck(cls)
         own = get_object_from_string(f'{self.scope}.{name}')
         if own is not None:  # a path into this package
             return own

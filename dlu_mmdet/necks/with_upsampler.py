@@ -161,7 +161,7 @@ def _change_head(part: dict, upsample_cfg: dict, maps: list[tuple]) -> list[str]
     name = _name(part['type'])
     (h, _), given = maps[0]
     if not all(isinstance(each, Tensor) and each.dim() == 4 for each in given):
-        return [f'{name} is given more than maps (N, C, H, W) by its backbone']
+        return [f'{name} is not given a list of maps (N, C, H, W) by its backbone']
     own = {k: v for k, v in part.items() if k not in ('upsample_cfg', 'input_maps')}
     own['type'] = getattr(NECKS.get(name), 'wrapped', (name,))[0]
     try:

@@ -101,6 +101,8 @@ class ScriptableMixin(_Upsampler):
         return torch.jit.trace(self, x, check_trace=False)
 
 
+# parameters that are made in inference mode cannot be trained
+@torch.inference_mode(False)
 def replace_upsampling(
     model: nn.Module, upsample_cfg: dict, *example_inputs: Any
 ) -> UpsamplingReport:
@@ -128,16 +130,23 @@ def replace_upsampling(
         FileNotFoundError: As :func:`dlu_mmdet.upsamplers.upsampler_class`.
         TypeError: If ``model`` is no module, or as
             :func:`dlu_mmdet.upsamplers.build_upsampler`.
-        ValueError: If the model does not run on the example or interpolates nowhere by
-            a whole ratio, or the upsampler does not fit a site. Then nothing is
-            changed.
+        ValueError: If the model does not run on the example, is compiled or
+            interpolates nowhere by a whole ratio, or the upsampler does not fit a
+            site. Then nothing is changed.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f'model must be a torch.nn.Module, got {model!r} of type '
-            f'{type(model).__name__}'
+            f'model must be a torch.nn.Module, got {" ".join(repr(model).split())} of '
+            f'type {type(model).__name__}'
         )
     upsampler_class(upsample_cfg)
+    for module in model.modules():
+        compiled = getattr(module, '_compiled_call_impl', None) is not None
+        if compiled or hasattr(module, '_orig_mod'):
+            raise ValueError(
+                f'{type(getattr(module, "_orig_mod", module)).__name__} is compiled; '
+                'replace its upsampling first, and compile it then'
+            )
     if old := [module for module in model.modules() if hasattr(module, 'wrapped')]:
         raise ValueError(
             f'{type(model).__name__} has upsamplers of this package already, as in '
@@ -206,8 +215,10 @@ def _run(model: nn.Module, inputs: Sequence) -> _CallRecorder:
 
 def _is_upsample(module: nn.Module) -> bool:
     """Whether a module does nothing but interpolate."""
-    plain = type(module).forward is nn.Upsample.forward
-    return isinstance(module, nn.Upsample) and plain
+    # in this order: the forward of a scripted module cannot be asked for
+    return (
+        isinstance(module, nn.Upsample) and type(module).forward is nn.Upsample.forward
+    )
 
 
 def _find_modules(model: nn.Module, calls: Sequence[_Call]) -> list[bool]:

@@ -1,22 +1,32 @@
 """--upsampler and --upsamplers: any detector, no config to write."""
 
+import argparse
 import os
 import re
 import shutil
 import subprocess
 import sys
 
+import mmengine
 import pytest
 import torch
 from conftest import ROOT, SHAPES_DLU, as_arguments, run
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DefaultScope, Registry, init_default_scope
 
+from dlu_mmdet.cli.test import enable_visualization
 from dlu_mmdet.comparison import plan
 from dlu_mmdet.comparison import summary as comparison
-from dlu_mmdet.config import read_config, set_upsampler, upsampler_label
+from dlu_mmdet.config import (
+    merge_options,
+    read_config,
+    set_upsampler,
+    upsampler_label,
+)
 from dlu_mmdet.config.read import parse_upsampler
+from dlu_mmdet.datasets.preflight import check_data
 from dlu_mmdet.engine import load_detector
 
 RTMDET = 'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'
@@ -231,3 +241,39 @@ def test_in_mmengines_own_scope():
         cfg = read_config(SHAPES_DLU)
         set_upsampler(cfg, dict(type='carafe'))
     assert cfg.model.neck.upsample_cfg.type == 'carafe'
+
+
+def test_a_config_of_another_package():
+    """MMSegmentation's CityscapesDataset is not MMDetection's, nor is its hook."""
+    registry = Registry('dataset', parent=mmengine.DATASETS, scope='mmseg')
+
+    @registry.register_module()
+    class CityscapesDataset(BaseDataset):
+        METAINFO = dict(classes=3)
+
+        def __init__(self, *args, only_here=False, **kwargs):
+            super().__init__(*args, **kwargs)
+
+    dataset = dict(type='CityscapesDataset', data_prefix=dict(seg_map_path='nowhere'))
+    cfg = Config(
+        dict(
+            default_scope='mmseg',
+            train_dataloader=dict(dataset=dataset),
+            default_hooks=dict(visualization=dict(type='SegVisualizationHook')),
+            visualizer=dict(type='SegLocalVisualizer'),
+            work_dir='run',
+        )
+    )
+    try:
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            merge_options(cfg, {'train_dataloader.dataset.only_here': True})
+            with pytest.raises(ValueError, match=r'metainfo.classes must be a list'):
+                check_data(cfg, ['train'])
+    finally:
+        del mmengine.DATASETS.children['mmseg']
+    args = argparse.Namespace(show=False, wait_time=1, show_dir='pictures')
+    enable_visualization(cfg, args)
+    assert cfg.default_hooks.visualization == dict(
+        type='SegVisualizationHook', draw=True, show=False, wait_time=1
+    )
+    assert cfg.visualizer.save_dir == 'run/pictures'

@@ -1,10 +1,12 @@
 import copy
+import pickle
 
 import numpy as np
 import pytest
 import torch
 from conftest import UNGUIDED
 from mmdet.models.dense_heads import rtmdet_ins_head, solov2_head
+from mmdet.models.layers import PixelDecoder
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.registry import MODELS
 from mmdet.structures.mask import BitmapMasks
@@ -13,6 +15,7 @@ from mmengine.structures import InstanceData
 
 from dlu_mmdet import replace_upsampling
 from dlu_mmdet.heads import UpsampleMaskHead
+from dlu_mmdet.upsamplers import DLUPack
 
 ARGS = dict(num_convs=1, in_channels=6, conv_out_channels=8, num_classes=3)
 
@@ -53,6 +56,48 @@ def test_every_upsampler_in_the_mask_head(name):
     masks.square().sum().backward()
     for key, parameter in head.named_parameters():
         assert parameter.grad is not None, f'{key} takes no part'
+
+
+def masks_of(out):
+    """Those of HTC's head have its features beside them."""
+    return out[0] if isinstance(out, list) else out
+
+
+@pytest.mark.parametrize(
+    ('name', 'args'),
+    [
+        ('FCNMaskHead', {}),
+        ('HTCMaskHead', dict(with_conv_res=False)),
+        ('SCNetMaskHead', dict(conv_to_res=False)),
+    ],
+)
+def test_mask_heads_by_the_prefix(name, args):
+    args = dict(ARGS, **args)
+    own = dict(type='bilinear', scale_factor=2)
+    theirs = MODELS.build(dict(type=name, upsample_cfg=own, **args))
+    cfg = dict(type=f'dlu_mmdet.{name}', **args)
+    ours = MODELS.build(dict(cfg, upsample_cfg=own))
+    ours.load_state_dict(theirs.state_dict())
+    assert torch.equal(masks_of(ours(features())), masks_of(theirs(features())))
+    learned = MODELS.build(dict(cfg, upsample_cfg=dict(type='dlu')))
+    assert isinstance(learned, type(theirs)) and isinstance(learned.upsample, DLUPack)
+    again = pickle.loads(pickle.dumps(learned))
+    assert torch.equal(masks_of(again(features())), masks_of(learned(features())))
+
+
+def test_a_mask_head_that_initializes_every_weight():
+    """QueryInst's, which is given the features of the queries too."""
+    cfg = dict(type='dlu_mmdet.DynamicMaskHead', upsample_cfg=dict(type='dlu'))
+    conv = dict(type='DynamicConv', in_channels=8, feat_channels=2, input_feat_shape=7)
+    head = MODELS.build(dict(cfg, dynamic_conv_cfg=conv, **dict(ARGS, in_channels=8)))
+    head.init_weights()
+    assert not head.upsample.conv_offset.weight.any()
+
+
+def test_a_mask_head_that_enlarges_nothing_is_refused():
+    cfg = dict(type='dlu_mmdet.CoarseMaskHead', upsample_cfg=dict(type='dlu'), **ARGS)
+    with pytest.raises(ValueError, match='CoarseMaskHead enlarges no map'):
+        MODELS.build(cfg)
 
 
 def test_another_ratio_is_refused():
@@ -126,3 +171,18 @@ def test_mask_features(module, args, count):
     assert len(report.replaced) == count and not report.left
     features.train()(maps).sum().backward()
     assert all(m.conv_offset.weight.grad is not None for m in report.replaced.values())
+
+
+def test_the_pixel_decoder_of_maskformer():
+    args = dict(in_channels=[8] * 3, feat_channels=32, out_channels=4)
+    with pytest.raises(ValueError, match='PixelDecoder must stay the class itself'):
+        MODELS.build(
+            dict(type='dlu_mmdet.PixelDecoder', upsample_cfg=dict(type='dlu'), **args)
+        )
+    decoder = PixelDecoder(**args).eval()
+    maps, metas = [torch.randn(1, 8, 16 >> i, 24 >> i) for i in range(3)], [{}]
+    expected = decoder(maps, metas)
+    ours = copy.deepcopy(decoder)
+    report = replace_upsampling(ours, dict(type='nearest'), maps, metas)
+    assert len(report.replaced) == 2
+    assert all(map(torch.equal, ours(maps, metas), expected))

@@ -695,26 +695,90 @@ HEADS = [
         [8] * 4,
         [2],
     ),
+    (
+        dict(
+            type='TransformerEncoderPixelDecoder',
+            in_channels=[8, 8, 8, 8],
+            feat_channels=32,
+            out_channels=32,
+            encoder=dict(
+                num_layers=1,
+                layer_cfg=dict(
+                    self_attn_cfg=dict(embed_dims=32, num_heads=4, batch_first=True),
+                    ffn_cfg=dict(embed_dims=32, feedforward_channels=32),
+                ),
+            ),
+            positional_encoding=dict(num_feats=16, normalize=True),
+        ),
+        [8] * 4,
+        [2, 2, 2],
+    ),
+    # six in its mask features, and the coarsest level to the size of the one before
+    (
+        dict(
+            type='SOLOV2Head',
+            num_levels=5,
+            num_classes=3,
+            in_channels=8,
+            feat_channels=8,
+            stacked_convs=1,
+            strides=[8, 8, 16, 32, 32],
+            num_grids=[10, 9, 6, 4, 3],
+            norm_cfg=dict(type='GN', num_groups=2),
+            mask_feature_head=dict(
+                feat_channels=8,
+                start_level=0,
+                end_level=3,
+                out_channels=8,
+                norm_cfg=dict(type='GN', num_groups=2),
+            ),
+            loss_mask=dict(type='DiceLoss', use_sigmoid=True),
+            loss_cls=dict(type='FocalLoss', use_sigmoid=True),
+        ),
+        [8] * 5,
+        [2] * 7,
+    ),
+    # its mask features
+    (
+        dict(
+            type='RTMDetInsSepBNHead',
+            num_levels=3,
+            num_classes=3,
+            in_channels=8,
+            feat_channels=8,
+            norm_cfg=dict(type='BN'),
+            anchor_generator=dict(
+                type='MlvlPointGenerator', offset=0, strides=[8, 16, 32]
+            ),
+            bbox_coder=dict(type='DistancePointBBoxCoder'),
+            loss_cls=dict(type='QualityFocalLoss', use_sigmoid=True),
+            loss_bbox=dict(type='GIoULoss'),
+        ),
+        [8] * 3,
+        [2, 4],
+    ),
 ]
 
 
 @pytest.mark.parametrize('head, channels, ratios', HEADS, ids=lambda v: str(v)[:24])
 def test_heads_that_take_maps(head, channels, ratios):
     """The docs say that the prefix reaches them."""
-    head, xs = ConfigDict(head), levels(channels, (32, 48))
+    head, inputs = ConfigDict(head), [levels(channels, (32, 48))]
+    own = dict(type='bilinear', align_corners=head.type == 'FusedSemanticHead')
+    if head.type == 'TransformerEncoderPixelDecoder':
+        own, size = dict(type='nearest'), (128, 192)
+        inputs.append([dict(img_shape=size, batch_input_shape=size)] * 2)
     prefixed = dict(head, type=f'dlu_mmdet.{head.type}')
     theirs = MODELS.build({k: v for k, v in head.items() if k != 'num_levels'}).eval()
-    corners = head.type == 'FusedSemanticHead'
-    bilinear = dict(type='bilinear', align_corners=corners)
-    ours = MODELS.build(dict(prefixed, upsample_cfg=bilinear)).eval()
+    ours = MODELS.build(dict(prefixed, upsample_cfg=own)).eval()
     ours.load_state_dict(theirs.state_dict())
     assert [site.scale_factor for site in ours.upsample_calls if site] == ratios
     with torch.no_grad():
-        expected, found = outputs_of(theirs(xs)), outputs_of(ours(xs))
+        expected, found = outputs_of(theirs(*inputs)), outputs_of(ours(*inputs))
     assert all(map(torch.equal, expected, found))
     learned = MODELS.build(dict(prefixed, upsample_cfg=dict(type='dlu')))
     learned.init_weights()
-    sum(out.square().sum() for out in outputs_of(learned(xs))).backward()
+    sum(out.square().sum() for out in outputs_of(learned(*inputs))).backward()
     assert all(w.grad is not None for w in learned.upsample_modules.parameters())
 
 
@@ -783,6 +847,7 @@ def test_decode_heads(segmentor_scope):
     )
     again = with_upsampler(cfg, dict(type='dlu'), auxiliary=True)
     assert again.auxiliary_head[0].type == 'dlu_mmdet.other.Head'
+    assert len(segmentor_scope.build(again.auxiliary_head[0]).upsample_modules) == 1
     assert again.decode_head.upsample_cfg == dict(type='dlu')
     assert Config(dict(model=again)).pretty_text
 

@@ -274,6 +274,28 @@ def test_exports_and_scripts(tmp_path):
             '2, for 3 channels and a ratio of 2',
         ),
         ('model', dict(type='dlu'), [IMAGE], TypeError, 'torch.nn.Module, got'),
+        ([ups(scale_factor=2)], dict(type='dlu'), [IMAGE], TypeError, 'Module, got'),
+        (
+            torch.compile(ups(scale_factor=2)),
+            dict(type='dlu'),
+            [IMAGE],
+            ValueError,
+            'Sequential is compiled; replace its upsampling first',
+        ),
+        (
+            torch.jit.script(ups(scale_factor=2)),
+            dict(type='dlu'),
+            [IMAGE],
+            ValueError,
+            'it calls neither nn.Upsample nor interpolate',
+        ),
+        (
+            ups(size=(32, 32)),
+            dict(type='dlu'),
+            [IMAGE],
+            ValueError,
+            '1: its ratio depends on the size of the input',
+        ),
     ],
 )
 def test_bad_input(model, cfg, inputs, error, words):
@@ -289,6 +311,24 @@ def test_a_second_call_is_refused():
     replace_upsampling(model, dict(type='dlu'), IMAGE)
     with pytest.raises(ValueError, match='has upsamplers of this package already, as'):
         replace_upsampling(model, dict(type='carafe'), IMAGE)
+
+
+def test_in_inference_mode_and_with_a_scripted_part():
+    model = nn.Sequential(torch.jit.script(nn.Conv2d(3, 3, 1)), ups(scale_factor=2))
+    with torch.inference_mode():
+        report = replace_upsampling(model, dict(type='dlu'), IMAGE.clone())
+    model(IMAGE).sum().backward()
+    assert report.replaced['1.1'].conv_offset.weight.grad is not None
+
+
+@pytest.mark.parametrize('kind', [nn.DataParallel, torch.fx.symbolic_trace])
+def test_other_forms_of_a_model(kind):
+    for model in (ups(scale_factor=2), Block()):
+        x = IMAGE.repeat(1, 2, 1, 1)[:, : 3 if isinstance(model, nn.Sequential) else 4]
+        expected = run(model, x)
+        model = kind(model)
+        assert len(replace_upsampling(model, dict(type='nearest'), x).replaced) == 1
+        assert torch.equal(run(model, x), expected)
 
 
 def test_another_number_of_calls_is_refused():

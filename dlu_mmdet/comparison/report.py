@@ -40,6 +40,7 @@ body { font: 15px/1.5 sans-serif; max-width: 1100px; margin: 2em auto; padding: 
 table { border-collapse: collapse; margin: 1em 0 }
 td, th { padding: .2em .7em; border-bottom: 1px solid #ddd; text-align: right }
 td:first-child, th:first-child { text-align: left }
+td { white-space: nowrap }
 img { max-width: 100% }
 .wide { overflow-x: auto }
 {{ gallery_style | safe }}</style>

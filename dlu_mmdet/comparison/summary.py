@@ -633,7 +633,7 @@ def accuracy_table(summary: Summary) -> list[list[str]]:
     lost = Counter(run.name for run in summary.diverged)
     known = [row for row in summary.rows if row.published_ap is not None]
     table = [
-        ['upsampler', 'seeds', *map(summary.label, METRICS), 'upsampler params']
+        ['upsampler', 'seeds', summary.label(), *[*METRICS][1:], 'upsampler params']
         + ['all params', 's/iter', 'training s', *(['published AP'] if known else [])]
     ]
     for row in summary.rows:

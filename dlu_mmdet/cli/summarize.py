@@ -42,6 +42,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='the upsampler that others are compared with',
     )
     parser.add_argument(
+        '--metric',
+        choices=['bbox', 'segm', 'boundary'],
+        default='bbox',
+        help='what AP is of: boxes, masks, or the boundaries of masks; compare '
+        '--metric writes the latter two into result.json (default: bbox)',
+    )
+    parser.add_argument(
         '--out',
         type=Path,
         help='folder for summary.md and summary.png (default: tables on the screen)',
@@ -108,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ..comparison.runs import write
     from ..comparison.summary import cost_table
     from ..engine import use_safe_loaders
+    from ..evaluation.average_precision import KINDS_OF_AP
     from ..utils.tables import to_markdown
 
     use_safe_loaders()
@@ -118,7 +126,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             f'two folders are called {", ".join(repeated)}; the name of a folder is '
             f'that of its data set, rename one'
         )
-    sets = {name: read_results(folder) for name, folder in zip(names, args.folders)}
+    sets = {
+        name: read_results(folder, args.metric)
+        for name, folder in zip(names, args.folders)
+    }
     if args.costs and len(sets) > 1:
         raise ValueError(
             f'--costs takes one FOLDER, whose detector CONFIG is, got {len(sets)}; '
@@ -126,7 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if args.trust and not args.costs:
         raise ValueError('--trust is for --costs; leave it out')
-    across = CrossDatasetResults(sets, args.baseline)
+    ap = KINDS_OF_AP[args.metric]
+    across = CrossDatasetResults(sets, args.baseline, ap)
     text = across.markdown()
     measured = measure(across, args.costs, args.trust) if args.costs else None
     if measured:
@@ -139,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         picture(plot(across), args.out / 'summary.png')
         if measured:
             title = f'{names[0]}: accuracy and cost'
-            picture(plot_accuracy(measured, title), args.out / 'costs.png')
+            picture(plot_accuracy(measured, title, ap), args.out / 'costs.png')
         print(f'\nwritten: summary.md and pictures in {args.out}', file=sys.stderr)
     return 0
 

@@ -6,6 +6,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import register_all_modules
@@ -113,6 +114,10 @@ def enable_tta(cfg: Config) -> None:
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     for part in parts:
         part.cfg['pipeline'] = cfg.tta_pipeline
+    if cfg.filename:
+        # under the same name it would replace the config of the training
+        path = Path(cfg.filename)
+        vars(cfg)['_filename'] = str(path.with_name(f'{path.stem}_tta.py'))
 
 
 def dump_predictions(cfg: Config, path: str) -> DumpDetResults:

@@ -131,7 +131,7 @@ def have_masks(samples: Sequence[Mapping]) -> bool:
 def matches_of(
     run: Run,
     metric: str,
-    truth: GroundTruth,
+    truth: GroundTruth | None,
     keep: bool = True,
     samples: Sequence[Mapping] | None = None,
 ) -> Evaluation:
@@ -140,7 +140,7 @@ def matches_of(
     Args:
         run (Run): A finished run.
         metric (str): Of :data:`~dlu_mmdet.evaluation.average_precision.KINDS_OF_AP`.
-        truth (GroundTruth): The test set.
+        truth (GroundTruth, optional): The test set, unless matches are there.
         keep (bool): Whether to keep new matches, and their scores in ``result.json``.
         samples (Sequence[Mapping], optional): The predictions, if they have been read.
 
@@ -150,7 +150,7 @@ def matches_of(
         ValueError: If detector or annotations have no masks.
     """
     file = run.matches_of(metric)
-    if file.exists():
+    if truth is None or file.exists():
         return Evaluation.load(file)
     if samples is None:
         samples = predictions_of(run, len(truth.classes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -13,33 +13,36 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from ..evaluation.average_precision import MIN_IMAGES
+from ..evaluation.average_precision import KINDS_OF_AP, MIN_IMAGES
 from ..evaluation.significance import LEVEL, Difference, holm, seed_difference
 from ..utils.plotting import GRAY, PALETTE, interval_key, legend_below, style
 from ..utils.tables import to_markdown
 from .inputs import data_hashes, differing
 from .report import new_figure
-from .runs import RunResult
+from .runs import RunResult, score_name
 from .summary import Spread
 
 #: Metrics in the table of object sizes.
 SIZES = ('AP', 'AP50', 'AP75', 'APs', 'APm', 'APl')
 
 
-def read_results(folder: str | Path) -> dict[tuple[str, int], RunResult]:
+def read_results(
+    folder: str | Path, metric: str = 'bbox'
+) -> dict[tuple[str, int], RunResult]:
     """Read the results of one data set.
 
     Args:
         folder (str | Path): Folder with ``result.json`` files of ``dlu_mmdet compare``
             at any depth, under any name that ends with .json.
+        metric (str): What AP is of: 'bbox', 'segm' or 'boundary'.
 
     Returns:
         dict[tuple[str, int], RunResult]: Results by upsampler and seed.
 
     Raises:
         FileNotFoundError: If the folder does not exist or has no result.
-        ValueError: If two files have the same upsampler and seed or differ in data, or
-            a file is damaged.
+        ValueError: If two files have the same upsampler and seed or differ in data, a
+            file is damaged, or has no score in the metric.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -54,6 +57,8 @@ def read_results(folder: str | Path) -> dict[tuple[str, int], RunResult]:
         content = _read_result(file)
         if content is None:
             continue
+        if metric != 'bbox':
+            content = _in_metric(content, metric, file)
         key = content.upsampler, content.seed
         if key in found:
             raise ValueError(
@@ -99,6 +104,18 @@ def _read_result(file: Path) -> RunResult | None:
     return result if 'AP' in result.scores else None
 
 
+def _in_metric(result: RunResult, metric: str, file: Path) -> RunResult:
+    """The result with the scores of masks or boundaries instead of boxes."""
+    scores = {key: result.content.get(score_name(metric, key)) for key in SIZES}
+    if scores['AP'] is None:
+        raise ValueError(
+            f'{file} has no {KINDS_OF_AP[metric]}; dlu_mmdet compare CONFIG... '
+            f'--report-only --metric {metric} adds it'
+        )
+    # classes are scored by boxes
+    return replace(result, scores=scores, classes={})
+
+
 def _refuse_other_data(file: Path, hashes: Mapping[Path, dict[str, str]]) -> None:
     """Refuse a result whose data differ from those of earlier results."""
     for other, known in hashes.items():
@@ -142,6 +159,7 @@ class CrossDatasetResults:
         sets (Mapping[str, Mapping]): Results of :func:`read_results` by data set.
         baseline (str): The upsampler that others are compared with. Defaults to
             'bilinear'.
+        ap (str): What AP is called.
 
     Raises:
         ValueError: If a set has no result of the baseline.
@@ -149,6 +167,7 @@ class CrossDatasetResults:
 
     sets: Mapping[str, Mapping[tuple[str, int], RunResult]]
     baseline: str = 'bilinear'
+    ap: str = 'AP'
 
     def __post_init__(self) -> None:
         for name, results in self.sets.items():
@@ -295,7 +314,8 @@ class CrossDatasetResults:
         if several:
             columns['all sets'] = self.common(metric)
         stars = [significant(column) for column in columns.values()]
-        table = [[f'{metric} minus {self.baseline}', *columns]]
+        label = self.ap.replace('AP', metric)
+        table = [[f'{label} minus {self.baseline}', *columns]]
         for upsampler in self.upsamplers:
             if upsampler != self.baseline:
                 cells = [
@@ -309,7 +329,7 @@ class CrossDatasetResults:
 
     def size_table(self) -> list[list[str]]:
         """Header and rows: differences by IoU threshold and object size."""
-        table = [['data set', 'upsampler', *SIZES]]
+        table = [['data set', 'upsampler', *(self.ap.replace('AP', m) for m in SIZES)]]
         for name in self.sets:
             columns = [self.differences(name, metric) for metric in SIZES]
             for upsampler in self.upsamplers:
@@ -354,7 +374,8 @@ class CrossDatasetResults:
             if body:
                 parts.append(to_markdown(head, body, texts))
         parts.append(
-            f'AP of boxes as a fraction: mean ± standard deviation (number of seeds). '
+            f'{"AP of boxes" if self.ap == "AP" else self.ap} as a fraction: mean ± '
+            f'standard deviation (number of seeds). '
             f'Differences to {self.baseline} are means over the seeds that both '
             f"upsamplers have, with 95 % intervals by Welch's t. They are about other "
             f'seeds on the same test images; dlu_mmdet compare covers others too. '
@@ -412,7 +433,7 @@ def plot(across: CrossDatasetResults) -> Figure:
         axis.locator_params(axis='x', nbins=5)  # labels that do not touch
     axes[0].set_yticks(range(len(names)), names[::-1])
     axes[0].set_ylim(-0.6, len(names) - 0.4)
-    figure.suptitle(f'AP minus that of {across.baseline}')
+    figure.suptitle(f'{across.ap} minus that of {across.baseline}')
     legend_below(figure, interval_key())
     return figure
 

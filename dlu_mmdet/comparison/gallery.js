@@ -221,8 +221,9 @@
   const title = node('h3');
   const panels = node('div', { className: 'panels' });
   const command = node('pre');
-  const hint = node('p', { textContent: 'Select a box to get the commands that show the '
-    + 'kernels there and the features of both upsamplers.' });
+  const hint = node('p');
+  const commands = 'the commands that show the kernels there and the features of both '
+    + 'upsamplers';
   const buttons = [['Previous', -1], ['Next', 1]].map(([text, step]) => {
     const made = node('button', { type: 'button', textContent: text });
     made.addEventListener('click', () => turn(step));
@@ -280,6 +281,7 @@
     opened = image;
     title.textContent = image.name;
     command.textContent = '';
+    hint.textContent = `Select a box to get ${commands}.`;
     const truth = image.objects.map((box) => rectangle(box,
       box[CROWD] ? 'ignored' : 'object', data.classes[box[LABEL]]));
     panels.replaceChildren(
@@ -301,6 +303,9 @@
   function select(image, box) {
     const [x, y, width, height] = ['x', 'y', 'width', 'height'].map(
       (key) => Number(box.getAttribute(key)));
+    panels.querySelectorAll('.chosen').forEach((each) => each.classList.remove('chosen'));
+    box.classList.add('chosen');
+    hint.textContent = `${box.querySelector('title').textContent}: ${commands}`;
     const chosen = [...new Set([controls.a.value, controls.b.value])];
     const runs = chosen.map((u) => quoted(data.upsamplers[u].runs[controls.seed.value]))
       .join(' ');

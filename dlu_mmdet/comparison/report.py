@@ -40,8 +40,10 @@ body { font: 15px/1.5 sans-serif; max-width: 1100px; margin: 2em auto; padding: 
 table { border-collapse: collapse; margin: 1em 0 }
 td, th { padding: .2em .7em; border-bottom: 1px solid #ddd; text-align: right }
 td:first-child, th:first-child { text-align: left }
+td { white-space: nowrap }
 img { max-width: 100% }
 .wide { overflow-x: auto }
+.wide img { min-width: 600px }
 {{ gallery_style | safe }}</style>
 <h1>{{ title }}</h1>
 <p>Best mean {{ ap }}: <b>{{ best.name }}</b>, {{ '%.3f' | format(best.ap.mean) }}.</p>
@@ -50,7 +52,10 @@ img { max-width: 100% }
 {% endif %}
 {% if text %}<p>{{ text }}</p>
 {% endif %}
-{% if picture %}<img alt="{{ heading }}" src="data:image/png;base64,{{ picture }}">
+{% if picture %}
+<div class="wide">
+<img alt="{{ heading }}" src="data:image/png;base64,{{ picture }}">
+</div>
 {% endif %}
 {% if table %}
 <div class="wide"><table>

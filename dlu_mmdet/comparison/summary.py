@@ -526,13 +526,10 @@ def summarize(
         )
     evaluations: dict[str, dict[int, Evaluation]] = {name: {} for name in names}
     # boxes are matched when a run is tested
-    truth = None if metric == 'bbox' else GroundTruth.of(finished[0], data)
+    made = all(run.matches_of(metric).exists() for run in finished)
+    truth = None if made else GroundTruth.of(finished[0], data)
     for run in finished:
-        evaluations[run.name][run.seed] = (
-            matches_of(run, metric, truth, not joined)
-            if truth
-            else Evaluation.load(run.matches_file)
-        )
+        evaluations[run.name][run.seed] = matches_of(run, metric, truth, not joined)
     listed = results(finished)
     diverged = [
         replace(result, name=run.name)
@@ -546,7 +543,7 @@ def summarize(
         own = [result for result in listed if result.name == name]
         cfg = next(run.cfg for run in finished if run.name == name)
         found = [
-            each.score() if truth else result.scores
+            result.scores if metric == 'bbox' else each.score()
             for each, result in zip(evaluations[name].values(), own)
         ]
         scores = {key: Spread.over([each[key] for each in found]) for key in METRICS}
@@ -560,7 +557,7 @@ def summarize(
                 own[0].config,
                 [result.seed for result in own],
                 sum(result.name == name for result in diverged),
-                *((None, '') if truth else published(cfg, num_images)),
+                *(published(cfg, num_images) if metric == 'bbox' else (None, '')),
             )
         )
 
@@ -633,7 +630,7 @@ def accuracy_table(summary: Summary) -> list[list[str]]:
     lost = Counter(run.name for run in summary.diverged)
     known = [row for row in summary.rows if row.published_ap is not None]
     table = [
-        ['upsampler', 'seeds', *map(summary.label, METRICS), 'upsampler params']
+        ['upsampler', 'seeds', summary.label(), *[*METRICS][1:], 'upsampler params']
         + ['all params', 's/iter', 'training s', *(['published AP'] if known else [])]
     ]
     for row in summary.rows:

@@ -132,12 +132,13 @@ def _head_maps(owner: dict) -> list[tuple]:
     # some transformers take images of one size alone
     fixed = backbone.get('img_size') or 128
     fixed = tuple(fixed) if isinstance(fixed, (tuple, list)) else (fixed, fixed)
-    errors = []
+    channels, errors = backbone.get('in_channels'), []
+    channels = channels if isinstance(channels, int) else 3
     for sizes in ([(128, 128), (256, 128)], [fixed]):
         try:
             with torch.random.fork_rng(devices=[]):
                 modules = [MODELS.build(part) for part in copy.deepcopy(parts)]
-            return [(size, _run_on_zeros(modules, size)) for size in sizes]
+            return [(s, _run_on_zeros(modules, channels, *s)) for s in sizes]
         except Exception as error:  # whatever it says to such an image
             errors.append(error)
     first = errors[0]
@@ -148,8 +149,8 @@ def _head_maps(owner: dict) -> list[tuple]:
     ) from first
 
 
-def _run_on_zeros(modules: list[nn.Module], size: tuple[int, int]) -> Any:
-    x: Any = torch.zeros(1, 3, *size)
+def _run_on_zeros(modules: list[nn.Module], *shape: int) -> Any:
+    x: Any = torch.zeros(1, *shape)
     for module in modules:
         with trial_of(module):
             x = module(x)

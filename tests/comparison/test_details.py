@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import sys
 
 import numpy as np
@@ -118,7 +119,9 @@ def test_a_comparison_of_mask_or_boundary_ap(finished, tmp_path, metric):
     assert found.details.boxes.means['old']['AP'] == pytest.approx(boxes)
     summary.save(found, tmp_path)
     text = (tmp_path / 'comparison.md').read_text()
-    assert f'has the highest mean {label} AP, ' in text and f'| {label} AP50 |' in text
+    assert f'has the highest mean {label} AP, ' in text and f'| {label} AP |' in re.sub(
+        ' +', ' ', text
+    )
     assert f'{label} AP is the primary metric' in text
     assert 'metric,name,' in (tmp_path / 'comparison.csv').read_text()
     page = report.save(found, tmp_path).read_text()
@@ -127,6 +130,7 @@ def test_a_comparison_of_mask_or_boundary_ap(finished, tmp_path, metric):
     kept = Evaluation.load(finished[0].matches_of(metric)).score()
     for run in finished:
         run.predictions.unlink()
+        run.cfg.test_evaluator.ann_file = 'gone.json'
     again = summary.summarize(finished, 'old', metric=metric)
     assert again.details is None and kept['AP'] == pytest.approx(expected['old']['AP'])
 

@@ -30,7 +30,7 @@ from dlu_mmdet.evaluation.error_types import KINDS
 from dlu_mmdet.evaluation.instances import Detections, objects_of
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'google-chrome'))), None)
-MARKUP = '</script><script>alert(1)</script><b>&"\''
+MARKUP = '</script><script>alert(1)</script><b>&"\'<img src=x onerror=alert(1)>'
 # what the page does at its end, so that a file shows it
 DRIVER = """<pre id="driven"></pre><script>
 window.alert = () => { document.title = 'escaped' };
@@ -141,6 +141,7 @@ needs_browser = pytest.mark.skipif(not BROWSER, reason='chromium is not installe
 def test_text_of_data_is_escaped_and_lost_images_are_named(page):
     text = page.read_text()
     assert 'alert(1)' in text and '<script>alert' not in text and '<b>&' not in text
+    assert '<img src=x' not in text
     assert '1 of 6 images are not shown' in text and '4&lt;i&gt;.png' in text
     assert text.count('data:image/jpeg;base64,') == 5
     assert 'src="http' not in text and 'import ' not in text
@@ -170,6 +171,8 @@ def test_sort_filter_and_open(page):
         result.address = decodeURIComponent(location.hash);
         $('.panels rect')[1].dispatchEvent(new Event('click'));
         result.command = $('dialog pre')[0].textContent;
+        result.chosen = $('.panels .chosen').length;
+        result.hint = $('dialog > p').at(-1).textContent;
         $('.head button')[1].click();
         result.next = $('h3')[0].textContent;
         $('.head button')[2].click();
@@ -194,6 +197,7 @@ def test_sort_filter_and_open(page):
     runs = "'runs/new <' 'runs/old <' --image-ids 2"
     assert kernels == f'dlu_mmdet visualize kernels {runs} --at 95,50'
     assert features == f'dlu_mmdet visualize upsampling {runs}'
+    assert found['hint'].startswith('b: the commands') and found['chosen'] == 1
     assert found['next'] == '3<i>.png'
     assert found['title'] == '2 detectors compared' and found['overflow'] <= 0
 

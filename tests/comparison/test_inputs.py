@@ -171,6 +171,29 @@ def test_other_annotations_are_not_averaged_with_the_former(
     assert compare(SHAPES_DLU, NEAREST, '--seeds', 0, 1) == 0
 
 
+def test_moved_data_are_reported(compare, root, tmp_path, capsys):
+    """The command of the comparison with --report-only and --data."""
+    assert compare(SHAPES_DLU, NEAREST) == 0
+    before = json.loads((tmp_path / 'work' / 'comparison.json').read_text())
+    moved = root.rename(tmp_path / 'moved')
+    command = [SHAPES_DLU, NEAREST, '--report-only']
+    assert compare(*command) == 0
+    told = capsys.readouterr().err
+    assert 'is not there; put it back, or give --data FOLDER, the folder it' in told
+    assert 'errors' not in (tmp_path / 'work' / 'comparison.json').read_text()
+    assert compare(*command, '--data', moved) == 0
+    assert not capsys.readouterr().err
+    after = json.loads((tmp_path / 'work' / 'comparison.json').read_text())
+    assert after['errors'] == before['errors'] and after['rows'] == before['rows']
+    # to train with other data is another comparison
+    with pytest.raises(ValueError, match='belongs to another version of'):
+        compare(*command[:2], '--data', moved)
+    # other annotations than those of the test
+    move_boxes(moved / 'annotations' / 'instances_val.json')
+    assert compare(*command, '--data', moved) == 0
+    assert 'is not the annotation file' in capsys.readouterr().err
+
+
 def test_a_comparison_of_an_earlier_version_goes_on(compare, tmp_path, capsys):
     """Without hashes, with a sentence that says so."""
     assert compare(SHAPES_DLU) == 0

@@ -164,6 +164,22 @@ def test_the_tool_writes_table_and_picture(folders, tmp_path, monkeypatch, capsy
         assert picture.width > 3 * 250
 
 
+def test_mask_ap(folders, monkeypatch, capsys):
+    """As compare --metric segm leaves it; without it the file is named."""
+    command = ['summarize.py', str(folders[0]), '--metric', 'segm']
+    monkeypatch.setattr('sys.argv', command)
+    with pytest.raises(ValueError, match=r'has no mask AP; .* --metric segm adds it'):
+        load_tool('summarize').main()
+    for file in folders[0].glob('*/*/result.json'):
+        content = json.loads(file.read_text())
+        content.update(mask_AP=content['AP'] / 2, mask_AP50=0.4)
+        file.write_text(json.dumps(content))
+    assert load_tool('summarize').main() == 0
+    shown = capsys.readouterr().out
+    assert '| mask AP minus bilinear |' in shown and '0.242 ± 0.011 (2)' in shown
+    assert 'mask AP as a fraction' in shown and '| mask AP75 |' in shown
+
+
 def test_the_picture_has_a_panel_for_each_set_and_for_all(folders):
     found = {folder.name: read_results(folder) for folder in folders}
     across = CrossDatasetResults(found)

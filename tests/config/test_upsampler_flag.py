@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import mmengine
 import pytest
@@ -16,7 +17,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DefaultScope, Registry, init_default_scope
 
-from dlu_mmdet.cli.test import enable_visualization
+from dlu_mmdet.cli.test import enable_tta, enable_visualization
 from dlu_mmdet.comparison import plan
 from dlu_mmdet.comparison import summary as comparison
 from dlu_mmdet.config import (
@@ -277,3 +278,11 @@ def test_a_config_of_another_package():
         type='SegVisualizationHook', draw=True, show=False, wait_time=1
     )
     assert cfg.visualizer.save_dir == 'run/pictures'
+
+
+def test_augmentation_leaves_the_config_of_the_training():
+    """The run's folder gets a config of another name beside it."""
+    cfg = read_config(SHAPES_DLU)
+    enable_tta(cfg)
+    assert Path(cfg.filename).name == f'{SHAPES_DLU.stem}_tta.py'
+    assert cfg.model.type == 'DetTTAModel'

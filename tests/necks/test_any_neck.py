@@ -785,10 +785,11 @@ def test_heads_that_take_maps(head, channels, ratios):
 class Backbone(nn.Module):
     """Strides 4, 8 and 8, as a dilated one."""
 
-    def __init__(self):
+    def __init__(self, in_channels=3):
         super().__init__()
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, s, 1) for a, b, s in ((3, 4, 4), (4, 6, 2), (6, 8, 1))
+            nn.Conv2d(a, b, 3, s, 1)
+            for a, b, s in ((in_channels, 4, 4), (4, 6, 2), (6, 8, 1))
         )
 
     def forward(self, x):
@@ -857,6 +858,7 @@ def test_decode_heads(segmentor_scope):
         maps = Backbone()(torch.randn(2, 3, *(4 * n for n in size)))
         assert torch.equal(ours(maps), theirs(maps))
     config = Config(dict(model=segmentor(head), default_scope='other'))
+    config.model.backbone.in_channels = 6  # more than a color image's
     set_upsampler(config, dict(type='dlu'))
     ours = segmentor_scope.build(config.model.decode_head)
     assert [(m.channels, m.scale_factor) for m in ours.upsample_modules] == [(4, 2)]

@@ -20,8 +20,13 @@ from PIL import Image
 from stopwatch import stopwatch
 
 from dlu_mmdet import register_all_modules
+from dlu_mmdet.comparison import gallery as gallery_module
+from dlu_mmdet.comparison.collect import predictions_of
 from dlu_mmdet.comparison.details import details_of
+from dlu_mmdet.comparison.gallery import Gallery
+from dlu_mmdet.comparison.ground_truth import GroundTruth
 from dlu_mmdet.comparison.runs import Run
+from dlu_mmdet.evaluation.instances import detections_of
 
 CLASSES, OBJECTS = 80, 36_781
 
@@ -96,6 +101,18 @@ def config(root: Path) -> Config:
     )
 
 
+def save_page(gallery: Gallery, out: Path) -> None:
+    """Write report.html with nothing but images, and the folder beside it."""
+    here = Path(gallery_module.__file__)
+    written = gallery.write(out, 'upsampler0')
+    style, script = (here.with_suffix(end).read_text() for end in ('.css', '.js'))
+    (out / 'report.html').write_text(
+        f'<!DOCTYPE html><meta charset="utf-8"><style>{style}</style>'
+        f'<div id="gallery"></div><script src="{written.address}"></script>'
+        f'<script>{script}</script>'
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--upsamplers', type=int, default=9)
@@ -104,6 +121,7 @@ def main() -> None:
     parser.add_argument('--per-image', type=int, default=100, help='detections')
     parser.add_argument('--groups', type=int, default=200, help='of images')
     parser.add_argument('--out', help='folder for the page and its images')
+    parser.add_argument('--pages', action='store_true', help='of the images alone')
     args = parser.parse_args()
     register_all_modules()
     rng = np.random.default_rng(0)
@@ -126,6 +144,18 @@ def main() -> None:
         del content, samples
         size = runs[0].predictions.stat().st_size
         say(f'made {len(runs)} files of {size:,} B')
+        if args.pages:
+            truth = GroundTruth.of(runs[0])
+            gallery = Gallery(truth.coco, truth.classes, truth.objects, truth.folder)
+            for run in runs:
+                samples = predictions_of(run, CLASSES)
+                gallery.add(run.name, run.seed, run.work_dir, detections_of(samples))
+            say('boxes of all runs')
+            out = Path(args.out or root / 'out')
+            out.mkdir(exist_ok=True)
+            save_page(gallery, out)
+            say('page')
+            return
         details = details_of(runs[:1], 'upsampler0', args.groups, add_results=True)
         size = next(runs[0].work_dir.glob('*.bbox.json')).stat().st_size
         say(f'one run, with result JSON of {size:,} B')
@@ -139,7 +169,7 @@ def main() -> None:
         say('all runs')
         out = Path(args.out or root / 'out')
         out.mkdir(exist_ok=True)
-        details.gallery.write(out, 'upsampler0')
+        save_page(details.gallery, out)
         files = [*(out / 'report_images').glob('*')]
         total = sum(file.stat().st_size for file in files)
         say(f'images: {len(files)} files, {total:,} B')

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 
 from . import run
@@ -13,12 +16,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = new_parser(
         'check',
-        'Without NAME: compare the operators that run here with the reference, in '
-        'every dtype and memory layout, forward and gradients, and time them beside '
-        'F.interpolate. With NAME: check what necks and tools ask of an upsampler: '
-        'sizes, gradients, mixed precision, empty batches, memory layouts, '
-        'checkpoints, copies, compilation, export. The exit status is 1 if anything '
-        'fails.',
+        'Without NAME: compare the operators that are here, compiled, in Triton and in '
+        'plain PyTorch, with the reference, in every dtype and memory layout, forward '
+        'and gradients, and time them beside F.interpolate. With NAME: check what '
+        'necks and tools ask of an upsampler: sizes, gradients, mixed precision, empty '
+        'batches, memory layouts, checkpoints, copies, compilation, export. The exit '
+        'status is 1 if anything fails.',
     )
     parser.add_argument(
         'upsampler',
@@ -30,7 +33,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--device', help='of the operators, as cuda (default: cpu)')
     parser.add_argument(
-        '--quick', action='store_true', help='fewer sizes of the operators'
+        '--quick',
+        action='store_true',
+        help='fewer sizes, and only of the operators that are in use',
     )
     parser.add_argument(
         '--channels', type=int, help='of the features of NAME (default: 32)'
@@ -65,7 +70,7 @@ def check_operators(device: str = 'cpu', quick: bool = False) -> int:
         quick (bool): Whether to take three sizes in place of ten.
 
     Returns:
-        int: 1 if numbers differ from the reference, else 0.
+        int: 1 if numbers of the operators in use differ from the reference, else 0.
 
     Raises:
         ValueError: If the device is not available.
@@ -102,6 +107,30 @@ def check_operators(device: str = 'cpu', quick: bool = False) -> int:
     return int(bool(failures))
 
 
+def check_other_operators(device: str, quick: bool = False) -> int:
+    """Print the same for the operators that are on a device and not in use.
+
+    Each kind runs in a new process, since a process loads one.
+
+    Args:
+        device (str): As torch names it.
+        quick (bool): As :func:`check_operators`.
+
+    Returns:
+        int: 1 if any numbers differ from the reference, else 0.
+    """
+    from ..ops.library import other_backends
+
+    command = [sys.executable, '-m', 'dlu_mmdet', 'check', '--device', device]
+    command += ['--quick'] * quick
+    status = 0
+    for variables in other_backends(device.partition(':')[0]):
+        print(flush=True)
+        env = {**os.environ, **variables}
+        status |= subprocess.run(command, env=env).returncode
+    return int(status != 0)
+
+
 def check_upsampler_class(
     upsampler: dict, channels: int | None = None, guide_channels: int | None = None
 ) -> int:
@@ -133,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     if args.upsampler is None:
         device = 'cpu' if args.device is None else args.device
-        return check_operators(device, args.quick)
+        status = check_operators(device, args.quick)
+        return status if args.quick else status | check_other_operators(device)
     from .. import register_all_modules
 
     register_all_modules()

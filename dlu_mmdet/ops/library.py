@@ -212,6 +212,25 @@ else:
 _DEVICE_TYPES = _device_types()
 
 
+def other_backends(device_type: str) -> list[dict[str, str]]:
+    """Environment variables for the other operators that a device type has here.
+
+    Args:
+        device_type (str): As in ``tensor.device.type``.
+
+    Returns:
+        list[dict[str, str]]: The fastest first; none where a variable chose already.
+    """
+    if _named or _NO_EXT or _BACKEND or not is_available(device_type):
+        return []
+    if device_type != 'cuda':
+        return [dict(DLU_MMDET_NO_EXT='1')]
+    names = ['plain']
+    if _GPU == 'cuda' and not triton_problem():
+        names.insert(0, 'triton')
+    return [dict(DLU_MMDET_BACKEND=name) for name in names]
+
+
 def is_available(device_type: str) -> bool:
     """Whether operators are loaded for a device type, as 'cpu' or 'cuda'."""
     return device_type in _DEVICE_TYPES

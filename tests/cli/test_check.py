@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dlu_mmdet.cli import check
-from dlu_mmdet.ops import self_test
+from dlu_mmdet.ops import library, self_test
 
 
 def run(capsys, *arguments):
@@ -18,6 +18,33 @@ def test_every_operator_passes_and_is_timed(capsys):
         for dtype in ('float64', 'float32', 'float16', 'bfloat16'):
             assert f'{operator}, {dtype} ' in printed
     assert 'F.interpolate, bilinear' in printed and 'FAILED' not in printed
+
+
+@pytest.mark.skipif(not library.is_available('cpu'), reason='one kind of operators')
+def test_the_operators_that_are_not_in_use_are_checked_too(capfd, monkeypatch):
+    """Those of a machine without a compiler may be wrong where the compiled are not."""
+    assert check.check_other_operators('cpu', quick=True) == 0
+    printed = capfd.readouterr().out
+    assert 'cpu: plain PyTorch' in printed and printed.endswith('\nno differences\n')
+    monkeypatch.setenv('DLU_MMDET_BACKEND', 'no such')
+    assert check.check_other_operators('cpu') == 1
+
+
+def test_other_operators_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(library, '_DEVICE_TYPES', {'cuda'})
+    for name, value in dict(_named=None, _NO_EXT=False, _BACKEND='').items():
+        monkeypatch.setattr(library, name, value)
+    for active, problem, expected in (
+        ('cuda', '', ['triton', 'plain']),
+        ('cuda', 'Triton is not installed', ['plain']),
+        ('triton', '', ['plain']),
+    ):
+        monkeypatch.setattr(library, '_GPU', active)
+        monkeypatch.setattr(library, 'triton_problem', lambda problem=problem: problem)
+        found = library.other_backends('cuda')
+        assert found == [dict(DLU_MMDET_BACKEND=name) for name in expected]
+    monkeypatch.setattr(library, '_BACKEND', 'cuda')
+    assert library.other_backends('cuda') == library.other_backends('cpu') == []
 
 
 def wrong_values(out):

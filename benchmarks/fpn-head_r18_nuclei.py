@@ -91,7 +91,7 @@ val_dataloader = test_dataloader = dict(
     ),
 )
 val_evaluator = test_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=120, val_interval=120)
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=600, val_interval=600)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 randomness = dict(seed=0)
@@ -99,11 +99,11 @@ optim_wrapper = dict(
     type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.01)
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
-    dict(type='PolyLR', eta_min=1e-5, power=0.9, begin=20, end=120, by_epoch=False),
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=60),
+    dict(type='PolyLR', eta_min=1e-5, power=0.9, begin=60, end=600, by_epoch=False),
 ]
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=40, log_metric_by_epoch=False),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=120),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=600),
 )
 log_processor = dict(by_epoch=False)

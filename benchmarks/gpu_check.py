@@ -280,8 +280,8 @@ class Check:
 def end_group(process: subprocess.Popen) -> None:
     """Kill a command with all that it started.
 
-    ninja gives each compiler a process group of its own and ends them when it is asked
-    to end itself, but it cannot when it is killed.
+    ninja starts each compiler in a separate process group and ends it on SIGTERM, but
+    cannot on SIGKILL.
     """
     for number, seconds in ((signal.SIGTERM, 2), (signal.SIGKILL, 0)):
         with suppress(ProcessLookupError):

@@ -135,6 +135,16 @@ def data_values(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
+def add_metric(parser: argparse.ArgumentParser, note: str) -> None:
+    """Add the metric that AP is of, with a note for --help."""
+    parser.add_argument(
+        '--metric',
+        choices=['bbox', 'segm', 'boundary'],
+        default='bbox',
+        help=f'AP of boxes, of masks, or of the boundaries of masks; {note}',
+    )
+
+
 def add_cfg_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--cfg-options``."""
     parser.add_argument(

@@ -10,6 +10,7 @@ from . import run
 from .arguments import (
     add_cfg_options,
     add_data,
+    add_metric,
     add_training_arguments,
     data_values,
     new_parser,
@@ -108,13 +109,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='number of groups of test images, at most: the intervals leave out one at '
         'a time (default: 200)',
     )
-    parser.add_argument(
-        '--metric',
-        choices=['bbox', 'segm', 'boundary'],
-        default='bbox',
-        help='what AP is of: boxes, masks, or the boundaries of masks (needs '
-        'faster-coco-eval); the runs are the same, so --report-only makes the report '
-        'of another (default: bbox)',
+    add_metric(
+        parser,
+        'the last needs faster-coco-eval; the runs are the same for all three, so '
+        '--report-only reports finished ones in another metric',
     )
     parser.add_argument(
         '--figure',

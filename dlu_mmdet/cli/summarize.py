@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .. import register_all_modules
 from . import run
-from .arguments import new_parser
+from .arguments import add_metric, new_parser
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,13 +41,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default='bilinear',
         help='the upsampler that others are compared with',
     )
-    parser.add_argument(
-        '--metric',
-        choices=['bbox', 'segm', 'boundary'],
-        default='bbox',
-        help='what AP is of: boxes, masks, or the boundaries of masks; compare '
-        '--metric writes the latter two into result.json (default: bbox)',
-    )
+    add_metric(parser, 'compare --metric writes the latter two into result.json')
     parser.add_argument(
         '--out',
         type=Path,

@@ -63,7 +63,7 @@ def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
             f"does not set; inherit mmdet's default_runtime.py"
         )
     if cfg.get('default_scope') == 'mmseg':
-        # its hook has no folder of its own
+        # its hook has no out_dir and draws where the visualizer saves
         hooks.visualization.update(draw=True, show=args.show, wait_time=args.wait_time)
         if args.show_dir:
             cfg.visualizer.save_dir = os.path.join(cfg.work_dir, args.show_dir)

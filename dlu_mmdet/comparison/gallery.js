@@ -63,7 +63,7 @@
   let listed = [];
   let opened = null;
 
-  // ---- detections of a seed, which may be in a file of their own --------------------
+  // ---- detections of a seed, which may be in a separate file ------------------------
   let shown = null;
   function load(then) {
     const seed = controls.seed.value;

@@ -44,8 +44,8 @@ _NEEDED_META = ('img_id', 'ori_shape', 'img_shape', 'scale_factor')
 def resolve(registry: Registry, type_: str | type) -> type | None:
     """The class of a config's ``type``: a name, 'mmdet.Name', a path, or a class.
 
-    Names are those of the default scope first: MMSegmentation has a
-    ``CityscapesDataset`` of its own.
+    The default scope comes first: MMSegmentation and MMDetection both have a
+    ``CityscapesDataset``.
     """
     if inspect.isclass(type_):
         return type_

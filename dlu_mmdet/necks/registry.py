@@ -20,7 +20,7 @@ from .any_neck import wrap_neck
 from .unified_fpn import UnifiedFPN
 from .upsample_fpn import UpsampleFPN
 
-#: Classes for which this package has one of its own.
+#: Classes of MMDetection, and those of this package that replace them.
 OURS = {FPN: UpsampleFPN, FPN_CARAFE: UnifiedFPN, FCNMaskHead: UpsampleMaskHead}
 
 

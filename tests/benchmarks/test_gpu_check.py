@@ -83,7 +83,7 @@ def test_a_rehearsal_prints_and_packs_every_step(tmp_path):
         report = tar.extractfile('out/report.md').read().decode()
     assert {'report.md', 'full.md', 'operators.log', 'racecheck.log'} <= packed
     assert output.endswith(f'\n{report}') and len(report) < 11_800
-    # so that all of it is in the end of the output, beside any warnings
+    # the report, and no other text, ends the output
     assert output.count('## operators: ok') == 1
 
 

@@ -59,7 +59,7 @@ def test_every_upsampler_in_the_mask_head(name):
 
 
 def masks_of(out):
-    """Those of HTC's head have its features beside them."""
+    """The masks alone: HTC's head returns its features as well."""
     return out[0] if isinstance(out, list) else out
 
 

@@ -658,6 +658,23 @@ def outputs_of(out):
     return [tensor for part in parts for tensor in outputs_of(part)]
 
 
+def pixel_decoder(name, **attention):
+    return dict(
+        type=name,
+        in_channels=[8, 8, 8, 8],
+        feat_channels=32,
+        out_channels=32,
+        encoder=dict(
+            num_layers=1,
+            layer_cfg=dict(
+                self_attn_cfg=dict(embed_dims=32, num_heads=4, **attention),
+                ffn_cfg=dict(embed_dims=32, feedforward_channels=32),
+            ),
+        ),
+        positional_encoding=dict(num_feats=16, normalize=True),
+    )
+
+
 PANOPTIC = dict(
     in_channels=8, inner_channels=32, norm_cfg=dict(type='GN', num_groups=8)
 )
@@ -678,38 +695,12 @@ HEADS = [
         [2, 4, 8],
     ),
     (
-        dict(
-            type='MSDeformAttnPixelDecoder',
-            in_channels=[8, 8, 8, 8],
-            feat_channels=32,
-            out_channels=32,
-            encoder=dict(
-                num_layers=1,
-                layer_cfg=dict(
-                    self_attn_cfg=dict(embed_dims=32, num_heads=4, num_levels=3),
-                    ffn_cfg=dict(embed_dims=32, feedforward_channels=32),
-                ),
-            ),
-            positional_encoding=dict(num_feats=16, normalize=True),
-        ),
+        pixel_decoder('MSDeformAttnPixelDecoder', num_levels=3),
         [8] * 4,
         [2],
     ),
     (
-        dict(
-            type='TransformerEncoderPixelDecoder',
-            in_channels=[8, 8, 8, 8],
-            feat_channels=32,
-            out_channels=32,
-            encoder=dict(
-                num_layers=1,
-                layer_cfg=dict(
-                    self_attn_cfg=dict(embed_dims=32, num_heads=4, batch_first=True),
-                    ffn_cfg=dict(embed_dims=32, feedforward_channels=32),
-                ),
-            ),
-            positional_encoding=dict(num_feats=16, normalize=True),
-        ),
+        pixel_decoder('TransformerEncoderPixelDecoder', batch_first=True),
         [8] * 4,
         [2, 2, 2],
     ),

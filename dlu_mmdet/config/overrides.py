@@ -53,6 +53,11 @@ def parse_options(values: Sequence[str]) -> dict[str, object]:
                 f'--cfg-options: {text!r} is not KEY=VALUE, as in '
                 f'train_cfg.max_epochs=12'
             )
+        if 'dict(' in value:
+            raise ValueError(
+                f"--cfg-options: {text}: write a dict as {{'key': value}}, in quotes of "
+                f'the shell'
+            )
         try:
             if value.strip().startswith(('{', '[{')):
                 found[key] = ast.literal_eval(value.strip())

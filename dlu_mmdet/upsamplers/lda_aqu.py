@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..ops.checks import check_geometry, check_number
 from ..ops.tracing import leaf
+from ..utils.torch_compat import is_exporting
 from .builder import UPSAMPLERS
 from .start import check_start
 from .weight_init import constant_init, xavier_init
@@ -81,6 +82,51 @@ def sample_tap(maps: Tensor, positions: Tensor, groups: int) -> Tensor:
     return out.reshape(n, c, *positions.shape[1:3])
 
 
+@leaf
+def weighted_samples(
+    maps: Tensor, weights: Tensor, positions: Tensor, groups: int
+) -> Tensor:
+    """Sum over the taps of weight times :func:`sample_tap`.
+
+    An output pixel is a bag of 4*K*K pixels of the map, whose weights are those of the
+    taps times those of the interpolation. So no sample is kept for the gradients. An
+    export gets the loop, since no runtime has bags.
+
+    Args:
+        maps (Tensor): (N, C, H, W); 0 outside. Of the dtype of the others.
+        weights (Tensor): (N, K*K, h, w).
+        positions (Tensor): (N*g, K*K, h, w, 2), as of :func:`sampling_positions`.
+        groups (int): g.
+
+    Returns:
+        Tensor: (N, C, h, w).
+    """
+    taps = weights.shape[1]
+    if is_exporting() or torch.onnx.is_in_onnx_export():
+        sampled = (sample_tap(maps, positions[:, t], groups) for t in range(taps))
+        return sum(weights[:, t : t + 1] * each for t, each in enumerate(sampled))
+    n, c, height, width = maps.shape
+    m, _, h, w, _ = positions.shape
+    weights = weights.repeat_interleave(groups, dim=0)
+    x = (positions[..., 0] + 1) * ((width - 1) / 2)
+    y = (positions[..., 1] + 1) * ((height - 1) / 2)
+    left, top = x.floor(), y.floor()
+    first = torch.arange(m, dtype=torch.int32, device=maps.device) * (height * width)
+    first = first.reshape(-1, 1, 1, 1)
+    pixels, shares = [], []
+    for row, in_row in ((top, top + 1 - y), (top + 1, y - top)):
+        for column, in_column in ((left, left + 1 - x), (left + 1, x - left)):
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            pixel = torch.where(inside, row * width + column, 0).int() + first
+            pixels.append(pixel)
+            shares.append(weights * in_row * in_column * inside)
+    bags = (torch.stack(each, dim=-1) for each in (pixels, shares))
+    pixels, shares = (b.transpose(1, 3).reshape(m * h * w, 4 * taps) for b in bags)
+    table = maps.reshape(m, c // groups, height * width).transpose(1, 2).flatten(0, 1)
+    out = F.embedding_bag(pixels, table, mode='sum', per_sample_weights=shares)
+    return out.reshape(m, w, h, c // groups).permute(0, 3, 2, 1).reshape(n, c, h, w)
+
+
 @UPSAMPLERS.register_module('lda_aqu')
 class LDAAQU(nn.Module):
     """LDA-AQU: each output pixel attends to K x K points that it moves itself.
@@ -100,8 +146,8 @@ class LDAAQU(nn.Module):
     Source: `LDA-AQU <https://arxiv.org/abs/2411.19585>`_. What it leaves open is as in
     ``fpn_lau.py`` of duzw9311/LDA-AQU, the start too; the keys are that file's.
 
-    The loop over the taps keeps no tensor K*K times as large as the output, but for
-    the gradients, for which autograd keeps the samples.
+    No tensor is K*K times as large as the output. For the gradients autograd keeps the
+    samples of the keys, K*K d/C times as large.
 
     Args:
         channels (int): Number of feature channels C.
@@ -231,10 +277,7 @@ class LDAAQU(nn.Module):
         """Upsample (N, C, H, W) to (N, C, s*H, s*W)."""
         weights, positions = self.predict(x)
         values = at_least_float32(x)
-        taps = range(self.up_kernel**2)
-        sampled = (sample_tap(values, positions[:, t], self.groups) for t in taps)
-        out = sum(weights[:, t : t + 1] * each for t, each in zip(taps, sampled))
-        return out.to(x.dtype)
+        return weighted_samples(values, weights, positions, self.groups).to(x.dtype)
 
     def extra_repr(self) -> str:
         return (

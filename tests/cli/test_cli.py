@@ -172,6 +172,7 @@ def test_a_fault_of_the_code_keeps_its_traceback(monkeypatch, capsys):
         ('=3', 'is not KEY=VALUE'),
         ('a=[1,2', r'a=\[1,2 has no value that can be read'),
         ('a={1', 'a={1 has no value that can be read'),
+        ("a=[dict(type='A', b=1)]", "write a dict as {'key': value}"),
     ],
 )
 def test_bad_options(text, message, capsys):

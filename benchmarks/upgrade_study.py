@@ -23,6 +23,12 @@ from dlu_mmdet.config import merge_options, read_config, set_upsampler
 from dlu_mmdet.engine import freeze_all_but
 
 UPSAMPLERS = ('dlu', 'carafe', 'deconv', 'resize_conv')
+SCHEDULE = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
+    dict(
+        type='CosineAnnealingLR', eta_min=0, by_epoch=True, convert_to_iter_based=True
+    ),
+]
 
 
 def write_configs(args: argparse.Namespace) -> list[Path]:
@@ -48,7 +54,7 @@ def write_configs(args: argparse.Namespace) -> list[Path]:
                 'optim_wrapper.optimizer.lr': args.lr_alone if alone else args.lr,
             },
         )
-        cfg.param_scheduler = [dict(type='ConstantLR', factor=1.0, by_epoch=True)]
+        cfg.param_scheduler = SCHEDULE
         if alone:
             freeze_all_but(cfg, 'upsamplers')
         cfg.dump(path := folder / f'{label}.py')

@@ -12,6 +12,8 @@ import difflib
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -48,6 +50,21 @@ def overview() -> str:
     )
 
 
+@contextmanager
+def until_the_reader_leaves() -> Iterator[None]:
+    """End without a traceback when the reader of a pipe, as ``head``, is gone."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # what is still in the buffer is written at the end of the process
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@until_the_reader_leaves()
 def run(name: str) -> None:
     """Run a command with the arguments of this process, and end it.
 
@@ -65,6 +82,8 @@ def run(name: str) -> None:
         sys.exit(main())
     try:
         status = main()
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if not _is_of_the_user(error):
             raise
@@ -104,6 +123,7 @@ def make_output_encoding_safe() -> None:
             stream.reconfigure(errors='backslashreplace')
 
 
+@until_the_reader_leaves()
 def main() -> None:
     """``dlu_mmdet``: run the command that the first argument names."""
     make_output_encoding_safe()

@@ -5,6 +5,8 @@ import json
 import os
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -75,6 +77,16 @@ def test_help_of_a_command_imports_nothing_and_shows_defaults(name):
         export='(default: detector)',
     )
     assert expected.get(name, '') in words and '(default: None)' not in words
+
+
+@pytest.mark.parametrize('words', [['--help'], ['--version'], ['train', '--help']])
+def test_the_reader_of_a_pipe_may_leave(words):
+    """As ``head`` does, which is no reason for a traceback."""
+    command = shlex.join([sys.executable, '-m', 'dlu_mmdet', *words])
+    # `true` has ended when the other begins to write
+    shell = ['bash', '-c', f'(sleep 0.2; {command}) | true']
+    result = subprocess.run(shell, stderr=subprocess.PIPE, text=True)
+    assert result.stderr == ''
 
 
 def test_names_in_the_help_are_those_of_the_code():

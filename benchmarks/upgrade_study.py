@@ -23,6 +23,7 @@ from dlu_mmdet.config import merge_options, read_config, set_upsampler
 from dlu_mmdet.engine import freeze_all_but
 
 UPSAMPLERS = ('dlu', 'carafe', 'deconv', 'resize_conv')
+TRAINED = ('all', 'alone')
 SCHEDULE = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=20),
     dict(
@@ -36,10 +37,9 @@ def write_configs(args: argparse.Namespace) -> list[Path]:
     folder = Path(args.work_dir, 'configs')
     folder.mkdir(parents=True, exist_ok=True)
     ways = [('unchanged', None, False)]
-    for name, start in product(args.upsamplers, ('paper', 'neck')):
-        for alone in (False, True):
-            label = '-'.join([name, start, 'alone' if alone else 'all'])
-            ways.append((label, dict(type=name, start=start), alone))
+    for name, start, trained in product(args.upsamplers, args.starts, args.trained):
+        upsampler = dict(type=name, start=start)
+        ways.append((f'{name}-{start}-{trained}', upsampler, trained == 'alone'))
     paths = []
     for label, upsampler, alone in ways:
         cfg = Config(read_config(args.config).to_dict())
@@ -74,6 +74,8 @@ def main() -> None:
         '--lr-alone', type=float, default=1e-3, help='where only the upsamplers train'
     )
     parser.add_argument('--upsamplers', nargs='+', default=UPSAMPLERS)
+    for flag, choices in (('--starts', ('paper', 'neck')), ('--trained', TRAINED)):
+        parser.add_argument(flag, nargs='+', choices=choices, default=choices)
     args, others = parser.parse_known_args()
     register_all_modules()
     paths = [str(path) for path in write_configs(args)]

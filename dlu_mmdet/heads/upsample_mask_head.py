@@ -41,7 +41,8 @@ class MaskHeadMixin(_MaskHead):
         self.upsample_cfg = dict(upsample_cfg)
         self.scale_factor = self.upsample_cfg.pop('scale_factor', 2)
         self.upsample_method = self.upsample_cfg.get('type')
-        if self.upsample_method == 'deconv':
+        is_bilinear = self.upsample_cfg.get('start') == 'bilinear'  # needs a larger one
+        if self.upsample_method == 'deconv' and not is_bilinear:
             self.upsample_cfg.setdefault('upsample_kernel', self.scale_factor)
         site = (self.conv_logits.in_channels, self.scale_factor)
         self.upsample = build_upsampler(self.upsample_cfg, *site)
@@ -69,8 +70,8 @@ class UpsampleMaskHead(MaskHeadMixin, FCNMaskHead):
             :func:`dlu_mmdet.upsamplers.build_upsampler`, with a
             ``scale_factor``, 2 if it has none. As in ``FCNMaskHead`` the
             kernel of ``deconv`` is as large as its ratio unless
-            ``upsample_kernel`` is given, and a ReLU follows it. Defaults to
-            ``dict(type='deconv')``.
+            ``upsample_kernel`` is given or it starts at 'bilinear', and a ReLU follows
+            it. Defaults to ``dict(type='deconv')``.
         **kwargs: As ``FCNMaskHead``.
 
     Raises:

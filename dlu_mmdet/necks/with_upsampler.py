@@ -189,7 +189,10 @@ def _name(neck: str | type[nn.Module]) -> str:
         # MMSegmentation registers another class as FPN
         scope = DefaultScope.get_current_instance()
         is_mmdets = scope is None or scope.scope_name in (MODELS.scope, NECKS.scope)
-        return name.removeprefix(f'{MODELS.scope}.') if is_mmdets else name
+        if is_mmdets and name.startswith(f'{MODELS.scope}.'):
+            # a config in Python is dumped with paths, as mmdet.models.necks.FPN
+            return name.rpartition('.')[2]
+        return name
     if MODELS.get(neck.__name__) is neck:
         return neck.__name__
     return f'{neck.__module__}.{neck.__qualname__}'

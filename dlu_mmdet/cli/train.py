@@ -81,6 +81,9 @@ def train(args: argparse.Namespace) -> None:
                 f'{args.config} does not set'
             )
         cfg.auto_scale_lr.enable = True
+    if args.load_from and cfg.get('load_from') and not args.resume:
+        # the config may resume from another one
+        cfg.resume = False
     if args.resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
         resume_latest(cfg)
     elif args.resume:

@@ -463,18 +463,20 @@ def set_upsampler(cfg: Config, upsample_cfg: dict) -> None:
     # names are looked up as they will be in the run
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         cfg.model = with_upsampler(cfg.model, upsample_cfg)
-    imports = dict(cfg.get('custom_imports') or {})
-    names = imports.get('imports') or []
-    names = [names] if isinstance(names, str) else list(names)
-    needed = ['dlu_mmdet']
+    add_import(cfg, 'dlu_mmdet')
     module = upsampler_class(upsample_cfg).__module__
     # another config of a comparison may have imported it
     if not split_file(upsample_cfg['type']) and module.split('.')[0] not in _STACK:
-        needed.append(module)
-    for name in needed:
-        if not any(f'{name}.'.startswith(f'{known}.') for known in names):
-            names.append(name)
-            cfg.custom_imports = dict(imports, imports=names)
+        add_import(cfg, module)
+
+
+def add_import(cfg: Config, name: str) -> None:
+    """Let a config import a module, in ``custom_imports``, unless it does."""
+    imports = dict(cfg.get('custom_imports') or {})
+    names = imports.get('imports') or []
+    names = [names] if isinstance(names, str) else list(names)
+    if not any(f'{name}.'.startswith(f'{known}.') for known in names):
+        cfg.custom_imports = dict(imports, imports=[*names, name])
 
 
 def upsampler_label(upsample_cfg: Mapping) -> str:

@@ -17,7 +17,7 @@ from ..config.overrides import merge_options
 from ..config.read import config_stem, read_config, set_upsampler
 from ..datasets.coco_io import class_names
 from ..necks import upsampler_name
-from .checkpoint_guard import check_state_dict, own_keys
+from .checkpoint_guard import check_state_dict, read_weights
 from .patches import use_safe_loaders
 from .safe_loading import load_checkpoint
 
@@ -84,18 +84,13 @@ def load_detector(
         set_upsampler(config, upsampler)
     merge_options(config, cfg_options or {})
     loaded = load_checkpoint(checkpoint, 'cpu')
-    if not isinstance(loaded, Mapping):
-        raise ValueError(
-            f'checkpoint {checkpoint} holds a {type(loaded).__name__}; it must be a '
-            'state_dict, or what training writes'
-        )
-    state_dict = loaded.get('state_dict', loaded)
+    weights = read_weights(loaded, checkpoint)
     scope = config.get('default_scope', 'mmdet')
     if scope is not None:
         init_default_scope(scope)
     model = revert_sync_batchnorm(MODELS.build(config.model))
-    check_state_dict(model, state_dict, loaded)
-    model.load_state_dict(own_keys(state_dict))
+    check_state_dict(model, weights, loaded)
+    model.load_state_dict(weights)
     model.dataset_meta = _dataset_meta(loaded, config, model)
     model.cfg = config
     return model.to(device).eval()

@@ -28,7 +28,7 @@ def check_state_dict(
         model (nn.Module): The model to load the weights into.
         state_dict (Mapping): The weights, with or without the prefix ``module.``.
         checkpoint (Mapping, optional): Their checkpoint, for the message.
-        new_upsamplers (bool): Whether the weights of the neck's upsamplers may be
+        new_upsamplers (bool): Whether all weights of a neck's upsamplers may be
             missing. Defaults to False.
 
     Raises:
@@ -36,8 +36,12 @@ def check_state_dict(
     """
     own = model.state_dict()
     given = own_keys(state_dict)
-    new = upsampler_prefixes(model) if new_upsamplers else ()
-    problems = []
+    new: tuple[str, ...] = ()
+    if new_upsamplers:
+        # of a trained upsampler no part may be new: it would not fit the others
+        prefixes = upsampler_prefixes(model)
+        new = tuple(p for p in prefixes if not any(k.startswith(p) for k in given))
+    problems = {}
     for title, keys in (
         ('missing', [k for k in own if not (k in given or k.startswith(new))]),
         ('unexpected', [k for k in given if k not in own]),
@@ -52,12 +56,18 @@ def check_state_dict(
     ):
         if keys:
             shown = ', '.join(keys[:5]) + (', ...' if len(keys) > 5 else '')
-            problems.append(f'{len(keys)} {title}: {shown}')
+            problems[title] = f'{len(keys)} {title}: {shown}'
     if problems:
+        others = ''
+        if new_upsamplers and [*problems] == ['of another shape']:
+            others = (
+                ', or --cfg-options load_from=CHECKPOINT for one of other classes, '
+                'which loads what fits'
+            )
         raise ValueError(
-            'the checkpoint is of another architecture than the '
-            f'config, use the config it was trained with{_trained_with(checkpoint)}; '
-            'keys ' + '; '.join(problems)
+            'the checkpoint is of another architecture than the config, use the '
+            f'config it was trained with{_trained_with(checkpoint)}{others}; '
+            'keys ' + '; '.join(problems.values())
         )
 
 
@@ -85,6 +95,9 @@ class CheckpointGuardHook(Hook):
         new_upsamplers (bool): As in :func:`check_state_dict`. Defaults to False.
     """
 
+    # EMAHook and others load from what this leaves
+    priority = 'VERY_HIGH'
+
     def __init__(self, new_upsamplers: bool = False) -> None:
         self.new_upsamplers = new_upsamplers
 
@@ -93,8 +106,11 @@ class CheckpointGuardHook(Hook):
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        state_dict = checkpoint.get('state_dict', checkpoint)
-        check_state_dict(model, state_dict, checkpoint, self.new_upsamplers)
+        weights = read_weights(checkpoint, runner._load_from)
+        check_state_dict(model, weights, checkpoint, self.new_upsamplers)
+        # EMAHook takes no bare state_dict and no prefix
+        if weights.keys() != checkpoint.get('state_dict', {}).keys():
+            checkpoint['state_dict'] = weights
         split = 'train' if runner._resume or self.new_upsamplers else 'test'
         _check_class_order(runner.cfg, split, checkpoint.get('meta') or {})
         if runner._resume:
@@ -171,6 +187,30 @@ def _tell_kept_settings(runner, checkpoint: dict) -> None:
             f'train from its weights with new settings, leave --resume out and give '
             f'--cfg-options load_from=CHECKPOINT'
         )
+
+
+def read_weights(checkpoint: object, name: object) -> dict:
+    """The weights of a checkpoint, by the keys of :func:`own_keys`.
+
+    Args:
+        checkpoint (object): A state_dict, or what training writes.
+        name (object): Where it is from, for the message.
+
+    Returns:
+        dict: The weights.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    weights = checkpoint
+    if isinstance(checkpoint, Mapping):
+        weights = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(weights, Mapping) or not all(isinstance(k, str) for k in weights):
+        raise ValueError(
+            f'checkpoint {name} holds a {type(weights).__name__} without weights by '
+            'name; it must be a state_dict, or what training writes'
+        )
+    return own_keys(weights)
 
 
 def own_keys(state_dict: Mapping) -> dict:

@@ -9,8 +9,8 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
+from ..config.read import add_import
 from ..necks import upsampler_prefixes
 
 #: What ``--freeze`` leaves to train.
@@ -35,8 +35,12 @@ def freeze_all_but(cfg: Config, part: str) -> None:
             f'name those of a trained detector with --load-from CHECKPOINT'
         )
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), hook]
+    # for MMDetection's own tools, which read the dumped config
+    add_import(cfg, 'dlu_mmdet')
     # frozen weights get no gradient, for which the other processes would wait
     cfg.find_unused_parameters = True
+    if cfg.get('model_wrapper_cfg'):
+        cfg.model_wrapper_cfg.find_unused_parameters = True
 
 
 @HOOKS.register_module()
@@ -59,9 +63,15 @@ class FreezeHook(Hook):
         self.all_but = all_but
         self._norms: list[nn.Module] = []
 
-    def before_run(self, runner) -> None:
+    def before_train(self, runner) -> None:
         """Freeze the weights."""
         model = runner.model
+        if getattr(model, 'find_unused_parameters', None) is False:
+            raise ValueError(
+                'FreezeHook in a distributed training needs '
+                'find_unused_parameters=True in the config: the other processes would '
+                'wait for the gradients of frozen weights'
+            )
         if is_model_wrapper(model):
             model = model.module
         prefixes = _prefixes(model, self.all_but)
@@ -100,5 +110,7 @@ def _prefixes(model: nn.Module, part: str) -> tuple[str, ...]:
 def _norms(model: nn.Module, prefixes: tuple[str, ...]) -> Iterable[nn.Module]:
     """Norms with statistics of the batch outside of the trained part."""
     for name, module in model.named_modules():
-        if isinstance(module, _NormBase) and not name.startswith(prefixes):
+        # mmcv's SyncBatchNorm derives from none of torch's norms
+        has_statistics = getattr(module, 'running_mean', None) is not None
+        if has_statistics and not name.startswith(prefixes):
             yield module

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
@@ -17,11 +17,12 @@ from mmengine.device import get_device
 from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from ..config.read import load_config, set_upsampler
 from ..necks import upsampler_prefixes
 from ..upsamplers import resolve_upsampler, upsampler_class
-from ..utils.files import atomic_write
+from ..utils.files import atomic_write, check_writable
 from .apis import load_detector
 from .checkpoint_guard import check_state_dict
 from .runner import build_runner
@@ -42,7 +43,7 @@ def upgrade(
     An upsampler that takes ``start`` begins with ``start='neck'``, next to the
     interpolation that it replaces, unless ``upsampler`` says otherwise. The difference
     of the necks' outputs on images of the test set is printed, then the metrics of both
-    detectors; neither where the images are missing.
+    detectors; neither where the test set is missing or does not fit the detector.
 
     Args:
         config (str | PathLike): Of the trained detector, see
@@ -69,6 +70,7 @@ def upgrade(
     for file in files:
         if file.exists():
             raise ValueError(f'--out: {file} exists already; name another file')
+    check_writable(out)
     if num_images < 1:
         raise ValueError(f'--num-images must be at least 1, got {num_images}')
     upsampler = resolve_upsampler(upsampler)
@@ -78,7 +80,7 @@ def upgrade(
     old = load_detector(cfg, checkpoint, get_device())
     new = with_new_upsamplers(old, upsampler)
     new_cfg = new.cfg.copy()
-    for key in ('work_dir', 'launcher'):
+    for key in ('work_dir', 'launcher', 'load_from', 'resume'):  # of another run
         new_cfg.pop(key, None)
     meta = dict(
         cfg=new_cfg.pretty_text,
@@ -87,16 +89,19 @@ def upgrade(
         epoch=0,
         iter=0,
     )
-    with atomic_write(config_file) as partial:
-        partial.write_text(new_cfg.pretty_text, encoding='utf-8')
-    with atomic_write(out) as partial:
-        torch.save(dict(meta=meta, state_dict=new.state_dict()), partial)
+    # both or none
+    with atomic_write(config_file) as new_config, atomic_write(out) as new_checkpoint:
+        new_config.write_text(new_cfg.pretty_text, encoding='utf-8')
+        torch.save(dict(meta=meta, state_dict=new.state_dict()), new_checkpoint)
     prefixes = upsampler_prefixes(new)
     added = sum(p.numel() for k, p in new.named_parameters() if k.startswith(prefixes))
     print(f'written: {config_file} and {out}; {added:,} parameters are new')
+    if not cfg.get('test_dataloader'):
+        print('not compared on images: the config has no test_dataloader')
+        return
     try:
         runner = build_runner(cfg, 'test', checkpoint)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         print(f'not compared on images: {error}')
         return
     runner._has_loaded = True
@@ -123,7 +128,8 @@ def with_new_upsamplers(detector: nn.Module, upsampler: dict) -> nn.Module:
             has upsamplers that learned.
     """
     weights = detector.state_dict()
-    if any(key.startswith(upsampler_prefixes(detector)) for key in weights):
+    # those of mmdet's FPN_CARAFE, too
+    if any('upsample_modules.' in key for key in weights):
         raise ValueError(
             'the checkpoint holds upsamplers already, whose weights would be lost: '
             'name the config and the checkpoint of a detector whose neck interpolates'
@@ -133,9 +139,9 @@ def with_new_upsamplers(detector: nn.Module, upsampler: dict) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         new = revert_sync_batchnorm(MODELS.build(cfg.model))
-        for name, module in new.named_modules():
-            # each of upsample_modules, as its neck starts it
-            if f'{name.rpartition(".")[0]}.' in upsampler_prefixes(new):
+        # each of upsample_modules, as its neck starts it
+        for prefix in upsampler_prefixes(new):
+            for module in new.get_submodule(prefix.rstrip('.')).children():
                 if hasattr(module, 'init_weights'):
                     module.init_weights()
     check_state_dict(new, weights, new_upsamplers=True)
@@ -147,11 +153,11 @@ def with_new_upsamplers(detector: nn.Module, upsampler: dict) -> nn.Module:
 def compare_necks(
     old: nn.Module, new: nn.Module, runner: Runner, num_images: int
 ) -> tuple[float, int]:
-    """Compare the outputs of two detectors' necks on images of the test set.
+    """Compare what two detectors' necks give on images of the test set.
 
     Args:
         old (nn.Module): A detector.
-        new (nn.Module): Another one.
+        new (nn.Module): One with the same necks, which have upsamplers.
         runner (Runner): With the test set.
         num_images (int): At least so many, if there are.
 
@@ -159,11 +165,12 @@ def compare_necks(
         tuple[float, int]: Root of the mean square difference, relative to the old
         outputs' root mean square, and the number of images.
     """
+    necks = [p[: -len('.upsample_modules.')] for p in upsampler_prefixes(new)]
     errors, squares, count = [], [], 0
     for batch in runner.test_loop.dataloader:
         outputs = []
         for model in (old, new):
-            with torch.no_grad(), _neck_outputs(model) as found:
+            with torch.no_grad(), _outputs(model, necks) as found:
                 model.test_step(batch)
             outputs.append(found)
         for before, after in zip(*outputs):
@@ -176,15 +183,19 @@ def compare_necks(
 
 
 @contextmanager
-def _neck_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
-    """The maps that a detector's neck gives meanwhile."""
+def _outputs(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor]]:
+    """The maps that these modules of a model give meanwhile."""
     found: list[Tensor] = []
-    neck = next(m for name, m in model.named_modules() if name.split('.')[-1] == 'neck')
-    handle = neck.register_forward_hook(lambda _, args, out: found.extend(out))
+
+    def keep(module: nn.Module, args: object, out: Any) -> None:
+        found.extend(each for each in tree_flatten(out)[0] if isinstance(each, Tensor))
+
+    handles = [model.get_submodule(n).register_forward_hook(keep) for n in names]
     try:
         yield found
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _print_metrics(runner: Runner, old: nn.Module, new: nn.Module) -> None:
@@ -198,7 +209,10 @@ def _print_metrics(runner: Runner, old: nn.Module, new: nn.Module) -> None:
         {k: f'{v:.3f}' for k, v in each.items() if _is_number(v)} for each in results
     ]
     if not any(shown):
-        print('metrics: none, the detectors find nothing on the test set')
+        print(
+            'metrics: none, the detectors find nothing on the test set, or its '
+            'evaluator only writes results'
+        )
     for key in {**shown[0], **shown[1]}:
         before, after = (each.get(key, 'none') for each in shown)
         print(f'{key}: {before} before, {after} after')

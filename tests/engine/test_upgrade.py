@@ -1,19 +1,35 @@
 """A trained detector gets another upsampler: nothing else of it changes."""
 
+import logging
 import re
+from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import CONFIGS, as_arguments, load_tool
+from mmdet.models.necks import FPN_CARAFE
 from mmdet.registry import MODELS
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 from mmengine.registry import init_default_scope
+from mmengine.runner import get_priority
+from torch import nn
 
+import dlu_mmdet.engine
 from dlu_mmdet.config.read import parse_upsampler
 from dlu_mmdet.datasets import ShapesDataset
-from dlu_mmdet.engine import FreezeHook, load_detector, upgrade
-from dlu_mmdet.engine.upgrade import with_new_upsamplers
+from dlu_mmdet.engine import (
+    CheckpointGuardHook,
+    FreezeHook,
+    check_state_dict,
+    freeze_all_but,
+    load_detector,
+    upgrade,
+)
+from dlu_mmdet.engine.upgrade import compare_necks, with_new_upsamplers
+from dlu_mmdet.necks import UpsampleFPN
 
 BILINEAR = CONFIGS / 'shapes' / 'faster-rcnn_r18_fpn-bilinear_shapes.py'
 CLASSES = ShapesDataset.METAINFO['classes']
@@ -86,12 +102,132 @@ def test_the_same_detector_each_time(plain):
     assert not first['neck.upsample_modules.0.bias'].any()  # as init_weights leaves it
 
 
-def test_without_images_it_writes_all_the_same(plain, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'test_dataloader.dataset.data_root': 'nowhere'},
+        {'test_dataloader.dataset.metainfo': dict(classes=('a', 'b'))},
+        dict(test_dataloader=None, test_cfg=None, test_evaluator=None),
+    ],
+    ids=['no images', 'other classes', 'no test set'],
+)
+def test_without_images_it_writes_all_the_same(
+    plain, options, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    options = {'test_dataloader.dataset.data_root': 'nowhere'}
+    options = {**options, 'load_from': 'another.pth', 'resume': True}
     upgrade(*plain, dict(type='carafe'), 'a.pth', cfg_options=options)
     assert 'not compared on images: ' in capsys.readouterr().out
-    assert Path('a.py').exists() and Path('a.pth').exists()
+    assert Path('a.pth').exists()
+    # a training would go on from another detector
+    written = Config.fromfile('a.py')
+    assert not any(key in written for key in ('load_from', 'resume', 'work_dir'))
+
+
+def test_a_full_disk_leaves_nothing(plain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write_a_part(content, path):
+        Path(path).write_bytes(b'a')
+        raise OSError('no space left')
+
+    monkeypatch.setattr(torch, 'save', write_a_part)
+    with pytest.raises(OSError, match='no space left'):
+        upgrade(*plain, dict(type='dlu'), 'a.pth')
+    assert not any(tmp_path.iterdir())
+
+
+def pyramid(**upsampler):
+    """A model whose neck has upsamplers."""
+    neck = UpsampleFPN([8, 16], 16, 2, upsample_cfg=upsampler)
+    return nn.Sequential(OrderedDict(neck=neck))
+
+
+class Students(nn.Module):
+    """As a semi-supervised detector, which tests its teacher."""
+
+    def __init__(self, **upsampler):
+        super().__init__()
+        self.student, self.teacher = pyramid(**upsampler), pyramid(**upsampler)
+
+    def test_step(self, batch):
+        self.teacher.neck(batch['inputs'])
+
+
+def test_the_neck_that_runs_is_compared():
+    maps = [torch.randn(1, 8, 8, 8), torch.randn(1, 16, 4, 4)]
+    runner = SimpleNamespace(test_loop=SimpleNamespace(dataloader=[dict(inputs=maps)]))
+    old, new = Students(type='nearest'), Students(type='dlu', start='nearest')
+    new.load_state_dict(old.state_dict(), strict=False)
+    share, _ = compare_necks(old, new, runner, 1)
+    assert 0 < share < 0.2
+
+
+# ---- checkpoints that a training or a test begins with -------------------------------
+
+
+@pytest.mark.parametrize('form', ['bare', 'wrapped'])
+def test_averages_begin_with_the_weights_too(form):
+    """EMAHook knows one form, and a test is of its averages."""
+    model = pyramid(type='dlu')
+    weights = {k: torch.full_like(v, 3) for k, v in model.state_dict().items()}
+    given = dict(weights)
+    if form == 'wrapped':
+        given = dict(state_dict={f'module.{k}': v for k, v in weights.items()})
+    averages, guard = EMAHook(), CheckpointGuardHook()
+    runner = SimpleNamespace(
+        model=model, cfg=Config(), _resume=False, _load_from='a.pth'
+    )
+    averages.before_run(runner)
+    for hook in sorted([averages, guard], key=lambda h: get_priority(h.priority)):
+        hook.after_load_checkpoint(runner, given)
+    found = averages.ema_model.module.state_dict()
+    assert all(torch.equal(found[k], v) for k, v in weights.items())
+
+
+@pytest.mark.parametrize('content', [[1, 2], dict(state_dict=[1]), {1: 2}], ids=str)
+def test_a_file_without_weights(content):
+    runner = SimpleNamespace(model=nn.ReLU(), _load_from='a.pth')
+    with pytest.raises(ValueError, match='a.pth holds a (list|dict) without weights'):
+        CheckpointGuardHook().after_load_checkpoint(runner, content)
+
+
+@pytest.mark.parametrize(
+    'old, new, key',
+    [
+        (dict(type='sapa'), dict(type='sapa', start='nearest'), 'window_bias'),
+        (dict(type='dysample'), dict(type='dysample', dyscope=True), 'scope.weight'),
+    ],
+    ids=['sapa', 'dysample'],
+)
+def test_no_part_of_a_trained_upsampler_is_new(old, new, key):
+    weights = pyramid(**old).state_dict()
+    with pytest.raises(ValueError, match=f'1 missing: neck.upsample_modules.0.{key}'):
+        check_state_dict(pyramid(**new), weights, new_upsamplers=True)
+    plain = pyramid(type='nearest').state_dict()
+    check_state_dict(pyramid(**new), plain, new_upsamplers=True)
+
+
+def test_a_checkpoint_of_other_classes():
+    weights = pyramid(type='nearest').state_dict()
+    weights['neck.fpn_convs.0.conv.bias'] = torch.zeros(3)
+    with pytest.raises(ValueError, match='load_from=CHECKPOINT for one of other class'):
+        check_state_dict(pyramid(type='dlu'), weights, new_upsamplers=True)
+
+
+def test_load_from_replaces_that_of_the_config(plain, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    def stop(cfg, mode, checkpoint):
+        raise Stop(cfg.load_from, cfg.resume, checkpoint)
+
+    monkeypatch.setattr(dlu_mmdet.engine, 'build_runner', stop)
+    arguments = [str(plain[0]), '--work-dir', str(tmp_path), '--load-from', plain[1]]
+    arguments += ['--cfg-options', 'load_from=another.pth', 'resume=True']
+    with pytest.raises(Stop) as info:
+        load_tool('train').main([*map(str, arguments)])
+    assert info.value.args == (str(plain[1]), False, str(plain[1]))
 
 
 def lose(weights):
@@ -111,6 +247,7 @@ def add_upsampler(weights):
         (None, 'lda_aqu', 'a.pth', "start='nearest' is none of .*: 'paper'"),
         (None, 'dlu', 'a.pt', '--out must end with .pth, got a.pt'),
         (None, 'dlu', 'there.pth', 'there.py exists already'),
+        (None, 'dlu', 'there.py/a.pth', 'there.py/a.pth cannot be written'),
     ],
 )
 def test_what_cannot_be_upgraded(
@@ -137,6 +274,12 @@ def test_a_detector_that_has_upsamplers(plain, tmp_path, monkeypatch):
     upgrade(*plain, dict(type='carafe'), 'a.pth', cfg_options=options)
     with pytest.raises(ValueError, match='the checkpoint holds upsamplers already'):
         upgrade('a.py', 'a.pth', dict(type='dlu'), 'b.pth')
+
+
+def test_a_neck_of_mmdet_that_has_upsamplers():
+    neck = FPN_CARAFE([8, 16], 16, 2)
+    with pytest.raises(ValueError, match='the checkpoint holds upsamplers already'):
+        with_new_upsamplers(neck, dict(type='dlu', start='paper'))
 
 
 # ---- training what is new -----------------------------------------------------------
@@ -229,6 +372,40 @@ def test_a_name_of_freeze_that_is_none(capsys):
     assert args.freeze == 'all-but-neck'
     with pytest.raises(ValueError, match="'upsamplers', 'neck', got 'backbone'"):
         FreezeHook('backbone')
+
+
+def test_freezing_completes_the_config():
+    """So that MMDetection's tools read the dumped one, on several devices as well."""
+    wrapper = dict(type='MMDistributedDataParallel')
+    cfg = Config(dict(load_from='a.pth', model_wrapper_cfg=wrapper))
+    freeze_all_but(cfg, 'neck')
+    assert cfg.custom_imports.imports == ['dlu_mmdet']
+    assert cfg.find_unused_parameters and cfg.model_wrapper_cfg.find_unused_parameters
+
+
+class Norm(nn.Module):
+    """As mmcv's SyncBatchNorm, which derives from none of torch's."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8))
+        self.register_buffer('running_mean', torch.zeros(8))
+
+
+def test_the_hook_of_a_config():
+    model = pyramid(type='nearest')
+    model.backbone = Norm()
+    runner = SimpleNamespace(model=model, logger=logging.getLogger())
+    # a test changes nothing and needs nothing to train
+    FreezeHook('upsamplers').before_run(runner)
+    hook = FreezeHook('neck')
+    hook.before_train(runner)
+    hook.before_train_iter(runner, 0)
+    assert not (model.backbone.training or model.backbone.weight.requires_grad)
+    assert model.neck.training
+    runner.model = SimpleNamespace(find_unused_parameters=False)
+    with pytest.raises(ValueError, match='needs find_unused_parameters=True in'):
+        hook.before_train(runner)
 
 
 # ---- checkpoints of MMDetection's own classes ---------------------------------------

@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument(
         '--lr-alone', type=float, default=1e-3, help='where only the upsamplers train'
     )
-    parser.add_argument('--upsamplers', nargs='+', default=UPSAMPLERS)
+    parser.add_argument('--upsamplers', nargs='*', default=UPSAMPLERS)
     for flag, choices in (('--starts', ('paper', 'neck')), ('--trained', TRAINED)):
         parser.add_argument(flag, nargs='+', choices=choices, default=choices)
     args, others = parser.parse_known_args()

@@ -3,8 +3,9 @@
     python benchmarks/upgrade_study.py CONFIG CHECKPOINT --work-dir D -- --seeds 0 1 2
 
 CHECKPOINT is a detector that was trained to its end with its neck's interpolation. It
-is trained on for the same number of epochs: unchanged, and with each upsampler, from
-the paper's start and from the interpolation, all weights or the upsamplers alone. What
+is trained on for the same number of epochs: unchanged, with bilinear interpolation, and
+with each upsampler, from the paper's start and from the interpolation, all weights or
+the upsamplers alone. What
 follows ``--`` goes to ``dlu_mmdet compare``, which trains, tests and compares the runs
 and, interrupted, goes on with the same command.
 """
@@ -36,7 +37,8 @@ def write_configs(args: argparse.Namespace) -> list[Path]:
     """A config for each way to go on, named after it."""
     folder = Path(args.work_dir, 'configs')
     folder.mkdir(parents=True, exist_ok=True)
-    ways = [('unchanged', None, False)]
+    # another interpolation tells what training on with any change gains
+    ways = [('unchanged', None, False), ('bilinear', dict(type='bilinear'), False)]
     for name, start, trained in product(args.upsamplers, args.starts, args.trained):
         upsampler = dict(type=name, start=start)
         ways.append((f'{name}-{start}-{trained}', upsampler, trained == 'alone'))
@@ -73,7 +75,7 @@ def main() -> None:
     parser.add_argument(
         '--lr-alone', type=float, default=1e-3, help='where only the upsamplers train'
     )
-    parser.add_argument('--upsamplers', nargs='+', default=UPSAMPLERS)
+    parser.add_argument('--upsamplers', nargs='*', default=UPSAMPLERS)
     for flag, choices in (('--starts', ('paper', 'neck')), ('--trained', TRAINED)):
         parser.add_argument(flag, nargs='+', choices=choices, default=choices)
     args, others = parser.parse_known_args()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from mmdet.registry import DATASETS, MODELS
@@ -83,7 +84,7 @@ def load_detector(
     if upsampler:
         set_upsampler(config, upsampler)
     merge_options(config, cfg_options or {})
-    loaded = load_checkpoint(checkpoint, 'cpu')
+    loaded: Any = load_checkpoint(checkpoint, 'cpu')
     weights = read_weights(loaded, checkpoint)
     scope = config.get('default_scope', 'mmdet')
     if scope is not None:

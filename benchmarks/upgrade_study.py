@@ -22,6 +22,7 @@ from dlu_mmdet import register_all_modules
 from dlu_mmdet.cli import compare
 from dlu_mmdet.config import merge_options, read_config, set_upsampler
 from dlu_mmdet.engine import freeze_all_but
+from dlu_mmdet.necks import upsampler_name
 
 UPSAMPLERS = ('dlu', 'carafe', 'deconv', 'resize_conv')
 TRAINED = ('all', 'alone')
@@ -83,8 +84,9 @@ def main() -> None:
     paths = [str(path) for path in write_configs(args)]
     others = [word for word in others if word != '--']
     runs = str(Path(args.work_dir, 'runs'))
-    # the first, unchanged, is the baseline
-    compare.main([*paths, '--work-dir', runs, *others])
+    unchanged = upsampler_name(read_config(args.config).model.neck) or 'unchanged'
+    flags = ['--work-dir', runs, '--baseline', unchanged]
+    compare.main([*paths, *flags, *others])
 
 
 if __name__ == '__main__':

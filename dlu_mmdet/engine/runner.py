@@ -75,6 +75,18 @@ def _drop_settings_of_workers(cfg: Config) -> None:
             loader.pop('prefetch_factor', None)
 
 
+def _keep_config_of_training(cfg: Config) -> None:
+    """Let a test write its config under another name than that of a training.
+
+    The runner writes it into the work directory, where it would replace the config that
+    a resumed training and other commands read.
+    """
+    name = os.path.basename(cfg.filename or '')
+    if name and os.path.isfile(os.path.join(cfg.work_dir, name)):
+        # a Config has no other way to change it
+        object.__setattr__(cfg, '_filename', f'test_{name}')
+
+
 def build_runner(
     cfg: Config, mode: str, checkpoint: str | os.PathLike | None = None
 ) -> Runner:
@@ -113,6 +125,8 @@ def build_runner(
     _drop_settings_of_workers(cfg)
     # a test loads weights alone, even if the config of a resumed run says resume
     resumed = cfg.get('load_from') if mode == 'train' and cfg.get('resume') else None
+    if mode == 'test':
+        _keep_config_of_training(cfg)
     if mode == 'test' or resumed:
         cfg.resume = False
     if resumed:

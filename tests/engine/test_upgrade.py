@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,11 +19,13 @@ from mmengine.runner import get_priority
 from torch import nn
 
 import dlu_mmdet.engine
+from dlu_mmdet.config import load_config
 from dlu_mmdet.config.read import parse_upsampler
 from dlu_mmdet.datasets import ShapesDataset
 from dlu_mmdet.engine import (
     CheckpointGuardHook,
     FreezeHook,
+    build_runner,
     check_state_dict,
     freeze_all_but,
     load_detector,
@@ -122,6 +125,18 @@ def test_without_images_it_writes_all_the_same(
     # a training would go on from another detector
     written = Config.fromfile('a.py')
     assert not any(key in written for key in ('load_from', 'resume', 'work_dir'))
+
+
+def test_the_config_of_a_run_stays(plain, tmp_path):
+    """A test with options would change what a resumed training reads."""
+    config = Path(shutil.copy(plain[0], tmp_path))
+    before = config.read_bytes()
+    options = {'test_dataloader.batch_size': 1}
+    cfg = load_config(config, cfg_options=options, work_dir=str(tmp_path))
+    build_runner(cfg, 'test', plain[1])
+    assert config.read_bytes() == before
+    written = Config.fromfile(tmp_path / f'test_{config.name}')
+    assert written.test_dataloader.batch_size == 1
 
 
 def test_a_full_disk_leaves_nothing(plain, tmp_path, monkeypatch):

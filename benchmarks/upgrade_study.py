@@ -3,11 +3,10 @@
     python benchmarks/upgrade_study.py CONFIG CHECKPOINT --work-dir D -- --seeds 0 1 2
 
 CHECKPOINT is a detector that was trained to its end with its neck's interpolation. It
-is trained on for the same number of epochs: unchanged, with bilinear interpolation, and
+is trained on for the same number of epochs: unchanged, with another interpolation, and
 with each upsampler, from the paper's start and from the interpolation, all weights or
-the upsamplers alone. What
-follows ``--`` goes to ``dlu_mmdet compare``, which trains, tests and compares the runs
-and, interrupted, goes on with the same command.
+the upsamplers alone. What follows ``--`` goes to ``dlu_mmdet compare``, which trains,
+tests and compares the runs and, interrupted, goes on with the same command.
 """
 
 from __future__ import annotations
@@ -34,12 +33,19 @@ SCHEDULE = [
 ]
 
 
+def own_upsampler(config: str) -> str | None:
+    """The upsampler of a config's neck; None for a neck of MMDetection."""
+    return upsampler_name(read_config(config).model.neck)
+
+
 def write_configs(args: argparse.Namespace) -> list[Path]:
     """A config for each way to go on, named after it."""
     folder = Path(args.work_dir, 'configs')
     folder.mkdir(parents=True, exist_ok=True)
-    # another interpolation tells what training on with any change gains
-    ways = [('unchanged', None, False), ('bilinear', dict(type='bilinear'), False)]
+    ways = [('unchanged', None, False)]
+    # what any change gains
+    other = 'nearest' if own_upsampler(args.config) == 'bilinear' else 'bilinear'
+    ways.append((other, dict(type=other), False))
     for name, start, trained in product(args.upsamplers, args.starts, args.trained):
         upsampler = dict(type=name, start=start)
         ways.append((f'{name}-{start}-{trained}', upsampler, trained == 'alone'))
@@ -84,7 +90,7 @@ def main() -> None:
     paths = [str(path) for path in write_configs(args)]
     others = [word for word in others if word != '--']
     runs = str(Path(args.work_dir, 'runs'))
-    unchanged = upsampler_name(read_config(args.config).model.neck) or 'unchanged'
+    unchanged = own_upsampler(args.config) or 'unchanged'
     flags = ['--work-dir', runs, '--baseline', unchanged]
     compare.main([*paths, *flags, *others])
 

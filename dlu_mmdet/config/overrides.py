@@ -55,8 +55,8 @@ def parse_options(values: Sequence[str]) -> dict[str, object]:
             )
         if 'dict(' in value:
             raise ValueError(
-                f"--cfg-options: {text}: write a dict as {{'key': value}}, in "
-                f'quotes of the shell'
+                f"--cfg-options: {text}: write a dict as {{'key': value}}, and put "
+                f'the option into quotes'
             )
         try:
             if value.strip().startswith(('{', '[{')):

@@ -146,8 +146,8 @@ class LDAAQU(nn.Module):
     Source: `LDA-AQU <https://arxiv.org/abs/2411.19585>`_. What it leaves open is as in
     ``fpn_lau.py`` of duzw9311/LDA-AQU, the start too; the keys are that file's.
 
-    No tensor is K*K times as large as the output. For the gradients autograd keeps the
-    samples of the keys, K*K d/C times as large.
+    No tensor has the features of all taps. For the gradients autograd keeps the samples
+    of the keys, K*K d/C times as large as the output.
 
     Args:
         channels (int): Number of feature channels C.
